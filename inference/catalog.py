@@ -1,0 +1,93 @@
+"""Which repositories make up a model, and where their files lie once they are here.
+
+It fetches nothing and opens no file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.errors import UnknownModel
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository on the Hub. `revision` None means: its default branch, resolved once and recorded."""
+
+    name: str
+    revision: str | None
+    files: tuple[str, ...]  # the patterns of the files that are needed
+
+
+@dataclass(frozen=True)
+class Model:
+    """The three repositories that sing together, under one name."""
+
+    name: str
+    stage1: Repository
+    stage2: Repository
+    codec: Repository
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether stage 1 was trained to continue reference audio (the `-icl` checkpoints)."""
+        return self.name == TINY or self.stage1.name.endswith("-icl")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The folders of one model on this machine, laid out as the repositories are."""
+
+    model: str
+    revision: str
+    stage1: Path
+    stage2: Path
+    codec: Path
+
+
+LANGUAGE_MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.model", "*.safetensors*")
+CODEC_FILES = (
+    "final_ckpt/ckpt_00360000.pth",
+    "decoders/decoder_131000.pth",
+    "decoders/decoder_151000.pth",
+    "semantic_ckpts/hf_1_325000/config.json",
+)
+STAGE_2 = Repository("m-a-p/YuE-s2-1B-general", "9dfa90b7013f6b5e7eb5eb2991620dca33058a0e", LANGUAGE_MODEL_FILES)
+CODEC = Repository("m-a-p/xcodec_mini_infer", "fe781a67815ab47b4a3a5fce1e8d0a692da7e4e5", CODEC_FILES)
+STAGE_1_REVISIONS: dict[str, str | None] = {
+    "en-cot": "454c20e1748888800f8e4b3da45125f55482d967",
+    "en-icl": "024ea105533fdd99f8a67ee75abce61c7b813938",
+    "zh-cot": None,
+    "zh-icl": None,
+    "jp-kr-cot": None,
+    "jp-kr-icl": None,
+}
+NAMES = (TINY, *STAGE_1_REVISIONS)
+ALLOWED_NAMES = f"{', '.join(NAMES)}, or owner/name@revision"
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+def find(name: str, revision: str | None = None) -> Model:
+    """The model of that short name or `owner/name@revision`; `revision` overrides the pinned one of stage 1.
+
+    Raises UnknownModel.
+    """
+    if name == TINY:
+        local = Repository(TINY, None, ())
+        return Model(TINY, local, local, local)
+    if name in STAGE_1_REVISIONS:
+        stage1 = f"m-a-p/YuE-s1-7B-anneal-{name}"
+        return _model(name, stage1, revision or STAGE_1_REVISIONS[name])
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise UnknownModel(name, ALLOWED_NAMES)
+    return _model(match["name"], match["name"], revision or match["revision"])
+
+
+def _model(name: str, stage1: str, revision: str | None) -> Model:
+    return Model(name, Repository(stage1, revision, LANGUAGE_MODEL_FILES), STAGE_2, CODEC)

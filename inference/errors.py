@@ -1,0 +1,68 @@
+"""The errors of inference, one small tree.
+
+It does not know how they are shown: `serving/problems.py` turns them into HTTP responses.
+Every error keeps its constructor's arguments in `args`, so it survives the way between processes.
+"""
+
+from __future__ import annotations
+
+
+class YueError(Exception):
+    """The root: `str(error)` is one sentence for the person who has to act on it."""
+
+
+class InvalidField(YueError):
+    """A request holds a value that cannot be sung.
+
+    `field` is a dotted path (`reference.start_seconds`), `value` what was given, `allowed` what would be taken.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, line: int | None = None) -> None:
+        super().__init__(field, value, allowed, line)
+        self.field, self.value, self.allowed, self.line = field, value, allowed, line
+
+    def __str__(self) -> str:
+        where = f" (line {self.line})" if self.line is not None else ""
+        return f"{self.field}{where}: got {_shortened(self.value)}; allowed: {self.allowed}"
+
+
+class CheckpointError(YueError):
+    """A file of weights is missing, cut short, or not the network it should be.
+
+    `path` is the file, `reason` names what is wrong with it, down to the tensor.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UnknownModel(YueError):
+    """No model of that name is in the catalogue and it is no `owner/name@revision`."""
+
+    def __init__(self, name: str, allowed: str) -> None:
+        super().__init__(name, allowed)
+        self.name, self.allowed = name, allowed
+
+    def __str__(self) -> str:
+        return f"model: got {_shortened(self.name)}; allowed: {self.allowed}"
+
+
+class DownloadError(YueError):
+    """The weights could not be brought here; the message says what to do."""
+
+
+class EngineError(YueError):
+    """The engine's process failed or ended; the song in it is lost, the server is not."""
+
+
+class Cancelled(YueError):
+    """The song was cancelled while it was being made."""
+
+
+def _shortened(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
