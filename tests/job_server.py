@@ -1,0 +1,135 @@
+"""A small real HTTP server that plays the life of one song, for the tests of what talks to a server.
+
+It knows nothing of the real server's code: only the shape of requests and answers.
+Run as a program with a port, it plays a whole life on that port.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Json = dict[str, Any]
+
+JOB_ID = "job-1"
+AUDIO = b"ID3 the bytes of a song"
+QUEUED: Json = {"job_id": JOB_ID, "status": "queued"}
+DOWNLOADING: Json = {"status": "downloading", "bytes_done": 12, "bytes_total": 100}
+LOADING: Json = {"status": "loading", "stage": "stage 1"}
+READY: Json = {"status": "ready"}
+DONE: Json = {"job_id": JOB_ID, "status": "succeeded", "progress": {"stage": "encode", "fraction": 1.0}}
+RESULT: Json = {
+    **DONE,
+    "audio": base64.b64encode(AUDIO).decode(),
+    "mime_type": "audio/mpeg",
+    "sample_rate": 44_100,
+    "duration_seconds": 12.34,
+    "seed": 7,
+    "warnings": ["lyrics: [intro] comes first"],
+}
+
+
+def running(stage: str, fraction: float, section: int = 0, seconds_left: float | None = None) -> Json:
+    progress = {"stage": stage, "section": section, "sections": 3, "fraction": fraction, "seconds_left": seconds_left}
+    return {"job_id": JOB_ID, "status": "running", "progress": progress}
+
+
+LIFE = (QUEUED, QUEUED, running("stage1", 0.2, 1, 41.0), running("stage1", 0.4, 2), running("stage2", 0.8), DONE)
+
+
+class JobServer(ThreadingHTTPServer):
+    """Answers from scripts: the last entry of each is repeated for ever.
+
+    `submitted` answers a song (a Json with a `title` is a problem, sent with its status), `life` the looks at the
+    job, `models` the looks at the models, `result` the fetching. `instances` holds all that was asked.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        life: Sequence[Json] = LIFE,
+        models: Sequence[Json] = (DOWNLOADING, LOADING, READY),
+        submitted: Json = QUEUED,
+        result: Json = RESULT,
+        port: int = 0,
+    ) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.life, self.models, self.submitted, self.result = list(life), list(models), submitted, result
+        self.instances: list[Json] = []
+        self.looked = threading.Event()  # set by the first look at the job
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def prediction(self, instance: Json) -> Json:
+        self.instances.append(instance)
+        match instance.get("operation"):
+            case None:
+                return self.submitted
+            case "models/status":
+                return _next(self.models)
+            case "status":
+                self.looked.set()
+                return _next(self.life)
+            case "result":
+                return self.result
+            case "cancel":
+                self.life = [{"job_id": JOB_ID, "status": "cancelled"}]
+                return self.life[0]
+            case other:
+                return {"error": {"title": "Unknown operation", "detail": f"operation: got {other!r}"}}
+
+
+@contextmanager
+def serving(server: JobServer) -> Iterator[JobServer]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: JobServer
+
+    def do_POST(self) -> None:
+        assert self.path == "/predict"
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        (instance,) = json.loads(body)["instances"]
+        answer = self.server.prediction(instance)
+        if "title" in answer:
+            self._send(answer["status"], "application/problem+json", json.dumps(answer).encode())
+        else:
+            self._send(200, "application/json", json.dumps({"predictions": [answer]}).encode())
+
+    def do_GET(self) -> None:
+        self._send(200, "audio/mpeg", AUDIO)
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """The tests' output is theirs."""
+
+
+def _next(script: list[Json]) -> Json:
+    return script.pop(0) if len(script) > 1 else script[0]
+
+
+if __name__ == "__main__":
+    JobServer(port=int(sys.argv[1])).serve_forever()

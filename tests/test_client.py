@@ -1,0 +1,227 @@
+"""The command line, against a real HTTP server that plays a job's life."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, RESULT, JobServer, running, serving
+
+import client
+
+CLIENT = Path(__file__).parents[1] / "client.py"
+SING = ["sing", "--genres", "folk calm", "--lyrics", "[verse]\nla la", "--poll-seconds", "0"]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "song.mp3"
+
+
+def sing(server: JobServer, *more: str) -> int:
+    with serving(server):
+        return client.main([*SING, "--server", server.address, *more])
+
+
+def test_a_song_is_written_and_told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sing(JobServer(), "--output", str(output)) == 0
+    assert output.read_bytes() == AUDIO
+    assert capsys.readouterr().out == f"{output}: 12.3 s, seed 7, job {JOB_ID}\n"
+
+
+def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sing(JobServer(), "--output", str(output))
+    assert capsys.readouterr().err.splitlines() == [
+        "  0% waiting for the models: downloading 12%",
+        "  0% waiting for the models: loading",
+        " 20% singing section 1 of 3, 41 s left",
+        " 40% singing section 2 of 3",
+        " 80% filling in the sound",
+        "100% succeeded",
+        "warning: lyrics: [intro] comes first",
+    ]
+
+
+def test_a_step_that_changes_nothing_is_not_shown_again(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [running("stage1", 0.21, 1, 41.0), running("stage1", 0.22, 1, 40.0), running("stage1", 0.23, 1, 39.0), DONE]
+    sing(JobServer(steps), "--output", str(output))
+    assert capsys.readouterr().err.count("singing section 1") == 1
+
+
+def test_on_a_terminal_one_line_moves(output: Path) -> None:
+    controller, terminal = pty.openpty()
+    with serving(JobServer()) as server:
+        command = [sys.executable, str(CLIENT), *SING, "--server", server.address, "--output", str(output)]
+        done = subprocess.run(command, stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    shown = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert done.returncode == 0
+    assert "\r[############------------------]  40% singing section 2 of 3" in shown
+    assert shown.count("\n") == 2, "one for the bar's end, one for the warning"
+
+
+def test_what_is_wished_for_is_asked_for(tmp_path: Path) -> None:
+    server = JobServer()
+    sing(server, "--segments", "2", "--seed", "5", "--output", str(tmp_path / "song.flac"))
+    asked = server.instances[0]
+    assert asked.pop("request_id")
+    assert asked == {
+        "genres": "folk calm",
+        "lyrics": "[verse]\nla la",
+        "segments": 2,
+        "seed": 5,
+        "format": "flac",
+        "wait_seconds": 0,
+    }
+
+
+def test_what_is_not_wished_for_is_left_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = JobServer()
+    sing(server)
+    assert server.instances[0].keys() == {"genres", "lyrics", "wait_seconds", "request_id"}
+    assert (tmp_path / "song.mp3").read_bytes() == AUDIO
+
+
+def test_words_come_from_files(tmp_path: Path, output: Path) -> None:
+    genres, lyrics = tmp_path / "genres.txt", tmp_path / "lyrics.txt"
+    genres.write_text("folk calm\n")
+    lyrics.write_bytes("\ufeff[verse]\nné à l’aube 歌\n".encode())
+    with serving(JobServer()) as server:
+        words = ["--genres-file", str(genres), "--lyrics-file", str(lyrics)]
+        client.main(["sing", *words, "--poll-seconds", "0", "--server", server.address, "--output", str(output)])
+    assert server.instances[0]["genres"] == "folk calm"
+    assert server.instances[0]["lyrics"] == "[verse]\nné à l’aube 歌\n"
+
+
+def test_a_song_too_large_for_the_answer_is_fetched_from_its_url(output: Path) -> None:
+    apart = {name: value for name, value in RESULT.items() if name != "audio"}
+    assert sing(JobServer(result={**apart, "url": "/jobs/job-1/audio/mix.mp3"}), "--output", str(output)) == 0
+    assert output.read_bytes() == AUDIO
+
+
+def test_nothing_half_written_is_left(output: Path) -> None:
+    sing(JobServer(), "--output", str(output))
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_refusal_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = {"title": "Bad request", "status": 400, "detail": "lyrics (line 1): got 'la'; allowed: a [tag] first"}
+    assert sing(JobServer(submitted=problem), "--output", str(output)) == 1
+    assert capsys.readouterr().err == "client.py: lyrics (line 1): got 'la'; allowed: a [tag] first\n"
+    assert not output.exists()
+
+
+def test_every_listed_problem_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = [{"title": "a", "detail": "seed: got -1"}, {"title": "a", "detail": "segments: got 0"}]
+    problem = {"title": "Bad request", "status": 400, "detail": "2 fields are wrong", "errors": errors}
+    assert sing(JobServer(submitted=problem), "--output", str(output)) == 1
+    assert capsys.readouterr().err == "client.py: 2 fields are wrong\nseed: got -1\nsegments: got 0\n"
+
+
+def test_an_error_in_the_prediction_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
+    assert sing(JobServer([QUEUED, failed]), "--output", str(output)) == 1
+    assert "client.py: out of memory\n" in capsys.readouterr().err
+
+
+def test_a_song_cancelled_by_another_is_no_success(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sing(JobServer([QUEUED, {"job_id": JOB_ID, "status": "cancelled"}]), "--output", str(output)) == 1
+    assert f"job {JOB_ID}: cancelled" in capsys.readouterr().err
+
+
+def test_no_server_is_told_with_its_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert client.main(["models", "--server", address]) == 3
+    assert address in capsys.readouterr().err
+
+
+def test_a_proxy_is_not_asked_for_this_machine(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert sing(JobServer(), "--output", str(output)) == 0
+
+
+def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(JobServer):
+        def prediction(self, instance: client.Json) -> client.Json:
+            return "hello"  # type: ignore[return-value]
+
+    with serving(Other()) as server:
+        assert client.main(["models", "--server", server.address]) == 1
+    assert "does not answer like a YuE server" in capsys.readouterr().err
+
+
+def test_ctrl_c_cancels_the_song(output: Path) -> None:
+    with serving(JobServer([running("stage1", 0.1, 1)])) as server:
+        command = [sys.executable, str(CLIENT), *SING, "--server", server.address, "--output", str(output)]
+        singing = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert server.looked.wait(30)
+        singing.send_signal(signal.SIGINT)
+        _, shown = singing.communicate(timeout=30)
+    assert singing.returncode == 130
+    assert f"job {JOB_ID}: cancelled" in shown and "Traceback" not in shown
+    assert server.instances[-1] == {"job_id": JOB_ID, "operation": "cancel"}
+    assert not output.exists()
+
+
+def test_status_says_where_a_job_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(JobServer([running("stage1", 0.34, 2, 41.2)])) as server:
+        assert client.main(["status", JOB_ID, "--server", server.address]) == 0
+    assert capsys.readouterr().out == f"job {JOB_ID}: 34%, singing section 2 of 3, 41 s left\n"
+
+
+def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(JobServer()) as server:
+        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
+    assert server.instances == [{"job_id": JOB_ID, "operation": "cancel"}]
+    assert f"job {JOB_ID}: cancelled" in capsys.readouterr().err
+
+
+def test_an_earlier_song_is_fetched(output: Path) -> None:
+    with serving(JobServer([DONE])) as server:
+        assert client.main(["result", JOB_ID, "--server", server.address, "--output", str(output)]) == 0
+    assert output.read_bytes() == AUDIO
+
+
+def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(JobServer(models=[READY])) as server:
+        assert client.main(["models", "--server", server.address]) == 0
+    assert json.loads(capsys.readouterr().out) == READY
+
+
+WRONG: dict[str, Callable[[Path], list[str]]] = {
+    "no command": lambda tmp: [],
+    "no lyrics": lambda tmp: ["sing", "--genres", "folk"],
+    "lyrics twice": lambda tmp: [*SING, "--lyrics-file", str(CLIENT)],
+    "no such file": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(tmp / "none.txt")],
+    "not text": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(_binary(tmp))],
+    "no such folder": lambda tmp: [*SING, "--output", str(tmp / "none" / "song.mp3")],
+    "a folder": lambda tmp: [*SING, "--output", str(tmp)],
+    "unknown format": lambda tmp: [*SING, "--format", "midi"],
+    "no address": lambda tmp: ["models", "--server", "localhost:8080"],
+}
+
+
+def _binary(folder: Path) -> Path:
+    path = folder / "binary"
+    path.write_bytes(b"\xff\xfe\x00")
+    return path
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_wrong_usage_is_code_2(wrong: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        client.main(wrong(tmp_path))
+    assert end.value.code == 2
