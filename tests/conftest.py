@@ -1,0 +1,34 @@
+"""What several rooms' tests share: where the recorded numbers and the real tokenizer are.
+
+It does not know what is tested with them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """The folder of YuE's recorded numbers."""
+    if given := os.environ.get("YUE_PARITY_DIR"):
+        return Path(given)
+    beside = BESIDE_CHECKOUT / "parity"
+    return beside if beside.exists() else TESTS / "data" / "parity"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+    """YuE's own `tokenizer.model`."""
+    if given := os.environ.get("YUE_TOKENIZER"):
+        return Path(given)
+    beside = BESIDE_CHECKOUT / "yue" / "tokenizer.model"
+    if not beside.exists():
+        pytest.skip("the real tokenizer.model is not shipped; set YUE_TOKENIZER")
+    return beside
