@@ -1,0 +1,98 @@
+"""Genres and sections to the prompt ids that stage 1 is fed, segment by segment.
+
+It does not know the tokenizer (it is given `encode`), the context's length, or what is generated between the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inference.errors import InvalidField
+from inference.lyrics import Section
+from inference.vocabulary import (
+    END_OF_REFERENCE,
+    END_OF_SEGMENT,
+    EOA_ID,
+    SOA_ID,
+    START_OF_REFERENCE,
+    START_OF_SEGMENT,
+    XCODEC_ID,
+    code_ids,
+)
+
+Encode = Callable[[str], list[int]]
+
+INSTRUCTION = "Generate music from the given lyrics segment by segment."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt of every segment to be sung.
+
+    `head` is the text that opens the first one, `starts` says where `[start_of_segment]` begins in each.
+    """
+
+    head: str
+    segments: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+
+def build(
+    encode: Encode,
+    genres: str,
+    sections: Sequence[Section],
+    n_segments: int | None = None,
+    reference_ids: Sequence[int] = (),
+) -> Prompt:
+    """The prompt for the first `n_segments` sections (None: all); its head names every section.
+
+    `reference_ids` are the codebook-0 ids of the reference audio. Raises InvalidField.
+    """
+    assert sections, "lyrics without a section are refused where they are parsed"
+    assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
+    _check_genres(genres)
+    sung = sections[: _checked_count(n_segments, len(sections))]
+
+    # first: head  [reference]  | [start_of_segment] section <SOA> <xcodec>
+    # later:   [end_of_segment] | [start_of_segment] section <SOA> <xcodec>
+    #                           ^ starts
+    head = _head(genres, sections)
+    lead_of_first = encode(head) + _reference(encode, reference_ids)
+    lead_of_later = encode(END_OF_SEGMENT)
+    leads = [lead_of_first] + [lead_of_later] * (len(sung) - 1)
+    segments = tuple((*lead, *_segment(encode, section)) for lead, section in zip(leads, sung, strict=True))
+    return Prompt(head, segments, tuple(len(lead) for lead in leads))
+
+
+def _head(genres: str, sections: Sequence[Section]) -> str:
+    lyrics = "\n".join(section.text for section in sections)
+    return f"{INSTRUCTION}\n[Genre] {genres}\n{lyrics}"
+
+
+def _reference(encode: Encode, ids: Sequence[int]) -> list[int]:
+    if not ids:
+        return []
+    return [*encode(START_OF_REFERENCE), SOA_ID, XCODEC_ID, *ids, EOA_ID, *encode(END_OF_REFERENCE)]
+
+
+def _segment(encode: Encode, section: Section) -> list[int]:
+    # Each piece of text on its own: encoded together, their ids would differ.
+    return [*encode(START_OF_SEGMENT), *encode(section.text), SOA_ID, XCODEC_ID]
+
+
+def _check_genres(genres: str) -> None:
+    if not genres.strip():
+        raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
+    try:
+        genres.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidField("genres", genres, "whole Unicode characters, no unpaired surrogates") from error
+
+
+def _checked_count(n_segments: int | None, n_sections: int) -> int:
+    if n_segments is None:
+        return n_sections
+    if not 1 <= n_segments <= n_sections:
+        raise InvalidField("segments", n_segments, f"1 to {n_sections}, the number of sections in the lyrics")
+    return n_segments
