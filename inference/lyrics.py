@@ -112,7 +112,7 @@ def _split_line(line: str) -> tuple[list[str], str]:
 
 
 def _warnings(sections: tuple[Section, ...]) -> Iterator[str]:
-    if _is_known(sections[0]) and _INTRO.match(sections[0].tag):
+    if _INTRO.match(sections[0].tag):
         yield f"{_place(sections[0])} comes first: songs that begin with a verse or a chorus come out more reliably"
     all_instrumental = not any(section.body for section in sections)
     for section in sections:

@@ -38,7 +38,6 @@ class Tokenizer:
 def _load(path: Path) -> SentencePieceProcessor:
     content = _read(path)
     try:
-        # From memory, because only this way does the library notice every missing byte.
         processor = SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise CheckpointError(path, f"is cut short or no SentencePiece model ({len(content):,} bytes)") from error

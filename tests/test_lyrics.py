@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference.errors import InvalidField
-from inference.lyrics import parse
+from inference.lyrics import Section, parse
 
 
 def tags(text: str) -> list[str]:
@@ -29,6 +29,7 @@ def test_a_section_is_its_tag_and_its_stripped_words() -> None:
     (section,) = parse("\n[verse]\n\n  one \n\n two  \n\n").sections
     assert (section.tag, section.body, section.line) == ("verse", "one \n\n two", 2)
     assert section.text == "[verse]\none \n\n two\n\n"
+    assert Section("verse", "\n one \n", 1).text == "[verse]\none\n\n"
 
 
 def test_last_section_is_kept_without_a_final_newline() -> None:
