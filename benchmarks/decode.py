@@ -1,0 +1,185 @@
+"""Times both stages beside the way YuE's published script runs the same small model, in one run.
+
+    python -m benchmarks.decode
+
+It measures one song on its own and knows nothing of the server. The published way is one Hugging Face `generate` call
+for each section in stage 1, with guidance as a second forward, and one `generate` call for each frame in stage 2, which
+reads the whole row again. Weights are fabricated; the work is the same for any weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from inference import stage1, stage2
+from inference.llama import Llama
+from inference.prompt import Prompt
+from inference.stage1 import Composition, Stage1Settings
+from inference.tiny import fabricate
+from inference.vocabulary import (
+    CODEBOOK_SIZE,
+    EOA_ID,
+    FIRST_CODE_ID,
+    N_CODEBOOKS,
+    PIECE_FRAMES,
+    SOA_ID,
+    STAGE_1_ID,
+    STAGE_2_ID,
+    XCODEC_ID,
+    code_ids,
+)
+
+PROMPT_TOKENS = 400
+ROWS = 4
+SMALL = LlamaConfig(
+    vocab_size=83_968,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    max_position_embeddings=16_384,
+    tie_word_embeddings=False,
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds that one stage took, both ways, for the same number of steps."""
+
+    stage: str
+    steps: str
+    published_s: float
+    ours_s: float
+
+    @property
+    def row(self) -> str:
+        """A line of the table."""
+        ratio = self.published_s / self.ours_s
+        return f"| {self.stage} | {self.steps} | {self.published_s:.1f} | {self.ours_s:.1f} | **{ratio:.1f} ×** |"
+
+
+class OnlyIds(LogitsProcessor):
+    """Lets a range of ids and `<EOA>` through, as the published script's masks do."""
+
+    def __init__(self, allowed: range) -> None:
+        blocked = [i for i in range(SMALL.vocab_size) if i not in allowed and i != EOA_ID]
+        self._blocked = blocked
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (R, V) with every other id at minus infinity."""
+        scores[:, self._blocked] = -torch.inf
+        return scores
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=600, help="tokens of stage 1 (600 are 6 s of music)")
+    parser.add_argument("--frames", type=int, default=PIECE_FRAMES, help="frames of each stage-2 row (50 a second)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    network = small_network()
+    results = [measure_stage1(network, options.tokens), measure_stage2(network, options.frames)]
+    print(f"{date.today()}, {platform.machine()}, {options.threads} threads, torch {torch.__version__}")
+    print("\n| stage | work | published way, s | ours, s | ratio |\n|---|---|---:|---:|---:|")
+    print("\n".join(result.row for result in results))
+
+
+def small_network() -> LlamaForCausalLM:
+    """A language model of 6 layers with fabricated weights."""
+    network = LlamaForCausalLM(SMALL)
+    network.load_state_dict(
+        {key: fabricate(f"small.{key}", value.shape) for key, value in network.state_dict().items()}
+    )
+    return network.eval().requires_grad_(False)
+
+
+def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
+    """One section of exactly `n_tokens` tokens, sampled."""
+    lead = torch.randint(32_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = [*lead, SOA_ID, XCODEC_ID]
+    published = timed(lambda: published_stage1(network, ids, n_tokens))
+    llama = Llama(network)
+    settings = Stage1Settings(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
+
+    def ours() -> None:
+        stage1.compose(llama, Composition(Prompt("", (tuple(ids),), (0,)), settings, 0, llama.context), ignore)
+
+    return Result("1", f"{n_tokens} tokens, guidance 1.5", published, timed(ours))
+
+
+def measure_stage2(network: LlamaForCausalLM, n_frames: int) -> Result:
+    """Four rows of `n_frames` frames, greedily."""
+    rows = torch.randint(CODEBOOK_SIZE, (ROWS, n_frames), generator=torch.Generator().manual_seed(1))
+    published = timed(lambda: published_stage2(network, rows))
+    llama = Llama(network)
+    ours = timed(lambda: stage2.upsample(llama, list(rows), ignore))
+    return Result("2", f"{ROWS} rows × {n_frames} frames", published, ours)
+
+
+def published_stage1(network: LlamaForCausalLM, ids: Sequence[int], n_tokens: int) -> None:
+    """One `generate` call with guidance for a section."""
+    network.set_attn_implementation("sdpa")
+    prompt = torch.tensor([ids])
+    network.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        negative_prompt_ids=prompt[:, -1:],
+        logits_processor=LogitsProcessorList([OnlyIds(code_ids(0))]),
+        generation_config=GenerationConfig(
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            do_sample=True,
+            top_p=0.93,
+            temperature=1.0,
+            repetition_penalty=1.1,
+            guidance_scale=1.5,
+            eos_token_id=EOA_ID,
+            pad_token_id=EOA_ID,
+        ),
+    )
+
+
+def published_stage2(network: LlamaForCausalLM, rows: Tensor) -> None:
+    """One `generate` call for each frame, over rows of codebook-0 codes (R, T)."""
+    network.set_attn_implementation("sdpa")
+    n_rows, n_frames = rows.shape
+    lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(n_rows, -1)
+    tokens = torch.cat([lead, rows + FIRST_CODE_ID, torch.full((n_rows, 1), STAGE_2_ID)], dim=1)
+    only_codes = LogitsProcessorList([OnlyIds(range(code_ids(1).start, code_ids(N_CODEBOOKS - 1).stop))])
+    settings = GenerationConfig(
+        max_new_tokens=N_CODEBOOKS - 1, min_new_tokens=N_CODEBOOKS - 1, eos_token_id=EOA_ID, pad_token_id=EOA_ID
+    )
+    for frame in range(n_frames):
+        tokens = torch.cat([tokens, rows[:, frame, None] + FIRST_CODE_ID], dim=1)
+        tokens = network.generate(
+            tokens, attention_mask=torch.ones_like(tokens), logits_processor=only_codes, generation_config=settings
+        )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        work()
+    return time.perf_counter() - began
+
+
+def ignore(*_: int) -> None:
+    """A report that nobody reads."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""From the logits of stage 1 to one token: guidance, penalty, mask, temperature, top-k, top-p, draw.
+
+It knows nothing of prompts, sections or caches. The order of the steps is the one in which YuE's published code
+runs them through Hugging Face's `generate`, and it matters.
+
+Only `<EOA>` and the codes of codebook 0 may be sung, so everything after the normalisation works on those 1,025
+candidates instead of the vocabulary's 83,968. Index 0 is `<EOA>`, index 1 + c is code c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, code_ids
+
+N_CANDIDATES = 1 + CODEBOOK_SIZE
+EOA_CANDIDATE = 0
+_CODES = code_ids(0)
+_NOISE_BLOCK = 64  # draws made at once; a block costs little more than one
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. `temperature` 0 takes the likeliest, `top_k` 0 and `top_p` 1 turn those off."""
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.93
+    repetition_penalty: float = 1.1
+
+    @property
+    def n_ranks(self) -> int:
+        """How many of the likeliest candidates can be drawn at all."""
+        return min(self.top_k, N_CANDIDATES) if self.top_k else N_CANDIDATES
+
+
+def token_id(candidate: int) -> int:
+    """The vocabulary id of a candidate."""
+    return EOA_ID if candidate == EOA_CANDIDATE else _CODES[candidate - 1]
+
+
+def seen_candidates(ids: Iterable[int]) -> Tensor:
+    """Which candidates stand in `ids`: bool (1025,)."""
+    seen = torch.zeros(N_CANDIDATES, dtype=torch.bool)
+    present = [EOA_CANDIDATE if i == EOA_ID else i - _CODES.start + 1 for i in set(ids) if i == EOA_ID or i in _CODES]
+    seen[present] = True
+    return seen
+
+
+def guide(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
+    """Scores (S, 1025) from the logits (S, V) of both branches: g · (c − u) + u on log-probabilities, not renormalised.
+
+    Without an unconditional branch the scores are the plain logits, as `generate` has them when guidance is off.
+    """
+    if unconditional is None:
+        return _candidates(conditional).float()
+    with_prompt, without = _log_probabilities(conditional), _log_probabilities(unconditional)
+    return scale * (with_prompt - without) + without
+
+
+def penalise(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make what was `seen` (S, 1025) less likely: a negative score times the penalty, a positive one divided by it."""
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def forbid_end(scores: Tensor) -> Tensor:
+    """`<EOA>` taken out of the running, while a section is shorter than it must be."""
+    scores = scores.clone()
+    scores[:, EOA_CANDIDATE] = -torch.inf
+    return scores
+
+
+def probabilities(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """What can be drawn: probabilities (S, K), falling, and their candidates (S, K); K is `sampling.n_ranks`.
+
+    Top-p keeps the fewest likeliest candidates whose mass reaches `top_p`, at least one.
+    """
+    top, candidates = torch.topk(scores / sampling.temperature, sampling.n_ranks, dim=-1)
+    mass = torch.softmax(top, dim=-1)
+    mass_before = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
+    dropped = mass_before <= 1.0 - sampling.top_p
+    dropped[:, 0] = False
+    return torch.softmax(top.masked_fill(dropped, -torch.inf), dim=-1), candidates
+
+
+def draw(scores: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
+    """One candidate for each song (S,). `noise` (S, K) is exponential: argmax(p / noise) is a draw from p."""
+    if sampling.temperature == 0:
+        return scores.argmax(-1)
+    chances, candidates = probabilities(scores, sampling)
+    return candidates.gather(-1, (chances / noise).argmax(-1, keepdim=True)).squeeze(-1)
+
+
+class Noise:
+    """One song's stream of exponential noise: it depends on the seed alone, on no device and no other song."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._block = torch.empty(0, width)
+        self._used = 0
+
+    def next(self) -> Tensor:
+        """The noise (1, K) of the song's next step."""
+        if self._used == len(self._block):
+            self._block = torch.empty(_NOISE_BLOCK, self._block.shape[1]).exponential_(generator=self._generator)
+            self._used = 0
+        self._used += 1
+        return self._block[self._used - 1 : self._used]
+
+
+def _candidates(logits: Tensor) -> Tensor:
+    return torch.cat([logits[:, EOA_ID : EOA_ID + 1], logits[:, _CODES.start : _CODES.stop]], dim=-1)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    logits = logits.float()
+    return _candidates(logits) - logits.logsumexp(-1, keepdim=True)
