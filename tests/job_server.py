@@ -1,7 +1,7 @@
 """A small real HTTP server that plays the life of one song, for the tests of what talks to a server.
 
 It knows nothing of the real server's code: only the shape of requests and answers.
-Run as a program with a port, it plays a whole life on that port.
+Run as a program with a port, it plays a whole life on that port; with `endless` too, a song that never ends.
 """
 
 from __future__ import annotations
@@ -132,4 +132,5 @@ def _next(script: list[Json]) -> Json:
 
 
 if __name__ == "__main__":
-    JobServer(port=int(sys.argv[1])).serve_forever()
+    life = (running("stage1", 0.2, 1),) if "endless" in sys.argv else LIFE
+    JobServer(life, port=int(sys.argv[1])).serve_forever()

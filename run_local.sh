@@ -1,0 +1,168 @@
+#!/usr/bin/env bash
+# Starts the server on this machine, sings a first song with it, and keeps serving.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Usage: ./run_local.sh [--once] [--output FILE]
+
+Prepares .venv, starts the server, sings examples/lyrics.txt and keeps serving until Ctrl-C.
+
+  --once         stop the server after the song; the exit code is the song's
+  --output FILE  where the song goes (default: song.mp3); its ending picks mp3, wav, flac or ogg
+  --help         this text
+
+Environment:
+  YUE_MODEL      default tiny: fabricated weights that run anywhere and make noise, not music.
+                 With a GPU: YUE_MODEL=en-cot ./run_local.sh (downloads the real weights the first time)
+  PORT           default 8080
+  YUE_VENV       an existing virtual environment, used as it is: nothing is installed
+  YUE_PIP_ARGS   more arguments for pip install. On Linux pip takes torch's CUDA build; for the smaller
+                 CPU build name PyTorch's CPU index: YUE_PIP_ARGS="--extra-index-url ADDRESS".
+                 pip's own PIP_* variables work too.
+USAGE
+}
+
+readonly start_seconds=60 # for the server to answer at all; models are loaded after that
+readonly stop_seconds=10  # for the server to end before it is killed
+once='' output=song.mp3 server='' client='' log='' keep_log=''
+
+main() {
+  read_arguments "$@"
+  [[ $output == /* ]] || output=$PWD/$output
+  cd "$(dirname "${BASH_SOURCE[0]}")"
+  # shellcheck source=scripts/setup.sh
+  source scripts/setup.sh
+  export PORT=${PORT:-8080} YUE_MODEL=${YUE_MODEL:-tiny}
+  check_output
+  check_port
+  prepare_environment requirements.txt
+  trap stop EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  start_server
+  sing
+  tell
+  [[ -n $once ]] || serve
+}
+
+read_arguments() {
+  while (($#)); do
+    case $1 in
+      --once) once=yes ;;
+      --output)
+        [[ -n ${2:-} ]] || usage_error "--output: got nothing; allowed: a file"
+        output=$2
+        shift
+        ;;
+      --output=?*) output=${1#--output=} ;;
+      --help | -h)
+        usage
+        exit 0
+        ;;
+      *) usage_error "got '$1'; allowed: --once, --output FILE, --help" ;;
+    esac
+    shift
+  done
+}
+
+usage_error() {
+  echo "run_local.sh: $*" >&2
+  exit 2
+}
+
+# Both checks come before anything slow.
+check_output() {
+  if [[ -d $output || ! -w $(dirname "$output") ]]; then
+    usage_error "--output: got '$output'; allowed: a file in a folder that can be written to"
+  fi
+}
+
+check_port() {
+  if ! [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || ((PORT > 65535)); then
+    usage_error "PORT: got '$PORT'; allowed: 1 to 65535"
+  fi
+  if (: <"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+    fail "port $PORT is in use; end what listens there or choose another: PORT=8081 ./run_local.sh"
+  fi
+}
+
+start_server() {
+  log=$(mktemp "${TMPDIR:-/tmp}/yue-server.XXXXXX")
+  echo "Starting the server with the model $YUE_MODEL on port $PORT"
+  # In a process group of its own (set -m): Ctrl-C reaches this script alone, which then ends the whole group.
+  set -m
+  "$python" -m gunicorn >"$log" 2>&1 </dev/null &
+  server=$!
+  set +m
+  local deadline=$((SECONDS + start_seconds))
+  until answers; do
+    kill -0 "$server" 2>/dev/null || give_up 1 "the server ended before it answered"
+    ((SECONDS < deadline)) || give_up 1 "the server did not answer within $start_seconds s"
+    sleep 0.2
+  done
+}
+
+# Any answer from /health will do, 503 too: models may still be loading.
+answers() {
+  "$python" - "http://127.0.0.1:$PORT/health" <<'PYTHON' 2>/dev/null
+import sys, urllib.error, urllib.request
+try:
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=5)
+except urllib.error.HTTPError:
+    pass
+PYTHON
+}
+
+sing() {
+  local code=0
+  # In the background, since bash heeds signals during `wait` but not while a command runs in front.
+  "$python" client.py sing --server "http://127.0.0.1:$PORT" --output "$output" \
+    --genres-file examples/genres.txt --lyrics-file examples/lyrics.txt &
+  client=$!
+  wait "$client" || code=$?
+  client=''
+  ((code == 0)) || give_up "$code" "the song failed"
+}
+
+tell() {
+  if [[ $YUE_MODEL == tiny ]]; then
+    echo "This was the model tiny, whose weights are made up: it makes noise, not music."
+    echo "With a GPU, the real weights sing: YUE_MODEL=en-cot ./run_local.sh"
+  fi
+}
+
+serve() {
+  echo "Serving at http://127.0.0.1:$PORT until Ctrl-C; the log is $log"
+  wait "$server" || true
+  give_up 1 "the server ended"
+}
+
+give_up() {
+  local code=$1
+  keep_log=yes
+  tail -n 30 "$log" >&2
+  echo "run_local.sh: $2; its whole log is $log" >&2
+  exit "$code"
+}
+
+# However this script ends, nothing that it started is left behind.
+stop() {
+  trap '' HUP INT TERM
+  [[ -z $client ]] || kill "$client" 2>/dev/null || true
+  [[ -z $server ]] || end_server
+  [[ -n $keep_log || -z $log ]] || rm -f "$log"
+}
+
+end_server() {
+  local deadline=$((SECONDS + stop_seconds))
+  kill -TERM "$server" 2>/dev/null || true
+  while kill -0 "$server" 2>/dev/null && ((SECONDS < deadline)); do
+    sleep 0.1
+  done
+  kill -KILL -- "-$server" 2>/dev/null || true
+  wait "$server" 2>/dev/null || true
+}
+
+main "$@"

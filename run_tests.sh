@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs every check and test; arguments go to pytest. Fails when any of them fails, after all have run.
+# The environment is the one of run_local.sh, see there for YUE_VENV and YUE_PIP_ARGS.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/setup.sh
+source scripts/setup.sh
+
+failed=()
+
+check() {
+  printf '\n== %s\n' "$*"
+  "$@" || failed+=("$1 ${2:-}${3:+ $3}")
+}
+
+prepare_environment requirements-dev.txt
+check "$python" -m ruff check
+check "$python" -m ruff format --check
+check "$python" -m mypy
+if command -v shellcheck >/dev/null; then
+  check shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+else
+  echo "shellcheck is not installed: the shell scripts are not checked (Debian: apt-get install shellcheck)"
+fi
+check "$python" -m pytest "$@"
+
+((${#failed[@]} == 0)) || fail "failed: ${failed[*]}"

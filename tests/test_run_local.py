@@ -1,0 +1,228 @@
+"""The scripts that a newcomer starts: run_local.sh with a stand-in for the server."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from job_server import AUDIO
+
+ROOT = Path(__file__).parents[1]
+JOB_SERVER = Path(__file__).with_name("job_server.py")
+PATIENCE_S = 300  # an end to waiting where something is broken
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the script keeps its log."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path, port: int, temporary: Path) -> dict[str, str]:
+    """The real interpreter, an own port, own folders."""
+    own = {"YUE_VENV": sys.prefix, "PORT": str(port), "TMPDIR": str(temporary), "YUE_MODEL": "tiny"}
+    return os.environ | own | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def played(environment: dict[str, str], tmp_path: Path, port: int) -> dict[str, str]:
+    """The same, with a stand-in for gunicorn that plays a song's life."""
+    return environment | {"YUE_VENV": str(_venv(tmp_path, f"exec {_python()} {shlex.quote(str(JOB_SERVER))} {port}"))}
+
+
+def run_local(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "run_local.sh"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_help_tells_the_options_and_starts_nothing(environment: dict[str, str]) -> None:
+    done = run_local(environment, "--help")
+    assert done.returncode == 0
+    for option in ("--once", "--output FILE", "YUE_MODEL", "PORT", "YUE_VENV", "YUE_PIP_ARGS"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--twice"], ["song.mp3"], ["--output"], ["--output", "/none/song.mp3"]])
+def test_wrong_arguments_are_code_2_and_named(arguments: list[str], environment: dict[str, str]) -> None:
+    done = run_local(environment, *arguments)
+    assert done.returncode == 2
+    assert arguments[-1] in done.stderr and "allowed" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["http", "0", "65536", "08080"])
+def test_a_port_that_is_none_is_named(wrong: str, environment: dict[str, str]) -> None:
+    done = run_local(environment | {"PORT": wrong})
+    assert done.returncode == 2
+    assert f"PORT: got '{wrong}'" in done.stderr
+
+
+def test_a_busy_port_is_told_before_anything_slow(environment: dict[str, str], port: int, tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        done = run_local(environment | {"YUE_VENV": str(tmp_path / "none")}, "--once")
+    assert done.returncode == 1
+    assert f"port {port} is in use" in done.stderr
+
+
+def test_a_yue_venv_without_python_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    done = run_local(environment | {"YUE_VENV": str(tmp_path / "none")}, "--once")
+    assert done.returncode == 1
+    assert f"YUE_VENV: got '{tmp_path / 'none'}'" in done.stderr
+
+
+def test_a_first_song_is_sung_and_the_server_stopped(played: dict[str, str], tmp_path: Path, temporary: Path) -> None:
+    output = tmp_path / "song.mp3"
+    done = run_local(played, "--once", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == AUDIO
+    assert f"{output}: 12.3 s" in done.stdout
+    assert "noise, not music" in done.stdout and "YUE_MODEL=en-cot" in done.stdout
+    assert not list(temporary.iterdir()), "the log of a good run is of no use"
+    assert_free(played)
+
+
+def test_output_is_taken_from_where_the_caller_stands(played: dict[str, str], tmp_path: Path) -> None:
+    command = [str(ROOT / "run_local.sh"), "--once", "--output=here.mp3"]
+    subprocess.run(command, env=played, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE_S)
+    assert (tmp_path / "here.mp3").read_bytes() == AUDIO
+
+
+def test_a_server_that_dies_shows_its_log(environment: dict[str, str], tmp_path: Path, temporary: Path) -> None:
+    dying = environment | {"YUE_VENV": str(_venv(tmp_path, "echo 'the boiler burst' >&2; exit 3"))}
+    done = run_local(dying, "--once", "--output", str(tmp_path / "song.mp3"))
+    assert done.returncode == 1
+    assert "the boiler burst" in done.stderr
+    (log,) = temporary.iterdir()
+    assert str(log) in done.stderr and "the boiler burst" in log.read_text()
+
+
+def test_a_song_that_fails_gives_its_exit_code(environment: dict[str, str], tmp_path: Path) -> None:
+    """A server that is none answers /health, and cannot sing."""
+    venv = _venv(tmp_path, f"exec {_python()} -m http.server {environment['PORT']}")
+    done = run_local(environment | {"YUE_VENV": str(venv)}, "--output", str(tmp_path / "song.mp3"))
+    assert done.returncode == 1
+    assert "501" in done.stderr and "the song failed" in done.stderr
+    assert_free(environment)
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ending_it_ends_the_server(way: signal.Signals, played: dict[str, str], tmp_path: Path) -> None:
+    code = end_when(played, "until Ctrl-C", way, "--output", str(tmp_path / "song.mp3"))
+    assert code == 128 + way
+    assert_free(played)
+
+
+def test_ctrl_c_during_the_song_ends_everything(environment: dict[str, str], tmp_path: Path) -> None:
+    venv = _venv(tmp_path, f"exec {_python()} {shlex.quote(str(JOB_SERVER))} {environment['PORT']} endless")
+    output = tmp_path / "song.mp3"
+    code = end_when(environment | {"YUE_VENV": str(venv)}, "singing section", signal.SIGINT, "--output", str(output))
+    assert code == 128 + signal.SIGINT
+    assert_free(environment)
+    assert not output.exists()
+
+
+def end_when(environment: dict[str, str], sign: str, way: signal.Signals, *arguments: str) -> int:
+    """Start the script, send the signal once it has said `sign`, and see all that wrote to its output end."""
+    command = [str(ROOT / "run_local.sh"), *arguments]
+    # A session of its own stands for a terminal: the signal goes to the script's whole group, as Ctrl-C does.
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as script:
+        assert script.stdout is not None
+        assert any(sign in line for line in script.stdout)
+        os.killpg(script.pid, way)
+        script.stdout.read()  # ends when the last process that holds it ends
+        return script.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A checkout whose requirements are none, so that installing them is quick."""
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "requirements.txt").write_text("# nothing\n")
+    yield folder
+
+
+def prepare(project: Path) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "YUE_VENV"}
+    script = (
+        'set -euo pipefail; source scripts/setup.sh; prepare_environment requirements.txt; "$python" -m pip --version'
+    )
+    command = ["bash", "-c", script]
+    return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_the_environment_is_made_once_and_mended_when_broken(project: Path) -> None:
+    first = prepare(project)
+    assert "Making .venv" in first.stdout and "Installing requirements.txt" in first.stdout, first.stderr
+
+    second = prepare(project)
+    assert second.returncode == 0 and "Making" not in second.stdout and "Installing" not in second.stdout
+
+    (project / "requirements.txt").write_text("# still nothing\n")
+    changed = prepare(project)
+    assert "Making" not in changed.stdout and "Installing requirements.txt" in changed.stdout
+
+    (project / ".venv" / "bin" / "python").unlink()
+    broken = prepare(project)
+    assert broken.returncode == 0 and "Making .venv" in broken.stdout and "Installing" in broken.stdout
+
+
+def test_an_environment_left_half_made_is_made_anew(project: Path) -> None:
+    (project / "requirements.txt").write_text("./no-such-package\n")
+    failed = prepare(project)
+    assert failed.returncode == 1 and "requirements.txt could not be installed" in failed.stderr
+
+    (project / "requirements.txt").write_text("# nothing\n")
+    again = prepare(project)
+    assert again.returncode == 0 and "Making .venv" in again.stdout
+
+
+def test_a_machine_without_python_is_told_what_to_install(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    script = "set -euo pipefail; source scripts/setup.sh; prepare_environment requirements.txt"
+    bash = shutil.which("bash")
+    assert bash is not None
+    done = subprocess.run([bash, "-c", script], cwd=project, env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no Python 3.11 or newer" in done.stderr
+
+
+def assert_free(environment: dict[str, str]) -> None:
+    """Nothing listens any more."""
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(environment["PORT"]))) != 0, "the server is still there"
+
+
+def _python() -> str:
+    return shlex.quote(sys.executable)
+
+
+def _venv(folder: Path, gunicorn: str) -> Path:
+    """An environment whose Python is the real one, but for `-m gunicorn`."""
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nif [ "$*" = "-m gunicorn" ]; then {gunicorn}; fi\nexec {_python()} "$@"\n')
+    python.chmod(0o755)
+    return python.parents[1]
