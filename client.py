@@ -112,7 +112,8 @@ def status(server: Server, arguments: argparse.Namespace) -> None:
 def cancel(server: Server, arguments: argparse.Namespace) -> None:
     """Cancel a job, whether it waits or sings."""
     prediction = server.predict({"job_id": arguments.job_id, "operation": "cancel"}, may_have_failed=True)
-    print(f"job {arguments.job_id}: {prediction['status']}", file=sys.stderr)
+    soon = " (cancelled soon)" if prediction.get("cancel_requested") else ""
+    print(f"job {arguments.job_id}: {prediction['status']}{soon}", file=sys.stderr)
 
 
 def models(server: Server, arguments: argparse.Namespace) -> None:
@@ -140,7 +141,7 @@ class Server:
             problem = prediction.get("error")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Refused(f"{self.address} does not answer like a YuE server: {answer[:80]!r}") from None
-        if problem and not may_have_failed:
+        if problem and not (may_have_failed and "status" in prediction):
             raise Refused(_problem_text(problem))
         return prediction
 
@@ -224,11 +225,13 @@ def _where(server: Server, job: Json) -> tuple[str, float]:
 def _models_words(models_status: Json) -> str:
     """What the models keep a song waiting with; nothing once they are ready."""
     state = models_status.get("status")
-    if state not in ("downloading", "loading"):
+    if state == "loading":
+        return f" for the models: loading {models_status.get('loading') or ''}".rstrip()
+    if state != "downloading":
         return ""
-    done, total = models_status.get("bytes_done"), models_status.get("bytes_total")
-    share = f" {done / total:.0%}" if state == "downloading" and total and done is not None else ""
-    return f" for the models: {state}{share}"
+    download = models_status.get("download") or {}
+    done, total = download.get("bytes_done", 0), download.get("bytes_total")
+    return " for the models: downloading" + (f" {done / total:.0%}" if total else "")
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:
@@ -244,7 +247,7 @@ def _problem_text(problem: Any) -> str:
         return str(problem)
     own = str(problem.get("detail") or problem.get("title") or problem)
     each = [_problem_text(part) for part in problem.get("errors", ())]
-    return "\n".join([own, *(text for text in each if text != own)])
+    return "\n".join([own, *(text for text in each if text not in own)])
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -41,7 +41,7 @@ def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixtur
     sing(JobServer(), "--output", str(output))
     assert capsys.readouterr().err.splitlines() == [
         "  0% waiting for the models: downloading 12%",
-        "  0% waiting for the models: loading",
+        "  0% waiting for the models: loading stage1",
         " 20% singing section 1 of 3, 41 s left",
         " 40% singing section 2 of 3",
         " 80% filling in the sound",
@@ -187,6 +187,37 @@ def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
         assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
     assert server.instances == [{"job_id": JOB_ID, "operation": "cancel"}]
     assert f"job {JOB_ID}: cancelled" in capsys.readouterr().err
+
+
+def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixture[str]) -> None:
+    class Busy(JobServer):
+        def prediction(self, instance: client.Json) -> client.Json:
+            return {**running("stage1", 0.2, 1), "cancel_requested": True}
+
+    with serving(Busy()) as server:
+        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
+    assert f"job {JOB_ID}: running (cancelled soon)" in capsys.readouterr().err
+
+
+def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    class Failed(JobServer):
+        def prediction(self, instance: client.Json) -> client.Json:
+            return {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
+
+    with serving(Failed()) as server:
+        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
+    assert f"job {JOB_ID}: failed" in capsys.readouterr().err
+
+
+def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    class Forgetful(JobServer):
+        def prediction(self, instance: client.Json) -> client.Json:
+            return {"error": {"title": "Not found", "detail": "no job 'x' is here"}}
+
+    with serving(Forgetful()) as server:
+        assert client.main(["cancel", "x", "--server", server.address]) == 1
+        assert client.main(["status", "x", "--server", server.address]) == 1
+    assert capsys.readouterr().err == "client.py: no job 'x' is here\n" * 2
 
 
 def test_an_earlier_song_is_fetched(output: Path) -> None:
