@@ -1,0 +1,100 @@
+"""Trains the tiny model's tokenizer: a real SentencePiece model, with YuE's special pieces in place.
+
+It does not know what the pieces are used for.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+from collections.abc import Iterator
+
+import sentencepiece
+
+from inference import vocabulary
+from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, TEXT_VOCABULARY_SIZE, XCODEC_CODEBOOKS
+
+TOKENIZER_PIECES = 83_734  # what the real model file holds
+TRAINED_PIECES = 600  # the 256 bytes among them
+PIECE_NORMAL, PIECE_UNUSED = 1, 5  # SentencePiece's own numbers
+
+SUBJECTS = (
+    "The river",
+    "My heart",
+    "A little light",
+    "Your voice",
+    "The morning",
+    "Our song",
+    "The city",
+    "Every star",
+)
+VERBS = ("is calling", "keeps on dancing", "was waiting", "will be singing", "runs away", "comes back home", "shines")
+PLACES = ("in the rain", "through the night", "by the sea", "for you and me", "until tomorrow", "over the hills")
+TAGS = ("verse", "chorus", "bridge", "intro", "outro", "pre-chorus", "instrumental", "Verse 1", "Chorus 2", "Genre")
+MARKERS = (
+    vocabulary.START_OF_SEGMENT,
+    vocabulary.END_OF_SEGMENT,
+    vocabulary.START_OF_REFERENCE,
+    vocabulary.END_OF_REFERENCE,
+)
+GENRES = "inspiring female uplifting pop airy vocal electronic bright vocal male rock jazz folk piano guitar drums bass"
+TASK = "Generate music from the given lyrics segment by segment."
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-_&/"
+
+SPECIAL_PIECES = {
+    vocabulary.EOD_ID: "<EOD>",
+    vocabulary.SOA_ID: "<SOA>",
+    vocabulary.EOA_ID: "<EOA>",
+    vocabulary.STAGE_1_ID: "<stage_1>",
+    vocabulary.XCODEC_ID: "<xcodec>",
+    vocabulary.STAGE_2_ID: "<stage_2>",
+}
+
+
+def tokenizer_model() -> bytes:
+    """The content of a `tokenizer.model`, the same every time."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_lines(),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=TRAINED_PIECES,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,  # errors only
+    )
+    # Protocol-buffer messages concatenate: more pieces may simply follow.
+    return trained.getvalue() + b"".join(_piece(piece_id) for piece_id in range(TRAINED_PIECES, TOKENIZER_PIECES))
+
+
+def _lines() -> Iterator[str]:
+    for words in itertools.product(SUBJECTS, VERBS, PLACES):
+        yield " ".join(words)
+    yield from (f"[{tag}]" for tag in TAGS)
+    yield from (*MARKERS, GENRES, TASK, CHARACTERS)
+
+
+def _piece(piece_id: int) -> bytes:
+    """The piece of that id as a field of SentencePiece's ModelProto, which no plain text is encoded to.
+
+    A text's pieces grow by joining two shorter ones, and nothing leads up to these.
+    """
+    code = piece_id - FIRST_CODE_ID
+    if piece_id in SPECIAL_PIECES:
+        text, kind = SPECIAL_PIECES[piece_id], PIECE_NORMAL
+    elif 0 <= code < XCODEC_CODEBOOKS * CODEBOOK_SIZE:
+        text, kind = "<xcodec/{}/{}>".format(*divmod(code, CODEBOOK_SIZE)), PIECE_NORMAL
+    else:
+        text, kind = f"<{'text' if piece_id < TEXT_VOCABULARY_SIZE else 'unused'}/{piece_id}>", PIECE_UNUSED
+    # Fields 1 (text), 2 (score, a float) and 3 (kind) of a piece; pieces are field 1 of the model.
+    body = b"\x0a" + _sized(text.encode()) + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + bytes([kind])
+    return b"\x0a" + _sized(body)
+
+
+def _sized(content: bytes) -> bytes:
+    assert len(content) < 128, "a longer length would take two bytes"
+    return bytes([len(content)]) + content
