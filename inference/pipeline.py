@@ -27,6 +27,8 @@ from inference.tokenizer import Tokenizer
 from inference.vocabulary import FRAME_RATE_HZ, TRACKS, VOCODER_RATE_HZ
 from inference.vocoder import Vocos
 
+DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
+
 
 @dataclass(frozen=True)
 class Voices:
@@ -70,7 +72,7 @@ class Pipeline:
         on_loading("codec")
         codec = Codec.load(files.codec, place)
         on_loading("vocoders")
-        vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in vocoder.FILES]
+        vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in DECODERS]
         pipeline = cls(find(files.model), tokenizer, composer, upsampler, codec, vocoders)
         pipeline._loading_seconds = time.monotonic() - began
         return pipeline
@@ -138,7 +140,7 @@ class Pipeline:
 
     def _files(self, request: SongRequest, voices: Sequence[Voices]) -> dict[str, bytes]:
         by_track = dict(zip(TRACKS, voices, strict=True))
-        tags = audio.tags(self._model.name, request.seed)
+        tags = _tags(self._model.name, request.seed)
         files = {}
         for name in request.tracks:
             waveform = _mixed(voices) if name == MIX else by_track[name].vocoder
@@ -161,6 +163,11 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     return torch.device(device), getattr(torch, dtype)
+
+
+def _tags(model: str, seed: int) -> dict[str, str]:
+    origin = f"AI-generated with YuE, model {model}, seed {seed}"
+    return {"title": "YuE song", "comment": origin, "software": "yue-server"}
 
 
 def _mixed(voices: Sequence[Voices]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: where the recorded numbers and the real tokenizer are.
+"""What several rooms' tests share: where the recorded numbers and the real tokenizer are, and the tiny model.
 
 It does not know what is tested with them.
 """
@@ -9,6 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+from inference import tiny
+from inference.catalog import ModelFiles
+from inference.pipeline import Pipeline
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
@@ -32,3 +36,15 @@ def tokenizer_path() -> Path:
     if not beside.exists():
         pytest.skip("the real tokenizer.model is not shipped; set YUE_TOKENIZER")
     return beside
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """The tiny model, written once for the whole run."""
+    return tiny.ensure(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
+    """The tiny model, loaded."""
+    return Pipeline.load(tiny_files, "cpu", "float32")
