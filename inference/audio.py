@@ -1,0 +1,240 @@
+"""Waveforms outside the networks: reading reference audio, mixing the two tracks, writing files.
+
+It does not know of codes or networks, and it never imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+from scipy.signal import lfilter
+
+from inference.errors import EngineError, InvalidField
+from inference.song import Reference
+from inference.vocabulary import CODEC_RATE_HZ, VOCODER_RATE_HZ
+
+MIN_REFERENCE_SECONDS = 1.0
+# Two tracks of this length are 12,000 tokens of stage 1's 16,384; it also bounds what a small file can unpack to.
+MAX_REFERENCE_SECONDS = 120.0
+SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dBFS
+MIN_FILE_RATE_HZ = 4_000
+MAX_FILE_RATE_HZ = 192_000
+
+PEAK = 0.99
+CROSSOVER_HZ = 5_500.0
+CROSSOVER_Q = 0.707
+SILENCE_RMS = 1e-9  # far below the last bit of 24: there is nothing to match the loudness of
+RESAMPLING_QUALITY = "VHQ"
+
+# libsndfile crashes on a very long single write of Vorbis.
+WRITE_SAMPLES = 65_536
+
+
+# --- reference audio ---
+
+
+def read_reference(reference: Reference) -> tuple[np.ndarray, ...]:
+    """The reference as mono float32 at 16 kHz: (mix,), or (vocal, instrumental) of equal length.
+
+    Each is (samples,), the part from `start_seconds` to `end_seconds` or to the end of the file. Raises InvalidField.
+    """
+    files = _reference_files(reference)
+    _check_span(reference.start_seconds, reference.end_seconds)
+    tracks = [_read_track(field, content, reference) for field, content in files.items()]
+    return _cut_to_shortest(*tracks)
+
+
+def _reference_files(reference: Reference) -> dict[str, bytes]:
+    """The one or two files by the names of their fields."""
+    vocal, instrumental = reference.vocal, reference.instrumental
+    if reference.mix is not None:
+        if vocal is not None or instrumental is not None:
+            allowed = "either reference.audio or reference.vocal with reference.instrumental"
+            raise InvalidField("reference.audio", "a mix and a separate track", allowed)
+        return {"reference.audio": reference.mix}
+    if vocal is None and instrumental is None:
+        allowed = "an audio file, or reference.vocal and reference.instrumental instead"
+        raise InvalidField("reference.audio", None, allowed)
+    if vocal is None:
+        raise InvalidField("reference.vocal", None, "an audio file, as reference.instrumental is given")
+    if instrumental is None:
+        raise InvalidField("reference.instrumental", None, "an audio file, as reference.vocal is given")
+    return {"reference.vocal": vocal, "reference.instrumental": instrumental}
+
+
+def _check_span(start_seconds: float, end_seconds: float) -> None:
+    for field, value in (("reference.start_seconds", start_seconds), ("reference.end_seconds", end_seconds)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InvalidField(field, value, "seconds from the file's beginning, 0 or more")
+    if start_seconds >= end_seconds:
+        raise InvalidField("reference.start_seconds", start_seconds, f"less than end_seconds, {end_seconds:g}")
+    if not MIN_REFERENCE_SECONDS <= end_seconds - start_seconds <= MAX_REFERENCE_SECONDS:
+        span = f"{MIN_REFERENCE_SECONDS:g} to {MAX_REFERENCE_SECONDS:g} s"
+        allowed = f"{span} after start_seconds, {start_seconds:g}"
+        raise InvalidField("reference.end_seconds", end_seconds, allowed)
+
+
+def _read_track(field: str, content: bytes, reference: Reference) -> np.ndarray:
+    """One file's span, (samples,) at 16 kHz."""
+    samples, rate_hz = _decode_span(field, content, reference.start_seconds, reference.end_seconds)
+    mono = samples.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise InvalidField(field, "samples that are not numbers (NaN or infinite)", "finite samples")
+    if len(mono) < MIN_REFERENCE_SECONDS * rate_hz:
+        allowed = f"at least {MIN_REFERENCE_SECONDS:g} s between start_seconds and the end of the file"
+        raise InvalidField(field, f"{len(mono) / rate_hz:.3f} s", allowed)
+    if np.abs(mono).max() < SILENCE_PEAK:
+        raise InvalidField(field, "silence", "audio that is louder than -60 dBFS between start_seconds and end_seconds")
+    return soxr.resample(mono, rate_hz, CODEC_RATE_HZ, quality=RESAMPLING_QUALITY).astype(np.float32, copy=False)
+
+
+def _decode_span(field: str, content: bytes, start_seconds: float, end_seconds: float) -> tuple[np.ndarray, int]:
+    """Samples (n, channels) and their rate. No more of the file is decoded than the span."""
+    if not content:
+        raise InvalidField(field, "an empty file", "an audio file, such as WAV, FLAC, MP3 or OGG")
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate_hz, duration_s = file.samplerate, file.frames / file.samplerate
+            if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
+                allowed = f"{MIN_FILE_RATE_HZ} to {MAX_FILE_RATE_HZ} Hz"
+                raise InvalidField(field, f"a sample rate of {rate_hz} Hz", allowed)
+            if start_seconds >= duration_s > 0:
+                allowed = f"less than {duration_s:.3f} s, the length of {field}"
+                raise InvalidField("reference.start_seconds", start_seconds, allowed)
+            first = file.seek(round(start_seconds * rate_hz)) if start_seconds else 0
+            last = round(min(end_seconds, duration_s) * rate_hz)
+            return file.read(max(last - first, 0), dtype="float32", always_2d=True), rate_hz
+    except soundfile.SoundFileError as error:
+        allowed = "an audio file that libsndfile reads, such as WAV, FLAC, MP3 or OGG"
+        raise InvalidField(field, f"{len(content)} bytes that are no audio ({error})", allowed) from error
+
+
+# --- the mix ---
+
+
+def merge_bands(
+    vocal_16k: np.ndarray, instrumental_16k: np.ndarray, vocal_44k: np.ndarray, instrumental_44k: np.ndarray
+) -> np.ndarray:
+    """Both tracks, each (samples,) from X-Codec and from Vocos, to one mix (samples,) at 44.1 kHz, float32.
+
+    X-Codec gives what lies below 5.5 kHz, as loud as Vocos has it, and Vocos what lies above.
+    """
+    low, high = mix_16k(vocal_16k, instrumental_16k), mix_44k(vocal_44k, instrumental_44k)
+    low_44k, high = _cut_to_shortest(_resample_to_44k(low), high.astype(np.float64))
+    low_band = _low_pass(low_44k)
+    return _clip(low_band * _loudness_ratio(_low_pass(high), low_band) + _high_pass(high)).astype(np.float32)
+
+
+def mix_16k(vocal: np.ndarray, instrumental: np.ndarray) -> np.ndarray:
+    """X-Codec's tracks (samples,) to their sum, each clipped for itself: it may reach twice the peak."""
+    vocal, instrumental = _cut_to_shortest(vocal, instrumental)
+    return _clip(vocal) + _clip(instrumental)
+
+
+def mix_44k(vocal: np.ndarray, instrumental: np.ndarray) -> np.ndarray:
+    """Vocos's tracks (samples,) to their clipped sum."""
+    vocal, instrumental = _cut_to_shortest(vocal, instrumental)
+    return _clip(vocal + instrumental)
+
+
+def low_band_scale(low_mix_16k: np.ndarray, high_mix_44k: np.ndarray) -> float:
+    """The factor that makes X-Codec's mix as loud below the crossover as Vocos's; 1 where there is nothing to scale."""
+    low_44k, high = _cut_to_shortest(_resample_to_44k(low_mix_16k), high_mix_44k.astype(np.float64))
+    return _loudness_ratio(_low_pass(high), _low_pass(low_44k))
+
+
+def _loudness_ratio(wanted: np.ndarray, given: np.ndarray) -> float:
+    wanted_rms, given_rms = _rms(wanted), _rms(given)
+    return wanted_rms / given_rms if given_rms > SILENCE_RMS else 1.0
+
+
+def _rms(waveform: np.ndarray) -> float:
+    return math.sqrt(np.mean(np.square(waveform))) if waveform.size else 0.0
+
+
+def _resample_to_44k(waveform: np.ndarray) -> np.ndarray:
+    return soxr.resample(waveform.astype(np.float64), CODEC_RATE_HZ, VOCODER_RATE_HZ, quality=RESAMPLING_QUALITY)
+
+
+def _clip(waveform: np.ndarray) -> np.ndarray:
+    return np.clip(waveform, -PEAK, PEAK)
+
+
+def _cut_to_shortest(*waveforms: np.ndarray) -> tuple[np.ndarray, ...]:
+    length = min(len(waveform) for waveform in waveforms)
+    return tuple(waveform[:length] for waveform in waveforms)
+
+
+def _low_pass(waveform: np.ndarray) -> np.ndarray:
+    cosine, denominator = _biquad()
+    return lfilter(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
+
+
+def _high_pass(waveform: np.ndarray) -> np.ndarray:
+    cosine, denominator = _biquad()
+    return lfilter(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
+
+
+def _biquad() -> tuple[float, np.ndarray]:
+    """cos(w) and the denominator that both filters of the audio cookbook share, at the crossover."""
+    angle = 2 * math.pi * CROSSOVER_HZ / VOCODER_RATE_HZ
+    alpha, cosine = math.sin(angle) / (2 * CROSSOVER_Q), math.cos(angle)
+    return cosine, np.array([1 + alpha, -2 * cosine, 1 - alpha])
+
+
+# --- files ---
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How libsndfile writes a format. `compression` runs from 0, the best quality, to 1."""
+
+    container: str
+    subtype: str
+    compression: float | None = None
+    bitrate_mode: str | None = None
+
+
+ENCODINGS = {
+    "wav": _Encoding("WAV", "PCM_16"),  # what every player takes
+    "flac": _Encoding("FLAC", "PCM_24"),  # the one to edit further: nothing audible is rounded away
+    "mp3": _Encoding("MP3", "MPEG_LAYER_III", compression=0.4, bitrate_mode="CONSTANT"),  # 192 kbit/s for one channel
+    "ogg": _Encoding("OGG", "VORBIS", compression=0.2),  # Vorbis quality 8, up to about 170 kbit/s
+}
+TAGS = ("title", "artist", "comment", "software", "date", "genre")
+
+
+def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, str]) -> bytes:
+    """The mono waveform (samples,) as the bytes of a file that decodes to as many samples, clipped to ±0.99.
+
+    `tags` may hold the names in TAGS, in ASCII. All formats keep all of them, but for `software`: MP3 names its
+    encoder there instead, and the others add the library's name to it. Put into `comment` what must be kept.
+    """
+    assert waveform.ndim == 1 and waveform.size, f"a mono waveform is (samples,), not {waveform.shape}"
+    assert format in ENCODINGS, format
+    for name, text in tags.items():
+        assert name in TAGS and text.isascii(), (name, text)
+    if not np.isfinite(waveform).all():
+        raise EngineError(f"the {format} file was not written: the waveform holds NaN or infinite samples")
+    encoding, buffer = ENCODINGS[format], io.BytesIO()
+    with soundfile.SoundFile(
+        buffer,
+        "w",
+        samplerate=rate_hz,
+        channels=1,
+        format=encoding.container,
+        subtype=encoding.subtype,
+        compression_level=encoding.compression,
+        bitrate_mode=encoding.bitrate_mode,
+    ) as file:
+        for name, text in tags.items():  # ahead of the samples: behind them, most formats would drop the tags
+            setattr(file, name, text)
+        for first in range(0, len(waveform), WRITE_SAMPLES):
+            file.write(_clip(waveform[first : first + WRITE_SAMPLES]))
+    return buffer.getvalue()
