@@ -22,7 +22,7 @@ import urllib.request
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 Json = dict[str, Any]
 
@@ -33,8 +33,7 @@ FORMATS = tuple(SUFFIXES.values())
 ANSWER_TIMEOUT_S = 120.0
 POLL_S = 0.5
 LOOKS = 10  # how many looks at a job may fail in a row before it is given up
-BAR_WIDTH = 30
-PLAIN_STEPS = 10  # where there is no terminal: a line for each tenth of the song
+BAR_WIDTH, PLAIN_STEPS = 30, 10  # where there is no terminal: a line for each tenth of the song
 INTERRUPTED = 130  # what shells call Ctrl-C
 STAGES = {"prompt": "reading the lyrics", "stage2": "filling in the sound", "decode": "decoding", "encode": "encoding"}
 
@@ -51,10 +50,10 @@ class Unreachable(Exception):
     exit_code = 3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, poll_s: float = POLL_S) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(Server(arguments.server), arguments)
+        arguments.command(Server(arguments.server, poll_s), arguments)
         return 0
     except (Refused, Unreachable) as error:
         print(f"client.py: {error}", file=sys.stderr)
@@ -66,15 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sing(server: Server, arguments: argparse.Namespace) -> None:
     """Submit a song, follow it and write it; Ctrl-C cancels it."""
     suffix = arguments.output.suffix.lower().lstrip(".") if arguments.output else ""
-    song_format = arguments.format or (suffix if suffix in FORMATS else None)
-    wishes = {"segments": arguments.segments, "seed": arguments.seed, "format": song_format}
-    song = {
+    wishes = {
         "genres": arguments.genres.strip(),
         "lyrics": arguments.lyrics,
+        "segments": arguments.segments,
+        "seed": arguments.seed,
+        "format": arguments.format or (suffix if suffix in FORMATS else None),
         "wait_seconds": 0,
         "request_id": str(uuid.uuid4()),
-        **{name: wish for name, wish in wishes.items() if wish is not None},
     }
+    song = {name: wish for name, wish in wishes.items() if wish is not None}
     arguments.job_id = server.predict(song)["job_id"]
     try:
         result(server, arguments)
@@ -86,18 +86,17 @@ def sing(server: Server, arguments: argparse.Namespace) -> None:
 def result(server: Server, arguments: argparse.Namespace) -> None:
     """Follow a job to its end and write its song."""
     job_id = arguments.job_id
+    fetch = f"fetch it with: client.py result {job_id}"
     try:
-        _follow(server, job_id, arguments.poll_seconds)
+        _follow(server, job_id)
         prediction = server.predict({"job_id": job_id, "operation": "result"}, tries=LOOKS)
         audio = server.audio(prediction)
         output = arguments.output or Path(f"song.{SUFFIXES[prediction['mime_type']]}")
         _write_atomically(output, audio)
     except Unreachable as error:
-        raise Unreachable(
-            f"{error}\njob {job_id} may still be singing; fetch it with: client.py result {job_id}"
-        ) from None
+        raise Unreachable(f"{error}\nthe song may still be sung; {fetch}") from None
     except OSError as error:
-        raise Refused(f"{error}\nthe song is still there; fetch it with: client.py result {job_id}") from error
+        raise Refused(f"{error}\nthe song is still there; {fetch}") from error
     for warning in prediction.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output}: {prediction['duration_seconds']:.1f} s, seed {prediction['seed']}, job {job_id}")
@@ -124,12 +123,11 @@ def models(server: Server, arguments: argparse.Namespace) -> None:
 class Server:
     """A YuE server, spoken to through /predict alone: one instance there, one prediction back."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
+    def __init__(self, address: str, poll_s: float) -> None:
+        self.address, self.poll_s = address.rstrip("/"), poll_s
         # A proxy meant for the outside world cannot reach this very machine.
         local = urllib.parse.urlsplit(address).hostname in LOOPBACK_HOSTS
-        handlers = [urllib.request.ProxyHandler({})] if local else []
-        self._opener = urllib.request.build_opener(*handlers)
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if local else None))
 
     def predict(self, instance: Json, tries: int = 1, may_have_failed: bool = False) -> Json:
         """The prediction for one instance; a prediction that is an error raises Refused, unless it is expected."""
@@ -155,64 +153,54 @@ class Server:
         raise Refused(f"the song is not in the answer; it lies at {prediction.get('audio_uri', 'no known place')}")
 
     def _open(self, request: urllib.request.Request, tries: int) -> bytes:
-        for left in reversed(range(tries)):
+        while True:
+            tries -= 1
             try:
                 with self._opener.open(request, timeout=ANSWER_TIMEOUT_S) as response:
-                    content: bytes = response.read()
-                    return content
+                    return bytes(response.read())
             except urllib.error.HTTPError as error:
-                with error:
-                    raise Refused(_refusal(error)) from None
+                raise Refused(_refusal(error)) from None
             except (OSError, http.client.HTTPException) as error:
-                if not left:
+                if tries <= 0:
                     reason = getattr(error, "reason", None) or error
                     raise Unreachable(f"no answer from {self.address}: {reason}") from error
-                time.sleep(POLL_S)
-        raise AssertionError("at least one try")
+                time.sleep(self.poll_s)
 
 
-class Display:
-    """Where a song is: a bar that moves on a terminal, elsewhere a line for each step."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._last = stream, ("", -1)
-
-    def show(self, label: str, fraction: float) -> None:
-        if self._stream.isatty():
-            bar = ("#" * round(fraction * BAR_WIDTH)).ljust(BAR_WIDTH, "-")
-            line = f"[{bar}] {fraction:4.0%} {label}"[: shutil.get_terminal_size().columns - 1]
-            print(f"\r{line}\033[K", end="", file=self._stream, flush=True)
-            return
-        step = (label.split(",")[0], int(fraction * PLAIN_STEPS))
-        if step != self._last:
-            self._last = step
-            print(f"{fraction:4.0%} {label}", file=self._stream, flush=True)
-
-    def close(self) -> None:
-        if self._stream.isatty():
-            print(file=self._stream)
-
-
-def _follow(server: Server, job_id: str, poll_seconds: float) -> None:
-    display = Display(sys.stderr)
+def _follow(server: Server, job_id: str) -> None:
+    """Show the way of a job until it has succeeded."""
+    shown = ""
     try:
         while True:
             job = server.predict({"job_id": job_id, "operation": "status"}, tries=LOOKS)
-            display.show(*_where(server, job))
+            shown = _show(*_where(server, job), shown)
             if job["status"] == "succeeded":
                 return
             if job["status"] not in ("queued", "running"):
                 raise Refused(f"job {job_id}: {job['status']}")
-            time.sleep(poll_seconds)
+            time.sleep(server.poll_s)
     finally:
-        display.close()
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+def _show(label: str, fraction: float, shown: str) -> str:
+    """A bar that moves on a terminal; elsewhere a line, unless that step was `shown` last. Returns the step."""
+    step = f"{label.split(',')[0]} {int(fraction * PLAIN_STEPS)}"
+    if sys.stderr.isatty():
+        bar = ("#" * round(fraction * BAR_WIDTH)).ljust(BAR_WIDTH, "-")
+        line = f"[{bar}] {fraction:4.0%} {label}"[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
+    elif step != shown:
+        print(f"{fraction:4.0%} {label}", file=sys.stderr, flush=True)
+    return step
 
 
 def _where(server: Server, job: Json) -> tuple[str, float]:
     """A few words on what a job is doing, and how much of it is done, 0 … 1."""
     progress = job.get("progress") or {}
     if job["status"] not in ("queued", "running"):
-        return job["status"], 1.0 if job["status"] == "succeeded" else progress.get("fraction", 0.0)
+        return job["status"], float(job["status"] == "succeeded")
     stage = progress.get("stage")
     if job["status"] == "queued" or not stage:
         return f"waiting{_models_words(server.predict({'operation': 'models/status'}, tries=LOOKS))}", 0.0
@@ -230,13 +218,14 @@ def _models_words(models_status: Json) -> str:
     if state != "downloading":
         return ""
     download = models_status.get("download") or {}
-    done, total = download.get("bytes_done", 0), download.get("bytes_total")
-    return " for the models: downloading" + (f" {done / total:.0%}" if total else "")
+    total = download.get("bytes_total")
+    return " for the models: downloading" + (f" {download['bytes_done'] / total:.0%}" if total else "")
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:
     try:
-        return _problem_text(json.loads(error.read()))
+        with error:
+            return _problem_text(json.loads(error.read()))
     except (ValueError, OSError, http.client.HTTPException):
         return f"{error.url} answered {error.code} {error.reason}"
 
@@ -282,18 +271,15 @@ def _address(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
     anywhere = argparse.ArgumentParser(add_help=False)
     anywhere.add_argument("--server", type=_address, default=DEFAULT_SERVER, help="default: %(default)s")
     job = argparse.ArgumentParser(add_help=False)
     job.add_argument("job_id")
     song = argparse.ArgumentParser(add_help=False)
-    song.add_argument(
-        "--output", type=_output, metavar="FILE", help="the file to write (default: song.mp3, or as the format is)"
-    )
-    song.add_argument("--poll-seconds", type=float, default=POLL_S, help="between two looks (default: %(default)s)")
+    song.add_argument("--output", type=_output, metavar="FILE", help="default: song.mp3, or as the format is")
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=__doc__.splitlines()[-1])
+    what, *_, exit_codes = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(description=what, epilog=exit_codes)
     commands = parser.add_subparsers(required=True, metavar="{sing,result,status,cancel,models}")
 
     def add(command: Any, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -302,12 +288,9 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     singing = add(sing, song)
-    for name, what in (
-        ("genres", "tags: 'folk acoustic guitar calm female'"),
-        ("lyrics", "sections under their [tags]"),
-    ):
+    for name, hint in (("genres", "tags: 'folk acoustic guitar calm female'"), ("lyrics", "sections under [tags]")):
         either = singing.add_mutually_exclusive_group(required=True)
-        either.add_argument(f"--{name}", help=what)
+        either.add_argument(f"--{name}", help=hint)
         either.add_argument(f"--{name}-file", type=_text_file, dest=name, metavar="FILE", help="the same from a file")
     singing.add_argument("--segments", type=int, metavar="N", help="sing the first N sections (default: all)")
     singing.add_argument("--seed", type=int, help="sing the same song again (default: drawn by the server)")

@@ -7,22 +7,25 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/setup.sh
 source scripts/setup.sh
 
-failed=()
+failed=''
 
+# check NAME COMMAND…
 check() {
-  printf '\n== %s\n' "$*"
-  "$@" || failed+=("$1 ${2:-}${3:+ $3}")
+  local name=$1
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || failed="$failed${failed:+, }$name"
 }
 
 prepare_environment requirements-dev.txt
-check "$python" -m ruff check
-check "$python" -m ruff format --check
-check "$python" -m mypy
+check "ruff check" "$python" -m ruff check
+check "ruff format" "$python" -m ruff format --check
+check "mypy" "$python" -m mypy
 if command -v shellcheck >/dev/null; then
-  check shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
+  check "shellcheck" shellcheck --external-sources ./*.sh scripts/*.sh .ci/run
 else
   echo "shellcheck is not installed: the shell scripts are not checked (Debian: apt-get install shellcheck)"
 fi
-check "$python" -m pytest "$@"
+check "pytest" "$python" -m pytest "$@"
 
-((${#failed[@]} == 0)) || fail "failed: ${failed[*]}"
+[[ -z $failed ]] || fail "failed: $failed"

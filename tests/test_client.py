@@ -18,7 +18,7 @@ from job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, RESULT, JobServer, ru
 import client
 
 CLIENT = Path(__file__).parents[1] / "client.py"
-SING = ["sing", "--genres", "folk calm", "--lyrics", "[verse]\nla la", "--poll-seconds", "0"]
+SING = ["sing", "--genres", "folk calm", "--lyrics", "[verse]\nla la"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def output(tmp_path: Path) -> Path:
 
 def sing(server: JobServer, *more: str) -> int:
     with serving(server):
-        return client.main([*SING, "--server", server.address, *more])
+        return client.main([*SING, "--server", server.address, *more], poll_s=0)
 
 
 def test_a_song_is_written_and_told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_words_come_from_files(tmp_path: Path, output: Path) -> None:
     lyrics.write_bytes("\ufeff[verse]\nné à l’aube 歌\n".encode())
     with serving(JobServer()) as server:
         words = ["--genres-file", str(genres), "--lyrics-file", str(lyrics)]
-        client.main(["sing", *words, "--poll-seconds", "0", "--server", server.address, "--output", str(output)])
+        client.main(["sing", *words, "--server", server.address, "--output", str(output)], poll_s=0)
     assert server.instances[0]["genres"] == "folk calm"
     assert server.instances[0]["lyrics"] == "[verse]\nné à l’aube 歌\n"
 

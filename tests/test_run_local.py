@@ -209,6 +209,24 @@ def test_a_machine_without_python_is_told_what_to_install(project: Path, tmp_pat
     assert "no Python 3.11 or newer" in done.stderr
 
 
+@pytest.mark.parametrize("broken", ["ruff check", "ruff format", "mypy", "pytest", ""])
+def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, project: Path) -> None:
+    shutil.copy(ROOT / "run_tests.sh", project)
+    (project / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", project / ".ci")
+    python = project / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "ran $*"\ncase "$*" in "-m {broken or "none"}"*) exit 1 ;; esac\n')
+    python.chmod(0o755)
+    command = [str(project / "run_tests.sh"), "-k", "lyrics"]
+    done = subprocess.run(command, env=os.environ | {"YUE_VENV": "venv"}, capture_output=True, text=True)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran")]
+    checks = ["ran -m ruff check", "ran -m ruff format --check", "ran -m mypy", "ran -m pytest -k lyrics"]
+    assert [line for line in ran if "-m" in line] == checks
+    assert done.returncode == (1 if broken else 0), done.stderr
+    assert not broken or broken in done.stderr
+
+
 def assert_free(environment: dict[str, str]) -> None:
     """Nothing listens any more."""
     with socket.socket() as probe:
