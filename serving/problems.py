@@ -1,0 +1,169 @@
+"""The errors of the HTTP side and their one form on the wire, RFC 9457 (`application/problem+json`).
+
+It knows nothing of routes, jobs or models. How inference's errors are shown:
+
+| error | status | why |
+|---|---|---|
+| InvalidField, UnknownModel | 400 | the request has to change |
+| Cancelled | 409 | somebody cancelled the song; asking again makes a new one |
+| CheckpointError | 500 | the weights are broken; asking again does not help |
+| DownloadError, EngineError | 503 | the models or their process are not there now; asking again may help |
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+
+from flask import Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+from inference.errors import (
+    Cancelled,
+    CheckpointError,
+    DownloadError,
+    EngineError,
+    InvalidField,
+    UnknownModel,
+    YueError,
+)
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:yue:problem:"
+RETRY_AFTER_SECONDS = 30  # about one song's time
+LONGEST_VALUE = 80  # characters of a wrong value that are repeated
+
+
+class Problem(Exception):
+    """An error as the client sees it.
+
+    `kind` ends the problem's type, `detail` is one sentence for the person who has to act, `members` are
+    the machine-readable rest: field, value, allowed, line, errors, job_id, instance, …
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        members: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, kind, detail
+        self.members = dict(members or {})
+        self.headers = dict(headers or {})
+
+    def having(self, **members: object) -> Problem:
+        """The same problem with more members."""
+        return Problem(self.status, self.kind, self.detail, {**self.members, **members}, self.headers)
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object that RFC 9457 describes."""
+        title = self.kind.replace("-", " ").capitalize()
+        standard = {"type": TYPE_PREFIX + self.kind, "title": title, "status": self.status, "detail": self.detail}
+        return {**standard, **self.members}
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        response = jsonify(self.as_dict())
+        response.status_code = self.status
+        response.content_type = CONTENT_TYPE
+        response.headers.update(self.headers)
+        return response
+
+
+def not_found(detail: str, **members: object) -> Problem:
+    """Nothing of that name is here."""
+    return Problem(404, "not-found", detail, members)
+
+
+def conflict(detail: str, **members: object) -> Problem:
+    """The request does not fit what is going on."""
+    return Problem(409, "conflict", detail, members)
+
+
+def queue_full(limit: int) -> Problem:
+    """No more songs may wait."""
+    detail = f"{limit} songs are waiting already; try again later"
+    return Problem(429, "queue-full", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def stopping() -> Problem:
+    """The server takes no more work."""
+    return _unavailable("stopping", "the server is stopping; send the request again")
+
+
+def invalid(errors: Sequence[InvalidField]) -> Problem:
+    """One problem for all the fields that are wrong."""
+    assert errors, "nothing is wrong"
+    if len(errors) == 1:
+        return Problem(400, "invalid-field", str(errors[0]), _members(errors[0]))
+    detail = f"{len(errors)} fields are wrong: " + "; ".join(str(error) for error in errors)
+    listed = [{"detail": str(error), **_members(error)} for error in errors]
+    return Problem(400, "invalid-fields", detail, {"errors": listed})
+
+
+def problem_of(error: BaseException) -> Problem:
+    """How any error is shown. One that nobody foresaw is logged whole, and shown by an id only."""
+    match error:
+        case Problem():
+            return error
+        case InvalidField():
+            return invalid([error])
+        case UnknownModel():
+            allowed = {"field": "model", "value": shown(error.name), "allowed": error.allowed}
+            return Problem(400, "unknown-model", str(error), allowed)
+        case Cancelled():
+            return Problem(409, "cancelled", str(error) or "the song was cancelled")
+        case CheckpointError():
+            return Problem(500, "checkpoint-broken", str(error))
+        case DownloadError():
+            return _unavailable("download-failed", str(error))
+        case EngineError():
+            return _unavailable("engine-failed", str(error))
+        case YueError():
+            return Problem(500, "song-failed", str(error))
+        case HTTPException():
+            return _of_http(error)
+        case _:
+            return _of_the_unforeseen(error)
+
+
+def shown(value: object) -> object:
+    """A client's value as it is repeated to the client: valid JSON, and short."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, int) and value.bit_length() < 64:
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _members(error: InvalidField) -> dict[str, object]:
+    members = {"field": error.field, "value": shown(error.value), "allowed": error.allowed}
+    return members if error.line is None else {**members, "line": error.line}
+
+
+def _unavailable(kind: str, detail: str) -> Problem:
+    return Problem(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _of_http(error: HTTPException) -> Problem:
+    """What Flask itself refuses: unknown routes, methods, media types, bodies that are too large."""
+    kind = error.name.lower().replace(" ", "-")
+    # Location and Allow are part of the answer; the content type is ours.
+    headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
+    return Problem(error.code or 500, kind, error.description or error.name, headers=headers)
+
+
+def _of_the_unforeseen(error: BaseException) -> Problem:
+    error_id = uuid.uuid4().hex
+    log.error("unforeseen error %s", error_id, exc_info=error)
+    return Problem(500, "internal-error", f"the server failed; its log has error {error_id}", {"error_id": error_id})

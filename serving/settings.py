@@ -1,0 +1,138 @@
+"""Reads the server's settings from the environment; nothing else does.
+
+It knows nothing of what the settings are used for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inference import catalog
+from inference.errors import UnknownModel
+
+STARTUP = "startup"
+LONGEST_WAIT_SECONDS = 3_600  # the longest that a Vertex AI endpoint can be told to wait
+VERTEX_WAIT_SECONDS = 50  # under the 60 s after which a shared Vertex AI endpoint hangs up
+RESERVED_THREADS = 16  # never used by requests that wait, so that /health is always answered
+ROUTE = r"^/[^<>?#\s]*$"
+ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
+
+
+class Settings(BaseSettings):
+    """Every setting with its default. A field's description says what is allowed; an error repeats it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="YUE_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    aip_mode: str | None = Field(default=None, validation_alias="AIP_MODE", description="what Vertex AI sets")
+    model: str = Field(default=catalog.TINY, description=catalog.ALLOWED_NAMES)
+    loading: Literal["on_demand", "startup"] = Field(default="on_demand", description="on_demand or startup")
+    weights: Path | None = Field(default=None, description="a folder on this machine that holds the weights")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto, float32, bfloat16 or float16"
+    )
+    max_queue: int = Field(default=64, ge=1, le=10_000, description="a whole number from 1 to 10000")
+    max_instances: int = Field(default=8, ge=1, le=1_000, description="a whole number from 1 to 1000")
+    max_request_bytes: int = Field(
+        default=10 * 1024 * 1024, ge=1_024, description="a whole number of bytes, 1024 or more"
+    )
+    threads: int = Field(
+        default=64,
+        gt=RESERVED_THREADS,
+        le=1_000,
+        description=f"a whole number from {RESERVED_THREADS + 1} to 1000",
+    )
+    wait_seconds: float = Field(
+        default_factory=lambda data: VERTEX_WAIT_SECONDS if data.get("aip_mode") else LONGEST_WAIT_SECONDS,
+        ge=0,
+        le=LONGEST_WAIT_SECONDS,
+        allow_inf_nan=False,
+        description=f"a number of seconds from 0 to {LONGEST_WAIT_SECONDS}",
+    )
+    port: int = Field(
+        default=8080,
+        ge=1,
+        le=65_535,
+        validation_alias="PORT",
+        description="a port from 1 to 65535",
+    )
+    aip_http_port: int | None = Field(
+        default=None, ge=1, le=65_535, validation_alias="AIP_HTTP_PORT", description="a port from 1 to 65535"
+    )
+    health_route: str | None = Field(
+        default=None, pattern=ROUTE, validation_alias="AIP_HEALTH_ROUTE", description=ROUTE_TEXT
+    )
+    predict_route: str | None = Field(
+        default=None, pattern=ROUTE, validation_alias="AIP_PREDICT_ROUTE", description=ROUTE_TEXT
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            catalog.find(name)
+        except UnknownModel as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    @field_validator("weights")
+    @classmethod
+    def _is_a_folder(cls, weights: Path | None) -> Path | None:
+        if weights is not None and not weights.is_dir():
+            raise ValueError("no such folder")
+        return weights
+
+    @property
+    def http_port(self) -> int:
+        """The port to listen on: Vertex AI's word counts before `PORT`."""
+        return self.aip_http_port or self.port
+
+    @property
+    def max_waiters(self) -> int:
+        """How many requests may wait for a song at once."""
+        return self.threads - RESERVED_THREADS
+
+
+class InvalidSettings(ValueError):
+    """The environment holds a value that cannot be used; the message names each of them."""
+
+
+def read_settings() -> Settings:
+    """The settings that the environment holds. Raises InvalidSettings."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidSettings(describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """One line for each wrong setting: the variable, its value and what is allowed."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        if mistake["type"] == "default_factory_not_called":  # a consequence of another field's mistake
+            continue
+        field = str(mistake["loc"][0])
+        variable, allowed = _variables()[field]
+        lines.append(f"{variable}: got {str(mistake['input'])!r}; allowed: {allowed}")
+    return "\n".join(lines)
+
+
+def _variables() -> dict[str, tuple[str, str]]:
+    """For each field, and each name pydantic may call it by: the variable, and what it may hold."""
+    variables = {}
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = alias if isinstance(alias, str) else f"YUE_{name.upper()}"
+        variables[name] = variables[variable] = (variable, field.description or "")
+    return variables

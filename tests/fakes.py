@@ -1,0 +1,166 @@
+"""Small real stand-ins for the engine and the download, steered by events.
+
+They know nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+from inference import catalog
+from inference.catalog import Model, ModelFiles
+from inference.errors import Cancelled, DownloadError, EngineError, YueError
+from inference.song import Progress, SectionSpan, Song, SongRequest
+from model_manager import ModelManager
+
+SECONDS = 10.0  # the longest that a test waits for something that happens at once
+LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
+INSTANCE = {"genres": "pop", "lyrics": LYRICS}
+
+
+def audio_of(request: SongRequest, track: str) -> bytes:
+    """What the fake engine sings: it shows which song and track it is."""
+    return f"{track} of {request.genres} {request.seed}".encode()
+
+
+class FakeEngine:
+    """Sings one song after the other in a thread of its own, each as soon as `may_sing` is set."""
+
+    def __init__(self, may_sing: bool = True) -> None:
+        self.may_sing = threading.Event()
+        self.closed = threading.Event()
+        self.sung: list[str] = []  # the ids of the songs that were begun, in order
+        self.cancelled: list[str] = []
+        self.error: YueError | None = None  # what the next songs end in
+        self._began = threading.Condition()
+        self._wake = threading.Condition()
+        self._orders: queue.Queue[tuple[str, SongRequest, Callable[[Progress], None], Future[Song]] | None]
+        self._orders = queue.Queue()
+        self._dead = False
+        if may_sing:
+            self.may_sing.set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+        future: Future[Song] = Future()
+        self._orders.put((song_id, request, on_progress, future))
+        return future
+
+    def cancel(self, song_id: str) -> None:
+        with self._wake:
+            self.cancelled.append(song_id)
+            self._wake.notify_all()
+
+    def info(self) -> dict[str, object]:
+        return {"device": "fake"}
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead
+
+    def close(self) -> None:
+        self.die()
+        self._orders.put(None)
+        self._thread.join(SECONDS)
+        self.closed.set()
+
+    def die(self) -> None:
+        """End as a killed process does."""
+        with self._wake:
+            self._dead = True
+            self._wake.notify_all()
+
+    def sing_on(self) -> None:
+        """Let every song through from here on."""
+        with self._wake:
+            self.may_sing.set()
+            self._wake.notify_all()
+
+    def wait_until_begun(self, songs: int) -> None:
+        """Until that many songs were begun."""
+        with self._began:
+            assert self._began.wait_for(lambda: len(self.sung) >= songs, SECONDS), f"only {self.sung} were begun"
+
+    def _run(self) -> None:
+        while order := self._orders.get():
+            song_id, request, on_progress, future = order
+            on_progress(Progress("stage1", section=1, sections=2, fraction=0.25))
+            with self._began:
+                self.sung.append(song_id)
+                self._began.notify_all()
+            with self._wake:
+                self._wake.wait_for(lambda: self._dead or self.may_sing.is_set() or self.sung[-1] in self.cancelled)
+            self._end(song_id, request, future)
+
+    def _end(self, song_id: str, request: SongRequest, future: Future[Song]) -> None:
+        if self._dead:
+            future.set_exception(EngineError("the engine's process was ended by SIGKILL"))
+        elif song_id in self.cancelled:
+            future.set_exception(Cancelled("the song was cancelled"))
+        elif self.error:
+            future.set_exception(self.error)
+        else:
+            audio = {track: audio_of(request, track) for track in request.tracks}
+            spans = (SectionSpan("verse", 0.0, 1.5),)
+            future.set_result(Song(audio, request.format, 44_100, 1.5, request.seed, spans, {"stage1": 0.1}))
+
+
+class FakeFetch:
+    """One download, which ends when `may_end` is set: in the model's files, or in `error`."""
+
+    def __init__(self, model: Model, may_end: threading.Event, error: YueError | None) -> None:
+        self._model, self._may_end, self._error = model, may_end, error
+        self.cancelled = False
+
+    def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
+        on_progress({"bytes_done": 1, "bytes_total": 2})
+        assert self._may_end.wait(SECONDS)
+        if self.cancelled:
+            raise DownloadError("the download was cancelled")
+        if self._error:
+            raise self._error
+        here = Path(self._model.name)
+        return ModelFiles(self._model.name, "commit-" + self._model.name, here, here, here)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._may_end.set()
+
+
+class FakeModels:
+    """Makes fetches and engines for a ModelManager, and remembers them."""
+
+    def __init__(self, may_fetch: bool = True, may_sing: bool = True) -> None:
+        self.may_fetch = threading.Event()
+        self.errors: list[YueError] = []  # each ends one fetch
+        self.start_errors: list[YueError] = []  # each ends one start
+        self.fetches: list[FakeFetch] = []
+        self.engines: list[FakeEngine] = []
+        self._may_sing = may_sing
+        if may_fetch:
+            self.may_fetch.set()
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The newest engine."""
+        return self.engines[-1]
+
+    def fetch(self, model: Model) -> FakeFetch:
+        fetch = FakeFetch(model, self.may_fetch, self.errors.pop(0) if self.errors else None)
+        self.fetches.append(fetch)
+        return fetch
+
+    def start_engine(self, files: ModelFiles, on_loading: Callable[[str], None]) -> FakeEngine:
+        on_loading("stage1")
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        self.engines.append(FakeEngine(self._may_sing))
+        return self.engine
+
+    def manager(self, model: str = "tiny") -> ModelManager:
+        return ModelManager(catalog.find(model), self.fetch, self.start_engine)

@@ -1,0 +1,280 @@
+"""Jobs: admission, order, cancelling, idempotency, failures that stay with their song, and forgetting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from inference.errors import CheckpointError, DownloadError, EngineError
+from inference.song import Reference, SongRequest
+from serving.jobs import Job, Jobs
+from serving.problems import Problem
+from tests.fakes import LYRICS, SECONDS, FakeModels, audio_of
+
+
+@pytest.fixture
+def models() -> FakeModels:
+    return FakeModels()
+
+
+@pytest.fixture
+def jobs(models: FakeModels) -> Iterator[Jobs]:
+    jobs = Jobs(models.manager(), max_queue=3)
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def held_models() -> FakeModels:
+    """Models whose engine begins songs, but ends none until told."""
+    return FakeModels(may_sing=False)
+
+
+@pytest.fixture
+def held_jobs(held_models: FakeModels) -> Iterator[Jobs]:
+    manager = held_models.manager()
+    manager.ensure_models_available()
+    jobs = Jobs(manager, max_queue=3)
+    yield jobs
+    jobs.close()
+
+
+def song(seed: int = 1, request_id: str | None = None) -> Job:
+    request = SongRequest("pop", LYRICS, seed)
+    return Job(request, "tiny", request_id=request_id, fingerprint=str(seed))
+
+
+def finished(jobs: Jobs, job: Job) -> Job:
+    assert jobs.wait(job, SECONDS), f"job is still {job.state}"
+    return job
+
+
+def test_a_job_ends_in_its_song(jobs: Jobs) -> None:
+    job = finished(jobs, jobs.submit(song()))
+    assert job.state == "succeeded"
+    assert job.song is not None and job.song.audio == {"mix": audio_of(job.request, "mix")}
+    assert job.started_at and job.finished_at and job.created_at <= job.started_at <= job.finished_at
+    assert jobs.get(job.id) is job
+
+
+def test_songs_are_sung_in_the_order_they_came(held_jobs: Jobs, held_models: FakeModels) -> None:
+    submitted = [held_jobs.submit(song(seed)) for seed in range(3)]
+    held_models.engine.sing_on()
+    for job in submitted:
+        finished(held_jobs, job)
+    assert held_models.engine.sung == [job.id for job in submitted]
+
+
+def test_a_running_job_shows_its_progress(held_jobs: Jobs, held_models: FakeModels) -> None:
+    job = held_jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    assert job.state == "running"
+    assert job.progress is not None and job.progress.stage == "stage1"
+
+
+def test_a_full_queue_says_when_to_come_back(held_jobs: Jobs, held_models: FakeModels) -> None:
+    held_jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    for seed in range(3):
+        held_jobs.submit(song(seed))
+    with pytest.raises(Problem) as caught:
+        held_jobs.submit(song())
+    assert caught.value.status == 429
+    assert int(caught.value.headers["Retry-After"]) > 0
+    assert len(held_jobs.list()) == 4
+
+
+def test_a_queued_job_is_cancelled_at_once(held_jobs: Jobs, held_models: FakeModels) -> None:
+    held_jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    waiting = held_jobs.submit(song(2))
+    assert held_jobs.cancel(waiting.id).state == "cancelled"
+    held_models.engine.sing_on()
+    after = finished(held_jobs, held_jobs.submit(song(3)))
+    assert after.state == "succeeded"
+    assert waiting.id not in held_models.engine.sung
+
+
+def test_a_job_is_cancelled_while_its_models_are_downloaded() -> None:
+    models = FakeModels(may_fetch=False)
+    jobs = Jobs(models.manager(), max_queue=3)
+    first, second = jobs.submit(song()), jobs.submit(song(2))
+    assert jobs.cancel(first.id).state == "cancelled"
+    models.may_fetch.set()
+    assert finished(jobs, second).state == "succeeded"
+    assert models.engine.sung == [second.id]
+    jobs.close()
+
+
+def test_a_running_job_is_cancelled_and_the_next_one_sings(held_jobs: Jobs, held_models: FakeModels) -> None:
+    first, second = held_jobs.submit(song()), held_jobs.submit(song(2))
+    held_models.engine.wait_until_begun(1)
+    held_jobs.cancel(first.id)
+    assert finished(held_jobs, first).state == "cancelled"
+    held_jobs.cancel(first.id)  # too late, and it must not reach the second
+    held_models.engine.sing_on()
+    assert finished(held_jobs, second).state == "succeeded"
+    assert held_models.engine.cancelled == [first.id]
+
+
+def test_a_cancel_before_the_engine_knows_the_song_is_not_lost(held_models: FakeModels) -> None:
+    manager = held_models.manager()
+    engine = manager.ensure_models_available()
+    jobs = Jobs(manager, max_queue=3)
+    real_sing = engine.sing
+
+    def sing_after_the_cancel(song_id, request, on_progress):
+        jobs.cancel(song_id)
+        engine.cancelled.clear()  # the engine did not know that song yet
+        return real_sing(song_id, request, on_progress)
+
+    engine.sing = sing_after_the_cancel
+    assert finished(jobs, jobs.submit(song())).state == "cancelled"
+    jobs.close()
+
+
+def test_cancelling_a_finished_job_changes_nothing(jobs: Jobs) -> None:
+    job = finished(jobs, jobs.submit(song()))
+    assert jobs.cancel(job.id).state == "succeeded"
+    assert not job.cancel_requested
+
+
+def test_a_song_that_fails_leaves_the_next_one_alone(held_jobs: Jobs, held_models: FakeModels) -> None:
+    held_models.engine.error = CheckpointError("stage1", "cut short")
+    first = held_jobs.submit(song())
+    held_models.engine.sing_on()
+    assert finished(held_jobs, first).state == "failed"
+    assert isinstance(first.error, CheckpointError)
+    held_models.engine.error = None
+    assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
+
+
+def test_after_the_engine_dies_the_next_job_gets_a_new_one(held_jobs: Jobs, held_models: FakeModels) -> None:
+    first = held_jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    held_models.engine.die()
+    assert isinstance(finished(held_jobs, first).error, EngineError)
+    second = held_jobs.submit(song())
+    while len(held_models.engines) < 2:
+        assert not held_jobs.wait(second, 0.01), "it ended without an engine"
+    held_models.engine.sing_on()
+    assert finished(held_jobs, second).state == "succeeded"
+
+
+def test_a_download_that_fails_fails_its_job_only(models: FakeModels, jobs: Jobs) -> None:
+    models.errors.append(DownloadError("no network"))
+    assert isinstance(finished(jobs, jobs.submit(song())).error, DownloadError)
+    assert finished(jobs, jobs.submit(song())).state == "succeeded"
+
+
+def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeModels) -> None:
+    manager = held_models.manager()
+    engine = manager.ensure_models_available()
+    real_sing = engine.sing
+    jobs = Jobs(manager, max_queue=3)
+
+    def fail(song_id, request, on_progress):
+        raise RuntimeError("a mistake of ours")
+
+    engine.sing = fail
+    assert isinstance(finished(jobs, jobs.submit(song())).error, RuntimeError)
+    engine.sing = real_sing
+    engine.sing_on()
+    assert finished(jobs, jobs.submit(song())).state == "succeeded"
+    jobs.close()
+
+
+def test_the_same_request_id_is_the_same_job_even_when_it_is_done(jobs: Jobs, models: FakeModels) -> None:
+    job = finished(jobs, jobs.submit(song(request_id="a")))
+    assert jobs.submit(song(request_id="a")) is job
+    assert len(models.engine.sung) == 1
+
+
+def test_a_request_id_of_another_request_is_a_conflict(jobs: Jobs) -> None:
+    jobs.submit(song(1, request_id="a"))
+    with pytest.raises(Problem) as caught:
+        jobs.submit(song(2, request_id="a"))
+    assert caught.value.status == 409
+
+
+def test_a_request_id_sent_many_times_at_once_makes_one_job(jobs: Jobs) -> None:
+    ids: set[str] = set()
+    threads = [threading.Thread(target=lambda: ids.add(jobs.submit(song(request_id="a")).id)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(ids) == 1
+
+
+def test_the_oldest_finished_jobs_are_forgotten_by_count(models: FakeModels) -> None:
+    jobs = Jobs(models.manager(), max_queue=9, kept_jobs=2)
+    done = [finished(jobs, jobs.submit(song(seed, request_id=str(seed)))) for seed in range(4)]
+    assert jobs.list() == [done[3], done[2]]
+    with pytest.raises(Problem) as caught:
+        jobs.get(done[0].id)
+    assert caught.value.status == 404
+    assert jobs.submit(song(0, request_id="0")) is not done[0]
+    jobs.close()
+
+
+def test_the_oldest_finished_jobs_are_forgotten_by_bytes(models: FakeModels) -> None:
+    one_song = len(audio_of(song(1).request, "mix"))
+    jobs = Jobs(models.manager(), max_queue=9, kept_bytes=one_song)
+    done = [finished(jobs, jobs.submit(song(seed))) for seed in range(3)]
+    assert jobs.list() == [done[2]]
+    jobs.close()
+
+
+def test_a_song_larger_than_the_bound_is_kept_until_the_next(models: FakeModels) -> None:
+    jobs = Jobs(models.manager(), max_queue=9, kept_bytes=1)
+    done = finished(jobs, jobs.submit(song(1)))
+    assert jobs.list() == [done]
+    jobs.close()
+
+
+def test_jobs_that_wait_are_never_forgotten(held_models: FakeModels) -> None:
+    manager = held_models.manager()
+    manager.ensure_models_available()
+    jobs = Jobs(manager, max_queue=9, kept_jobs=1)
+    submitted = [jobs.submit(song(seed)) for seed in range(5)]
+    for job in submitted[1:3]:
+        jobs.cancel(job.id)
+    assert set(jobs.list()) == {submitted[0], *submitted[2:]}
+    jobs.close()
+
+
+def test_a_finished_job_lets_go_of_its_reference_audio(jobs: Jobs) -> None:
+    request = SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio"))
+    assert finished(jobs, jobs.submit(Job(request, "tiny"))).request.reference is None
+
+
+def test_close_ends_every_job_and_the_thread(held_models: FakeModels) -> None:
+    manager = held_models.manager()
+    manager.ensure_models_available()
+    jobs = Jobs(manager, max_queue=3)
+    running = jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    waiting = jobs.submit(song())
+    jobs.close()
+    assert (running.state, waiting.state) == ("failed", "failed")
+    assert not held_models.engine.alive
+    assert "jobs-dispatcher" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(Problem, match="stopping"):
+        jobs.submit(song())
+
+
+def test_close_while_the_models_are_downloaded_ends_the_job() -> None:
+    models = FakeModels(may_fetch=False)
+    manager = models.manager()
+    jobs = Jobs(manager, max_queue=3)
+    job = jobs.submit(song())
+    assert manager.models_downloading.wait(SECONDS)
+    jobs.close()
+    assert job.state == "failed"
+
+
+def test_waiting_ends_when_the_time_is_over(held_jobs: Jobs) -> None:
+    assert not held_jobs.wait(held_jobs.submit(song()), 0)

@@ -1,0 +1,113 @@
+"""Settings come from the environment, and a wrong one is named with what is allowed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.settings import RESERVED_THREADS, InvalidSettings, Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's environment holds is none of these tests' business."""
+    for name in os.environ:
+        if name.startswith(("YUE_", "AIP_")) or name == "PORT":
+            monkeypatch.delenv(name)
+
+
+def test_the_defaults_need_no_environment() -> None:
+    settings = read_settings()
+    assert (settings.model, settings.loading, settings.http_port) == ("tiny", "on_demand", 8080)
+    assert settings.wait_seconds == 3_600
+    assert settings.predict_route is None
+
+
+def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {
+        "YUE_MODEL": "owner/name@main",
+        "YUE_LOADING": "startup",
+        "YUE_WEIGHTS": str(tmp_path),
+        "YUE_DEVICE": "cuda:1",
+        "YUE_DTYPE": "bfloat16",
+        "YUE_MAX_QUEUE": "3",
+        "YUE_MAX_INSTANCES": "4",
+        "YUE_MAX_REQUEST_BYTES": "5000",
+        "YUE_THREADS": "20",
+        "YUE_WAIT_SECONDS": "1.5",
+        "PORT": "9000",
+        "AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2",
+        "AIP_PREDICT_ROUTE": "/v1/endpoints/1/deployedModels/2:predict",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert settings.model_dump(exclude={"aip_mode", "aip_http_port"}) == {
+        "model": "owner/name@main",
+        "loading": "startup",
+        "weights": tmp_path,
+        "device": "cuda:1",
+        "dtype": "bfloat16",
+        "max_queue": 3,
+        "max_instances": 4,
+        "max_request_bytes": 5_000,
+        "threads": 20,
+        "wait_seconds": 1.5,
+        "port": 9_000,
+        "health_route": "/v1/endpoints/1/deployedModels/2",
+        "predict_route": "/v1/endpoints/1/deployedModels/2:predict",
+    }
+    assert settings.max_waiters == 20 - RESERVED_THREADS
+
+
+def test_on_vertex_its_port_wins_and_the_wait_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_MODE", "PREDICTION")
+    monkeypatch.setenv("AIP_HTTP_PORT", "8081")
+    monkeypatch.setenv("PORT", "9000")
+    assert read_settings().http_port == 8081
+    assert read_settings().wait_seconds == 50
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YUE_MODEL", "")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "")
+    monkeypatch.setenv("AIP_HTTP_PORT", "")
+    assert read_settings() == Settings()
+    assert read_settings().model == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("YUE_MODEL", "no such model", "tiny, en-cot"),
+        ("YUE_LOADING", "sometimes", "on_demand or startup"),
+        ("YUE_WEIGHTS", "/no/such/folder", "a folder"),
+        ("YUE_DEVICE", "tpu", "cuda:N"),
+        ("YUE_DTYPE", "int8", "bfloat16"),
+        ("YUE_MAX_QUEUE", "0", "from 1 to 10000"),
+        ("YUE_WAIT_SECONDS", "nan", "from 0 to 3600"),
+        ("YUE_THREADS", "16", "from 17"),
+        ("YUE_MAX_REQUEST_BYTES", "1", "1024 or more"),
+        ("PORT", "http", "a port from 1 to 65535"),
+        ("AIP_HTTP_PORT", "70000", "a port from 1 to 65535"),
+        ("AIP_HEALTH_ROUTE", "health", "starts with /"),
+        ("AIP_PREDICT_ROUTE", "/<x>", "starts with /"),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{variable}: got '{value}'; allowed: ")
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_all_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("YUE_DTYPE", "x")
+    with pytest.raises(InvalidSettings, match=r"(?s)YUE_DTYPE: .*\nPORT: "):
+        read_settings()
