@@ -1,8 +1,9 @@
-"""The scripts that a newcomer starts: run_local.sh with a stand-in for the server."""
+"""The scripts that a newcomer starts: run_local.sh with a stand-in for the server and with the real one."""
 
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 from job_server import AUDIO
 
 ROOT = Path(__file__).parents[1]
 JOB_SERVER = Path(__file__).with_name("job_server.py")
 PATIENCE_S = 300  # an end to waiting where something is broken
+ENGINE_ENDS_S = 10  # it ends by itself when the server is gone
 
 
 @pytest.fixture
@@ -25,6 +28,12 @@ def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first song's server writes its weights."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -36,10 +45,10 @@ def temporary(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, port: int, temporary: Path) -> dict[str, str]:
+def environment(cache: Path, port: int, temporary: Path) -> dict[str, str]:
     """The real interpreter, an own port, own folders."""
     own = {"YUE_VENV": sys.prefix, "PORT": str(port), "TMPDIR": str(temporary), "YUE_MODEL": "tiny"}
-    return os.environ | own | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return os.environ | own | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def test_a_first_song_is_sung_and_the_server_stopped(played: dict[str, str], tmp
     assert f"{output}: 12.3 s" in done.stdout
     assert "noise, not music" in done.stdout and "YUE_MODEL=en-cot" in done.stdout
     assert not list(temporary.iterdir()), "the log of a good run is of no use"
-    assert_free(played)
+    assert_nothing_left(played)
 
 
 def test_output_is_taken_from_where_the_caller_stands(played: dict[str, str], tmp_path: Path) -> None:
@@ -121,14 +130,14 @@ def test_a_song_that_fails_gives_its_exit_code(environment: dict[str, str], tmp_
     done = run_local(environment | {"YUE_VENV": str(venv)}, "--output", str(tmp_path / "song.mp3"))
     assert done.returncode == 1
     assert "501" in done.stderr and "the song failed" in done.stderr
-    assert_free(environment)
+    assert_nothing_left(environment)
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ending_it_ends_the_server(way: signal.Signals, played: dict[str, str], tmp_path: Path) -> None:
     code = end_when(played, "until Ctrl-C", way, "--output", str(tmp_path / "song.mp3"))
     assert code == 128 + way
-    assert_free(played)
+    assert_nothing_left(played)
 
 
 def test_ctrl_c_during_the_song_ends_everything(environment: dict[str, str], tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_ctrl_c_during_the_song_ends_everything(environment: dict[str, str], tmp
     output = tmp_path / "song.mp3"
     code = end_when(environment | {"YUE_VENV": str(venv)}, "singing section", signal.SIGINT, "--output", str(output))
     assert code == 128 + signal.SIGINT
-    assert_free(environment)
+    assert_nothing_left(environment)
     assert not output.exists()
 
 
@@ -227,10 +236,40 @@ def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, pr
     assert not broken or broken in done.stderr
 
 
-def assert_free(environment: dict[str, str]) -> None:
-    """Nothing listens any more."""
+def test_the_real_server_sings_end_to_end(environment: dict[str, str], tmp_path: Path, temporary: Path) -> None:
+    output = tmp_path / "song.mp3"
+    done = run_local(environment, "--once", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    song = soundfile.info(output)
+    assert (song.format, song.samplerate, song.channels) == ("MP3", 44_100, 1)
+    told_seconds = float(done.stdout.split(f"{output}: ")[1].split(" s")[0])
+    assert told_seconds > 3
+    assert song.duration == pytest.approx(told_seconds, abs=0.2)
+    assert_nothing_left(environment)
+
+
+def test_ctrl_c_during_a_real_song_ends_the_engine_too(environment: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "song.mp3"
+    assert end_when(environment, "singing section", signal.SIGINT, "--output", str(output)) == 128 + signal.SIGINT
+    assert_nothing_left(environment)
+    assert not output.exists()
+
+
+def assert_nothing_left(environment: dict[str, str]) -> None:
+    """Nothing listens any more, and no process lives (or goes on living) that the script brought about."""
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(environment["PORT"]))) != 0, "the server is still there"
+    own = f"TMPDIR={environment['TMPDIR']}".encode()
+    for process in Path("/proc").glob("[0-9]*"):  # where there is no /proc the port has to do
+        try:
+            left = own in (process / "environ").read_bytes().split(b"\0")
+            ending = os.pidfd_open(int(process.name)) if left else None
+        except (OSError, ProcessLookupError):  # ended meanwhile, or another user's
+            continue
+        if ending is not None:
+            ended, _, _ = select.select([ending], [], [], ENGINE_ENDS_S)
+            os.close(ending)
+            assert ended, f"process {process.name} is left behind"
 
 
 def _python() -> str:
