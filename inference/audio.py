@@ -213,6 +213,8 @@ TAGS = ("title", "artist", "comment", "software", "date", "genre")
 def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, str]) -> bytes:
     """The mono waveform (samples,) as the bytes of a file that decodes to as many samples, clipped to ±0.99.
 
+    LAME keeps 3 % of headroom, so an MP3 is 0.26 dB quieter than the other formats.
+
     `tags` may hold the names in TAGS, in ASCII. All formats keep all of them, but for `software`: MP3 names its
     encoder there instead, and the others add the library's name to it. Put into `comment` what must be kept.
     """

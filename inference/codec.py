@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn.utils.parametrize import remove_parametrizations
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
@@ -240,8 +241,8 @@ def _semantic_config(path: Path) -> HubertConfig:
         raise CheckpointError(path, "is no JSON object")
     try:
         config = HubertConfig(**_architecture(content))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(path, f"is no HuBERT config ({error})") from error
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise CheckpointError(path, f"is no HuBERT config ({' '.join(str(error).split())})") from error
     hop = math.prod(config.conv_stride)
     if hop != CODEC_HOP:
         raise CheckpointError(path, f"conv_stride makes {hop} samples a frame, allowed: {CODEC_HOP}")
