@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     def _is_a_folder(cls, weights: Path | None) -> Path | None:
         if weights is not None and not weights.is_dir():
             raise ValueError("no such folder")
-        return weights
+        return weights and weights.resolve()  # processes of ours start in another folder
 
     @property
     def http_port(self) -> int:

@@ -141,7 +141,7 @@ class FakeModels:
         self.start_errors: list[YueError] = []  # each ends one start
         self.fetches: list[FakeFetch] = []
         self.engines: list[FakeEngine] = []
-        self._may_sing = may_sing
+        self.may_sing = may_sing  # of engines to come
         if may_fetch:
             self.may_fetch.set()
 
@@ -159,7 +159,7 @@ class FakeModels:
         on_loading("stage1")
         if self.start_errors:
             raise self.start_errors.pop(0)
-        self.engines.append(FakeEngine(self._may_sing))
+        self.engines.append(FakeEngine(self.may_sing))
         return self.engine
 
     def manager(self, model: str = "tiny") -> ModelManager:

@@ -1,0 +1,349 @@
+"""The HTTP routes: JSON in, songs out.
+
+It knows nothing of how songs are made or models are loaded: `serving/jobs.py` and `model_manager.py` do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+from flask import Flask, Response, g, jsonify, request, send_file
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from inference import catalog
+from inference.catalog import Model, ModelFiles
+from inference.download import DownloadProcess, cache_folder
+from inference.song import MIME_TYPES
+from inference.worker import EngineProcess
+from model_manager import ERROR, NOT_LOADED, READY, Engine, Fetch, ModelManager
+from serving import schemas
+from serving.jobs import SUCCEEDED, Job, Jobs
+from serving.problems import Problem, conflict, not_found, problem_of
+from serving.schemas import Download, JobOperation, ModelsOperation, Order
+from serving.settings import STARTUP, Settings, read_settings
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+SERVICES = "yue"  # where create_app leaves the Services in app.extensions
+
+
+def create_app(
+    settings: Settings | None = None, manager: ModelManager | None = None, jobs: Jobs | None = None
+) -> Flask:
+    """The server as a WSGI app. What is not passed in is made from the settings, and those from the environment."""
+    settings = settings or read_settings()
+    manager = manager or make_manager(settings)
+    jobs = jobs or Jobs(manager, settings.max_queue)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions[SERVICES] = services = Services(settings, manager, jobs)
+    _add_routes(app, services)
+    app.before_request(_start_clock)
+    app.after_request(_log_request)
+    app.register_error_handler(Exception, _problem_response)
+    if settings.loading == STARTUP:
+        manager.start()
+    return app
+
+
+def close_app(app: Flask) -> None:
+    """End what the app has begun: its songs, its models, its threads."""
+    app.extensions[SERVICES].jobs.close()
+
+
+def make_manager(settings: Settings) -> ModelManager:
+    """The real one: downloads and the engine in processes of their own."""
+
+    def fetch(model: Model) -> Fetch:
+        return DownloadProcess(model, cache_folder(), settings.weights)
+
+    def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
+        return EngineProcess.start(files, settings.device, settings.dtype, on_loading)
+
+    return ModelManager(catalog.find(settings.model), fetch, start_engine)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A song that an instance of a request waits for."""
+
+    job: Job
+    wait_seconds: float
+
+
+View = Callable[..., ResponseReturnValue]
+Wanted = Order | JobOperation | ModelsOperation | Problem  # an instance, read
+Outcome = Pending | dict[str, object] | Problem  # an instance, begun
+
+
+class Services:
+    """What the routes work with, and the routes themselves."""
+
+    def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs) -> None:
+        self.settings, self.manager, self.jobs = settings, manager, jobs
+        self._seats = threading.Semaphore(settings.max_waiters)
+
+    def health(self) -> tuple[Response, int]:
+        """Whether requests may be sent here."""
+        models = self.manager.status()
+        if self.settings.loading == STARTUP and models["status"] == NOT_LOADED:  # its engine ended: get another
+            self.manager.start()
+            models = self.manager.status()
+        if self.settings.loading != STARTUP or models["status"] == READY:
+            return jsonify(status="healthy", models=models), 200
+        status = "unhealthy" if models["status"] == ERROR else "starting"
+        return jsonify(status=status, models=models), 503
+
+    def models_status(self) -> Response:
+        """Where the models are."""
+        return jsonify(self.manager.status())
+
+    def download_models(self) -> tuple[Response, int]:
+        """Get a model ready."""
+        body, done = self._download(schemas.read(Download, _read_json(empty={})))
+        return jsonify(body), 200 if done else 202
+
+    def predict(self) -> Response:
+        """Sing each instance."""
+        instances, parameters = schemas.read_body(_read_json(), self.settings.max_instances)
+        wanted = [self._read(instance, parameters) for instance in instances]
+        as_audio = self._wants_audio(wanted)
+        began = time.monotonic()
+        outcomes = [self._begin(each) for each in wanted]
+        self._wait(outcomes, began)
+        if as_audio and isinstance(outcomes[0], Pending):
+            return _audio_response(outcomes[0].job)
+        return _predictions_response([_answer(outcome, index) for index, outcome in enumerate(outcomes)])
+
+    def list_jobs(self) -> Response:
+        """All jobs, the newest first."""
+        return jsonify(jobs=[schemas.job_view(job) for job in self.jobs.list()])
+
+    def show_job(self, job_id: str) -> Response:
+        """One job."""
+        return jsonify(schemas.job_view(self.jobs.get(job_id)))
+
+    def cancel_job(self, job_id: str) -> Response:
+        """Cancel one job."""
+        return jsonify(schemas.job_view(self.jobs.cancel(job_id)))
+
+    def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
+        """One track of a finished song, or the range of it that was asked for."""
+        job = self.jobs.get(job_id)
+        song = job.song
+        if not job.finished:
+            raise conflict(f"job {job_id} is {job.state}; its audio is here when it has succeeded", job_id=job_id)
+        if song is None:
+            raise not_found(f"job {job_id} was {job.state}; it has no audio", job_id=job_id)
+        names = [f"{name}.{song.format}" for name in song.audio]
+        name = f"{track}.{audio_format}"
+        if name not in names:
+            raise not_found(f"job {job_id} has no {name}; it has {', '.join(names)}", job_id=job_id, allowed=names)
+        return send_file(
+            BytesIO(song.audio[track]),
+            MIME_TYPES[song.format],
+            download_name=f"song-{job_id}-{name}",
+            conditional=True,
+            etag=f"{job_id}-{track}",
+        )
+
+    def _read(self, instance: object, parameters: dict[str, object]) -> Wanted:
+        try:
+            if schemas.is_job_operation(instance):
+                return schemas.read(JobOperation, instance)
+            if schemas.is_models_operation(instance):
+                return schemas.read(ModelsOperation, instance)
+            return schemas.read_order(instance, parameters, self.manager.model)
+        except Exception as error:
+            return problem_of(error)
+
+    def _wants_audio(self, wanted: list[Wanted]) -> bool:
+        """Whether the client would rather have the song's bytes than JSON. Raises Problem where it can have neither."""
+        offered = [JSON, "application/problem+json"]
+        only = wanted[0]
+        if len(wanted) == 1 and isinstance(only, Order):
+            offered.append(MIME_TYPES[only.request.format])
+        if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result":
+            offered.append(MIME_TYPES[self.jobs.get(only.job_id).request.format])
+        if isinstance(only, Problem) and len(wanted) == 1:  # it is answered as a problem, whatever was accepted
+            return False
+        best = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else JSON
+        if best is None:
+            detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}"
+            raise Problem(406, "not-acceptable", detail, {"allowed": offered})
+        return best.startswith("audio/")
+
+    def _begin(self, wanted: Wanted) -> Outcome:
+        """Do what an instance asks for, as far as it can be done without waiting for a song."""
+        try:
+            match wanted:
+                case Order():
+                    return self._submit(wanted)
+                case JobOperation(operation="result"):
+                    return Pending(self.jobs.get(wanted.job_id), 0)
+                case JobOperation(operation="status"):
+                    return schemas.job_view(self.jobs.get(wanted.job_id))
+                case JobOperation(operation="cancel"):
+                    return schemas.job_view(self.jobs.cancel(wanted.job_id))
+                case ModelsOperation(operation=schemas.MODELS_STATUS):
+                    return self.manager.status()
+                case ModelsOperation():
+                    return self._download(wanted)[0]
+                case Problem():
+                    return wanted
+        except Exception as error:
+            return problem_of(error)
+        raise AssertionError(f"no answer to {wanted!r}")
+
+    def _submit(self, order: Order) -> Pending:
+        job = Job(order.request, self.manager.model.name, order.warnings, order.request_id, order.fingerprint)
+        wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
+        return Pending(self.jobs.submit(job), wait_seconds)
+
+    def _wait(self, outcomes: list[Outcome], began: float) -> None:
+        """Give each song its time, counted from the start of the request."""
+        with self._seat() as seated:
+            for outcome in outcomes:
+                if seated and isinstance(outcome, Pending):
+                    self.jobs.wait(outcome.job, max(0.0, began + outcome.wait_seconds - time.monotonic()))
+
+    def _download(self, wanted: Download) -> tuple[dict[str, object], bool]:
+        """The answer to a download, and whether the model is ready."""
+        outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
+        if wanted.wait and not outcome.done():
+            with self._seat() as seated:
+                wait([outcome], self.settings.wait_seconds if seated else 0)
+        if not outcome.done():
+            message = "Models are being downloaded and loaded; /models/status tells how far they are"
+            return {"status": "accepted", "message": message, "models": self.manager.status()}, False
+        outcome.result()
+        return {
+            "status": "success",
+            "message": "Models downloaded and loaded",
+            "models": self.manager.status(),
+        }, True
+
+    @contextmanager
+    def _seat(self) -> Iterator[bool]:
+        """Whether this request may wait: some threads are never given to those who do, so that /health has one."""
+        seated = self._seats.acquire(blocking=False)
+        try:
+            yield seated
+        finally:
+            if seated:
+                self._seats.release()
+
+
+def _add_routes(app: Flask, services: Services) -> None:
+    """Each path and method once. Vertex AI names paths of its own, which may be ours already, or each other."""
+    settings = services.settings
+    either = ("GET", "POST")
+    table: list[tuple[str | None, tuple[str, ...], View]] = [
+        ("/predict", ("POST",), services.predict),
+        (settings.predict_route, ("POST",), services.predict),
+        ("/health", either, services.health),
+        (settings.health_route, either, services.health),
+        ("/models/status", either, services.models_status),
+        ("/download-models", ("POST",), services.download_models),
+        ("/jobs", either, services.list_jobs),
+        ("/jobs/<job_id>", either, services.show_job),
+        ("/jobs/<job_id>", ("DELETE",), services.cancel_job),
+        ("/jobs/<job_id>/audio/<track>.<audio_format>", either, services.job_audio),
+    ]
+    views: dict[tuple[str, str], View] = {}
+    for path, methods, view in table:
+        for method in methods if path else ():
+            views.setdefault((str(path), method), view)
+    for (path, method), view in views.items():
+        app.add_url_rule(path, f"{method} {path}", view, methods=[method])
+
+
+def _read_json(empty: object = None) -> object:
+    """The body. Raises Problem where it is no JSON; `empty` stands for an empty one where that is allowed."""
+    try:
+        body = request.get_data(cache=False)
+    except RequestEntityTooLarge as error:
+        limit = request.max_content_length
+        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
+        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    if not body and empty is not None:
+        return empty
+    if not request.is_json:
+        raise UnsupportedMediaType(f"Content-Type: got {request.mimetype!r}; allowed: {JSON}")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "invalid-json", f"the body is no JSON: {error}") from error
+
+
+def _answer(outcome: Outcome, index: int) -> dict[str, object] | Problem:
+    match outcome:
+        case Pending(job) if job.error:
+            problem = problem_of(job.error).having(job_id=job.id)
+        case Pending(job):
+            return schemas.prediction(job)
+        case Problem():
+            problem = outcome
+        case _:
+            return outcome
+    return problem.having(instance=f"{request.path}#/instances/{index}")
+
+
+def _predictions_response(answers: list[dict[str, object] | Problem]) -> Response:
+    """One prediction for each instance, in their order. Raises Problem where not even one of them went well."""
+    problems = [answer for answer in answers if isinstance(answer, Problem)]
+    if len(problems) < len(answers):
+        return jsonify(predictions=[{"error": a.as_dict()} if isinstance(a, Problem) else a for a in answers])
+    if len(problems) == 1:
+        raise problems[0]
+    statuses = {problem.status for problem in problems}
+    worst = max(statuses)
+    status = worst if len(statuses) == 1 or worst >= 500 else 400
+    headers = {name: value for problem in problems for name, value in problem.headers.items()}
+    detail = f"none of the {len(problems)} instances could be sung"
+    members = {"errors": [problem.as_dict() for problem in problems]}
+    raise Problem(status, "all-instances-failed", detail, members, headers)
+
+
+def _audio_response(job: Job) -> Response:
+    """The song's first track as it is; what there is to say of it is in the headers."""
+    if job.error:
+        raise problem_of(job.error).having(job_id=job.id)
+    if job.state != SUCCEEDED or job.song is None:
+        response = jsonify(schemas.job_view(job))
+        response.status_code = 202
+        response.headers["Location"] = f"/jobs/{job.id}"
+        return response
+    song = job.song
+    audio = next(iter(song.audio.values()))
+    response = send_file(BytesIO(audio), MIME_TYPES[song.format], True, f"song-{job.id}.{song.format}")
+    response.headers["X-Job-Id"] = job.id
+    response.headers["X-Seed"] = str(song.seed)
+    return response
+
+
+def _problem_response(error: Exception) -> Response:
+    problem = problem_of(error)
+    place = str(problem.members.get("instance", ""))
+    return problem.having(instance=request.path + place.removeprefix(request.path)).response()
+
+
+def _start_clock() -> None:
+    g.began = time.monotonic()
+
+
+def _log_request(response: Response) -> Response:
+    milliseconds = 1_000 * (time.monotonic() - g.began)
+    log.info("%s %s %d %.0f ms", request.method, request.path, response.status_code, milliseconds)
+    return response

@@ -1,0 +1,389 @@
+"""What a request may hold and how an answer looks: JSON in, SongRequest out; job in, JSON out.
+
+It knows nothing of routes, queues or models' lives.
+
+A prediction (`prediction`) of a finished song:
+
+    job_id, status: "succeeded", seed, model, warnings, progress, cancel_requested, request_id, created_at, started_at,
+                        finished_at
+    audio               the first track asked for, base64
+    mime_type, format, sample_rate, duration_seconds
+    tracks              track -> {"mime_type", "bytes", "url", "audio"}, in the order asked for;
+                        the first has no "audio" of its own: it is the prediction's
+    segments            [{"tag", "start_seconds", "end_seconds"}, …]
+    timings             stage -> seconds
+
+A song that is not finished has the first three lines only, with `status` "queued" or "running"; one that failed or
+was cancelled has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from inference import catalog, lyrics
+from inference.audio import read_reference
+from inference.catalog import Model
+from inference.errors import InvalidField
+from inference.song import MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, Song, SongRequest
+from serving.jobs import FINISHED, SUCCEEDED, Job
+from serving.problems import Problem, invalid, problem_of
+from serving.settings import LONGEST_WAIT_SECONDS
+
+LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
+DRAWN_SEEDS = 2**32  # short enough to be typed again
+LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
+JOB_OPERATIONS = ("status", "result", "cancel")
+SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
+MODELS_STATUS, DOWNLOAD_MODELS = "models/status", "download-models"
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number, and some clients write 3 as 3.0: that is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _number(low: float, high: float, what: str = "a number") -> Any:
+    return Field(None, ge=low, le=high, description=f"{what} from {low} to {high}")
+
+
+def _whole_number(low: int, high: int) -> Any:
+    return _number(low, high, "a whole number")
+
+
+class _Strict(BaseModel):
+    """Unknown names are refused, "3" is not a number, true is not 1, and NaN is nothing.
+
+    A field's description says what is allowed; the error repeats it. null is the same as leaving a field out.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+
+class ReferenceFields(_Strict):
+    """Audio whose style is continued: one file, or the two tracks of one."""
+
+    audio: str | None = Field(None, description="an audio file, base64")
+    vocal: str | None = Field(None, description="an audio file, base64, together with instrumental")
+    instrumental: str | None = Field(None, description="an audio file, base64, together with vocal")
+    start_seconds: float | None = Field(None, description="a number of seconds within the file")
+    end_seconds: float | None = Field(None, description="a number of seconds after start_seconds")
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> ReferenceFields:
+        try:
+            read_reference(self.as_reference())
+        except InvalidField as error:
+            raise _wrapped(error) from error
+        return self
+
+    def as_reference(self) -> Reference:
+        """The audio itself."""
+        start = 0.0 if self.start_seconds is None else self.start_seconds
+        return Reference(
+            mix=_decoded("reference.audio", self.audio),
+            vocal=_decoded("reference.vocal", self.vocal),
+            instrumental=_decoded("reference.instrumental", self.instrumental),
+            start_seconds=start,
+            end_seconds=start + REFERENCE_SECONDS if self.end_seconds is None else self.end_seconds,
+        )
+
+
+class Parameters(_Strict):
+    """The defaults for all instances of a request. What is None is left to SongRequest's own defaults."""
+
+    genres: str | None = Field(
+        None, min_length=1, max_length=LONGEST_GENRES, description=f"text of 1 to {LONGEST_GENRES} characters"
+    )
+    lyrics: str | None = Field(None, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
+    segments: Whole | None = _whole_number(1, 100)
+    seed: Whole | None = _whole_number(0, LARGEST_SEED)
+    max_new_tokens: Whole | None = _whole_number(100, 6_000)
+    temperature: float | None = _number(0, 2)
+    top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, up to 1")
+    top_k: Whole | None = _whole_number(0, 1_024)
+    repetition_penalty: float | None = _number(1, 2)
+    guidance_scale: list[Annotated[float, Field(ge=1, le=10)]] | None = Field(
+        None, min_length=2, max_length=2, description="a number from 1 to 10, or two: first section, later ones"
+    )
+    format: Literal["mp3", "wav", "flac", "ogg"] | None = Field(None, description=", ".join(MIME_TYPES))
+    tracks: list[Literal["mix", "vocal", "instrumental"]] | None = Field(
+        None, min_length=1, description=f"a list of {', '.join(TRACK_NAMES)}, each at most once"
+    )
+    wait_seconds: float | None = _number(0, LONGEST_WAIT_SECONDS)
+    request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$", description="1 to 128 visible ASCII characters")
+    reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
+    model: str | None = Field(None, description="the name of the model that is loaded")
+
+    @field_validator("guidance_scale", mode="before")
+    @classmethod
+    def _one_sets_both(cls, scale: object) -> object:
+        return [scale, scale] if isinstance(scale, int | float) else scale
+
+    @field_validator("tracks")
+    @classmethod
+    def _no_doubles(cls, tracks: list[str] | None) -> list[str] | None:
+        if tracks and len(set(tracks)) < len(tracks):
+            raise ValueError("a track is named twice")
+        return tracks
+
+
+class Instance(Parameters):
+    """One song that is asked for."""
+
+    genres: str = Field(
+        min_length=1, max_length=LONGEST_GENRES, description=f"text of 1 to {LONGEST_GENRES} characters"
+    )
+    lyrics: str = Field(max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
+
+    @field_validator("lyrics")
+    @classmethod
+    def _can_be_sung(cls, text: str) -> str:
+        try:
+            lyrics.parse(text)
+        except InvalidField as error:
+            raise _wrapped(error) from error
+        return text
+
+
+class JobOperation(_Strict):
+    """Something done to a job through /predict."""
+
+    job_id: str = Field(description="the id of a job")
+    operation: Literal["status", "result", "cancel"] = Field(description=", ".join(JOB_OPERATIONS))
+
+
+class Download(_Strict):
+    """What /download-models takes. Without `model` and `revision`: the model that is set up."""
+
+    model: str | None = Field(None, description="the name of a model")
+    revision: str | None = Field(None, pattern=r"^[\w./-]{1,200}$", description="a branch, tag or commit of the model")
+    force: bool = Field(False, description="true or false")
+    wait: bool = Field(True, description="true or false")
+
+
+class ModelsOperation(Download):
+    """Something done to the models through /predict."""
+
+    operation: Literal["models/status", "download-models"] = Field(description=f"{MODELS_STATUS}, {DOWNLOAD_MODELS}")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A song instance, proved: what to sing, and how the client wants to be answered."""
+
+    request: SongRequest
+    wait_seconds: float | None
+    request_id: str | None
+    model: str | None
+    warnings: tuple[str, ...]
+    fingerprint: str  # the same for the same instance, whatever was drawn
+
+
+def read(schema: type[Schema], raw: object) -> Schema:
+    """`raw` as the schema has it. Raises Problem, which names every field that is wrong."""
+    if not isinstance(raw, Mapping):
+        raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise invalid(_mistakes(schema, error)) from error
+
+
+def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str, object]]:
+    """The instances and the parameters of a /predict body. Raises Problem."""
+    if not isinstance(body, Mapping):
+        raise Problem(400, "invalid-request", f"got {type(body).__name__}; allowed: a JSON object with instances")
+    unknown = [
+        InvalidField(name, body[name], "instances, parameters") for name in body.keys() - {"instances", "parameters"}
+    ]
+    if unknown:
+        raise invalid(unknown)
+    instances = body.get("instances")
+    if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
+        got = f"{len(instances)} instances" if isinstance(instances, list) else instances
+        raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
+    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"])
+    try:
+        read(Parameters, parameters)
+    except Problem as problem:
+        raise problem.having(instance="#/parameters") from problem
+    return instances, parameters
+
+
+def is_job_operation(instance: object) -> bool:
+    """Whether an instance speaks of a job that exists already."""
+    return isinstance(instance, Mapping) and "job_id" in instance
+
+
+def is_models_operation(instance: object) -> bool:
+    """Whether an instance speaks of the models."""
+    return isinstance(instance, Mapping) and "operation" in instance and "job_id" not in instance
+
+
+def read_order(instance: object, parameters: Mapping[str, object], model: Model) -> Order:
+    """A song instance, with the parameters where it says nothing. Raises Problem and YueError."""
+    if not isinstance(instance, Mapping):
+        raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
+    read_from = {**parameters, **_without_nulls(instance)}
+    wanted = read(Instance, read_from)
+    _check_model(wanted.model, model)
+    seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed
+    given: dict[str, Any] = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name, None)) is not None}
+    if wanted.guidance_scale:
+        given["guidance_scale"] = tuple(wanted.guidance_scale)
+    if wanted.tracks:
+        given["tracks"] = tuple(wanted.tracks)
+    if wanted.reference:
+        given["reference"] = wanted.reference.as_reference()
+    request = SongRequest(**{**given, "seed": seed})
+    warnings = _warnings(request, model)
+    return Order(request, wanted.wait_seconds, wanted.request_id, wanted.model, warnings, _fingerprint(wanted))
+
+
+def job_view(job: Job) -> dict[str, object]:
+    """A job as it is now, without its audio."""
+    state = job.state  # read first: what it promises was set before it
+    view: dict[str, object] = {
+        "job_id": job.id,
+        "status": state,
+        "request_id": job.request_id,
+        "model": job.model,
+        "seed": job.request.seed,
+        "warnings": list(dict.fromkeys((*job.warnings, *(job.song.warnings if job.song else ())))),
+        "created_at": _timestamp(job.created_at),
+        "started_at": _timestamp(job.started_at),
+        "finished_at": _timestamp(job.finished_at),
+        "progress": asdict(job.progress) if job.progress else None,
+        "cancel_requested": job.cancel_requested,
+    }
+    if state == SUCCEEDED and job.song:
+        return {**view, **_song_view(job.id, job.song)}
+    if state in FINISHED and job.error:
+        return {**view, "error": problem_of(job.error).as_dict()}
+    return view
+
+
+def prediction(job: Job) -> dict[str, object]:
+    """A job as it is now, with the audio if it is done."""
+    view = job_view(job)
+    if view["status"] != SUCCEEDED or not job.song:
+        return view
+    first, *others = job.song.audio
+    tracks: Any = view["tracks"]
+    for name in others:
+        tracks[name]["audio"] = _base64(job.song.audio[name])
+    return {**view, "audio": _base64(job.song.audio[first])}
+
+
+def audio_path(job_id: str, track: str, audio_format: str) -> str:
+    """Where one track of a job is served."""
+    return f"/jobs/{job_id}/audio/{track}.{audio_format}"
+
+
+def _song_view(job_id: str, song: Song) -> dict[str, object]:
+    mime_type = MIME_TYPES[song.format]
+    return {
+        "mime_type": mime_type,
+        "format": song.format,
+        "sample_rate": song.sample_rate,
+        "duration_seconds": song.duration_seconds,
+        "tracks": {
+            name: {"mime_type": mime_type, "bytes": len(audio), "url": audio_path(job_id, name, song.format)}
+            for name, audio in song.audio.items()
+        },
+        "segments": [asdict(span) for span in song.segments],
+        "timings": dict(song.timings),
+    }
+
+
+def _check_model(name: str | None, model: Model) -> None:
+    """A song is sung by the model that is here: one song never makes the server load another."""
+    if name is not None and name != model.name:
+        catalog.find(name)
+        raise InvalidField("model", name, f"{model.name}; another model is loaded by {DOWNLOAD_MODELS} first")
+
+
+def _warnings(request: SongRequest, model: Model) -> tuple[str, ...]:
+    parsed = lyrics.parse(request.lyrics)
+    warnings = list(parsed.warnings)
+    if request.segments and request.segments > len(parsed.sections):
+        warnings.append(f"segments: {request.segments} were asked for, the lyrics have {len(parsed.sections)}")
+    if request.reference and not model.takes_reference:
+        warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
+    return tuple(warnings)
+
+
+def _fingerprint(wanted: Instance) -> str:
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds"})
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _mistakes(schema: type[BaseModel], error: ValidationError) -> list[InvalidField]:
+    """One for each field: of a list's several wrong elements, the first."""
+    mistakes: dict[str, InvalidField] = {}
+    for details in error.errors(include_url=False):
+        mistake = _mistake(schema, details)
+        mistakes.setdefault(mistake.field, mistake)
+    return list(mistakes.values())
+
+
+def _mistake(schema: type[BaseModel], details: Any) -> InvalidField:
+    """pydantic's error in our words: the field's description is what is allowed."""
+    if details["type"] == "wrapped":
+        wrapped = details["ctx"]["error"]
+        assert isinstance(wrapped, InvalidField)
+        return wrapped
+    path = [part for part in details["loc"] if isinstance(part, str)]
+    fields = ReferenceFields.model_fields if path[0] == "reference" and len(path) > 1 else schema.model_fields
+    field = ".".join(path)
+    if details["type"] == "extra_forbidden":
+        return InvalidField(field, details["input"], f"only the fields {', '.join(fields)}")
+    allowed = fields[path[-1]].description or ""
+    if details["type"] == "missing":
+        return InvalidField(field, None, f"{allowed} (required)")
+    return InvalidField(field, details["input"], allowed)
+
+
+def _wrapped(error: InvalidField) -> PydanticCustomError:
+    """An error of ours on its way through pydantic, which goes on to collect the others."""
+    return PydanticCustomError("wrapped", "see error", {"error": error})
+
+
+def _decoded(field: str, text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)  # `base64 song.mp3` breaks its lines
+    except (binascii.Error, ValueError) as error:
+        raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
+
+
+def _base64(audio: bytes) -> str:
+    return base64.b64encode(audio).decode("ascii")
+
+
+def _without_nulls(fields: object) -> Any:
+    return (
+        {name: value for name, value in fields.items() if value is not None} if isinstance(fields, Mapping) else fields
+    )
+
+
+def _timestamp(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="milliseconds") if moment else None

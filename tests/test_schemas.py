@@ -1,0 +1,283 @@
+"""What a request may hold, and that a mistake is named with its field, value and what is allowed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from inference import catalog
+from inference.errors import UnknownModel
+from inference.song import SectionSpan, Song, SongRequest
+from serving import schemas
+from serving.jobs import CANCELLED, SUCCEEDED, Job
+from serving.problems import Problem, problem_of
+from serving.schemas import Download, JobOperation, Order
+from tests.fakes import INSTANCE, LYRICS
+
+TINY = catalog.find("tiny")
+
+
+def order(parameters: dict[str, object] | None = None, **fields: object) -> Order:
+    return schemas.read_order({**INSTANCE, **fields}, parameters or {}, TINY)
+
+
+def refused(**fields: object) -> dict[str, Any]:
+    """The problem that an instance with these fields is."""
+    with pytest.raises(Exception) as caught:
+        order(**fields)
+    problem = problem_of(caught.value).as_dict()
+    json.dumps(problem, allow_nan=False)
+    assert problem["status"] == 400, problem
+    return problem
+
+
+def reference_audio(seconds: float = 2.0) -> str:
+    file = io.BytesIO()
+    tone = np.sin(np.arange(int(16_000 * seconds)) * 0.1) * 0.5
+    soundfile.write(file, tone, 16_000, format="WAV")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_the_defaults_are_the_songs_own() -> None:
+    request = order(seed=5).request
+    assert request == SongRequest("pop", LYRICS, 5)
+
+
+def test_every_field_reaches_the_song() -> None:
+    fields = {
+        "segments": 1,
+        "seed": 2**53 - 1,
+        "max_new_tokens": 100,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 0,
+        "repetition_penalty": 1,
+        "guidance_scale": [2, 1],
+        "format": "wav",
+        "tracks": ["vocal", "mix"],
+    }
+    request = order(**fields).request
+    for name, value in fields.items():
+        assert getattr(request, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_one_guidance_scale_sets_both() -> None:
+    assert order(guidance_scale=3).request.guidance_scale == (3, 3)
+
+
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    segments = order(segments=2.0).request.segments
+    assert segments == 2 and isinstance(segments, int)
+
+
+def test_null_is_the_same_as_leaving_a_field_out() -> None:
+    assert order({"top_k": 7}, top_k=None, seed=1, reference=None).request == SongRequest("pop", LYRICS, 1, top_k=7)
+
+
+def test_a_seed_is_drawn_when_none_is_given() -> None:
+    seeds = {order().request.seed for _ in range(5)}
+    assert len(seeds) == 5
+    assert all(0 <= seed < schemas.DRAWN_SEEDS for seed in seeds)
+
+
+def test_parameters_are_the_defaults_of_an_instance() -> None:
+    request = order({"genres": "rock", "top_k": 7, "seed": 1}, top_k=9).request
+    assert (request.genres, request.top_k, request.seed) == ("pop", 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("genres", ""),
+        ("genres", 3),
+        ("genres", "x" * 1_001),
+        ("genres", "half a pair \ud800"),
+        ("lyrics", "[verse]\n" + "x" * 20_000),
+        ("segments", 0),
+        ("segments", "3"),
+        ("segments", True),
+        ("segments", 1.5),
+        ("seed", -1),
+        ("seed", 2**53),
+        ("seed", float("inf")),
+        ("max_new_tokens", 99),
+        ("max_new_tokens", 6_001),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", float("nan")),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", 1_025),
+        ("repetition_penalty", 0.9),
+        ("guidance_scale", 0.5),
+        ("guidance_scale", True),
+        ("guidance_scale", "2"),
+        ("guidance_scale", []),
+        ("guidance_scale", [1, 2, 3]),
+        ("guidance_scale", [1, 11]),
+        ("format", "aac"),
+        ("tracks", []),
+        ("tracks", ["mix", "mix"]),
+        ("tracks", ["drums"]),
+        ("tracks", "mix"),
+        ("wait_seconds", -1),
+        ("wait_seconds", 3_601),
+        ("request_id", ""),
+        ("request_id", "has white space"),
+        ("request_id", "x" * 129),
+        ("reference", "audio"),
+        ("model", 3),
+        ("lyric", "a misspelt field"),
+    ],
+)
+def test_a_wrong_value_is_named(field: str, value: object) -> None:
+    problem = refused(**{field: value})
+    assert problem["field"] == field
+    assert problem["allowed"]
+    assert problem["detail"].startswith(f"{field}: got ")
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(Problem, match=r"lyrics: .*required"):
+        schemas.read_order({"genres": "pop"}, {}, TINY)
+
+
+def test_every_wrong_field_is_listed() -> None:
+    problem = refused(top_p=2, seed=-1, lyrics="no tag")
+    assert {error["field"] for error in problem["errors"]} == {"top_p", "seed", "lyrics"}
+    assert "3 fields are wrong" in problem["detail"]
+
+
+def test_a_mistake_in_the_lyrics_names_its_line() -> None:
+    problem = refused(lyrics="\nwords before any tag\n[verse]\nla")
+    assert (problem["field"], problem["line"]) == ("lyrics", 2)
+
+
+def test_more_segments_than_sections_is_a_warning() -> None:
+    assert "segments" in " ".join(order(segments=9).warnings)
+    assert not order(segments=2).warnings
+
+
+def test_warnings_about_the_lyrics_are_passed_on() -> None:
+    assert order(lyrics="[intro]\nla").warnings
+
+
+def test_reference_audio_is_read() -> None:
+    audio = reference_audio()
+    reference = order(reference={"audio": audio, "end_seconds": 1.5}).request.reference
+    assert reference is not None
+    assert reference.mix == base64.b64decode(audio)
+    assert (reference.start_seconds, reference.end_seconds) == (0.0, 1.5)
+
+
+def test_reference_audio_may_be_broken_into_lines() -> None:
+    audio = reference_audio()
+    lines = "\n".join(audio[start : start + 76] for start in range(0, len(audio), 76))
+    reference = order(reference={"audio": lines}).request.reference
+    assert reference is not None and reference.mix == base64.b64decode(audio)
+
+
+@pytest.mark.parametrize(
+    ("reference", "field"),
+    [
+        ({}, "reference.audio"),
+        ({"audio": "*"}, "reference.audio"),
+        ({"audio": "bm8gYXVkaW8="}, "reference.audio"),
+        ({"vocal": reference_audio()}, "reference.instrumental"),
+        ({"audio": reference_audio(), "start_seconds": -1}, "reference.start_seconds"),
+        ({"audio": reference_audio(), "start_seconds": "1"}, "reference.start_seconds"),
+        ({"audio": reference_audio(), "start_seconds": 9}, "reference.start_seconds"),
+        ({"audio": 3}, "reference.audio"),
+        ({"mix": ""}, "reference.mix"),
+    ],
+)
+def test_a_wrong_reference_is_named(reference: dict[str, object], field: str) -> None:
+    assert refused(reference=reference)["field"] == field
+
+
+def test_a_reference_for_a_model_that_was_not_trained_for_it_is_a_warning() -> None:
+    instance = {**INSTANCE, "reference": {"audio": reference_audio()}}
+    assert "en-cot" in " ".join(schemas.read_order(instance, {}, catalog.find("en-cot")).warnings)
+    assert not schemas.read_order(instance, {}, catalog.find("en-icl")).warnings
+
+
+def test_the_model_must_be_the_one_that_is_here() -> None:
+    assert order(model="tiny").model == "tiny"
+    assert refused(model="en-cot")["field"] == "model"
+    with pytest.raises(UnknownModel):
+        order(model="nonsense")
+
+
+def test_the_fingerprint_is_of_what_is_sung() -> None:
+    assert order().fingerprint == order(wait_seconds=3, request_id="a").fingerprint
+    assert order().fingerprint == order({"genres": "pop"}).fingerprint
+    assert order().fingerprint != order(seed=1).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ([], "a JSON object"),
+        ({}, "a list of 1 to 2 instances"),
+        ({"instances": []}, "a list of 1 to 2 instances"),
+        ({"instances": {}}, "a list of 1 to 2 instances"),
+        ({"instances": [1, 2, 3]}, "got '3 instances'"),
+        ({"instances": [1], "parameter": {}}, "instances, parameters"),
+        ({"instances": [1], "parameters": []}, "a JSON object"),
+        ({"instances": [1], "parameters": {"top_p": 2}}, "top_p: got 2"),
+        ({"instances": [1], "parameters": {"nonsense": 2}}, "nonsense: got 2"),
+    ],
+)
+def test_a_wrong_body_is_named(body: object, named: str) -> None:
+    with pytest.raises(Problem) as caught:
+        schemas.read_body(body, max_instances=2)
+    assert caught.value.status == 400
+    assert named in caught.value.detail
+
+
+def test_operations_are_read_strictly() -> None:
+    assert schemas.read(JobOperation, {"job_id": "1", "operation": "cancel"}).operation == "cancel"
+    with pytest.raises(Problem, match="operation: got 'stop'; allowed: status, result, cancel"):
+        schemas.read(JobOperation, {"job_id": "1", "operation": "stop"})
+    with pytest.raises(Problem, match="wait: got 'no'"):
+        schemas.read(Download, {"wait": "no"})
+
+
+def song_of(job: Job, **audio: bytes) -> Song:
+    return Song(audio, "mp3", 44_100, 1.5, job.request.seed, (SectionSpan("verse", 0.0, 1.5),), {"stage1": 0.1}, ("b",))
+
+
+def test_a_prediction_holds_the_audio_of_every_track_once() -> None:
+    job = Job(order(seed=3).request, "tiny", ("a", "b"))
+    job.song, job.state = song_of(job, mix=b"both", vocal=b"voice"), SUCCEEDED
+    prediction: Any = schemas.prediction(job)
+    assert base64.b64decode(prediction["audio"]) == b"both"
+    assert "audio" not in prediction["tracks"]["mix"]
+    assert base64.b64decode(prediction["tracks"]["vocal"]["audio"]) == b"voice"
+    assert prediction["tracks"]["vocal"]["url"] == f"/jobs/{job.id}/audio/vocal.mp3"
+    assert prediction["tracks"]["vocal"]["bytes"] == 5
+    assert prediction["segments"] == [{"tag": "verse", "start_seconds": 0.0, "end_seconds": 1.5}]
+    assert prediction["warnings"] == ["a", "b"]
+    assert (prediction["mime_type"], prediction["sample_rate"], prediction["seed"]) == ("audio/mpeg", 44_100, 3)
+    assert "audio" not in json.dumps(schemas.job_view(job)["warnings"])
+    assert "audio" not in schemas.job_view(job)
+
+
+def test_a_job_that_is_not_done_shows_where_it_is() -> None:
+    view = schemas.prediction(Job(order().request, "tiny"))
+    assert view["status"] == "queued"
+    assert "audio" not in view
+
+
+def test_a_cancelled_job_shows_its_error() -> None:
+    job = Job(order().request, "tiny", state=CANCELLED, error=problem_of(UnknownModel("x", "y")))
+    error: Any = schemas.job_view(job)["error"]
+    assert error["status"] == 400
