@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, poll_s: float = POLL_S) -> int:
 
 def sing(server: Server, arguments: argparse.Namespace) -> None:
     """Submit a song, follow it and write it; Ctrl-C cancels it."""
-    suffix = arguments.output.suffix.lower().lstrip(".") if arguments.output else ""
+    suffix = _suffix(arguments.output) if arguments.output else ""
     wishes = {
         "genres": arguments.genres.strip(),
         "lyrics": arguments.lyrics,
@@ -91,13 +91,15 @@ def result(server: Server, arguments: argparse.Namespace) -> None:
         _follow(server, job_id)
         prediction = server.predict({"job_id": job_id, "operation": "result"}, tries=LOOKS)
         audio = server.audio(prediction)
-        output = arguments.output or Path(f"song.{SUFFIXES[prediction['mime_type']]}")
+        song_format = SUFFIXES[prediction["mime_type"]]
+        output = arguments.output or Path(f"song.{song_format}")
         _write_atomically(output, audio)
     except Unreachable as error:
         raise Unreachable(f"{error}\nthe song may still be sung; {fetch}") from None
     except OSError as error:
         raise Refused(f"{error}\nthe song is still there; {fetch}") from error
-    for warning in prediction.get("warnings", ()):
+    misnamed = [f"{output} holds {song_format}"] if _suffix(output) not in ("", song_format) else []
+    for warning in [*prediction.get("warnings", ()), *misnamed]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output}: {prediction['duration_seconds']:.1f} s, seed {prediction['seed']}, job {job_id}")
 
@@ -237,6 +239,10 @@ def _problem_text(problem: Any) -> str:
     own = str(problem.get("detail") or problem.get("title") or problem)
     each = [_problem_text(part) for part in problem.get("errors", ())]
     return "\n".join([own, *(text for text in each if text not in own)])
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

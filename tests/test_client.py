@@ -226,6 +226,13 @@ def test_an_earlier_song_is_fetched(output: Path) -> None:
     assert output.read_bytes() == AUDIO
 
 
+def test_a_song_in_a_misnamed_file_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "song.flac"
+    with serving(JobServer([DONE])) as server:
+        assert client.main(["result", JOB_ID, "--server", server.address, "--output", str(output)]) == 0
+    assert f"warning: {output} holds mp3" in capsys.readouterr().err
+
+
 def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(JobServer(models=[READY])) as server:
         assert client.main(["models", "--server", server.address]) == 0
