@@ -6,16 +6,21 @@ They know nothing of HTTP.
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+
+from flask import Flask
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.errors import Cancelled, DownloadError, EngineError, YueError
 from inference.song import Progress, SectionSpan, Song, SongRequest
 from model_manager import ModelManager
+from server import create_app
 
 SECONDS = 10.0  # the longest that a test waits for something that happens at once
 LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
@@ -164,3 +169,26 @@ class FakeModels:
 
     def manager(self, model: str = "tiny") -> ModelManager:
         return ModelManager(catalog.find(model), self.fetch, self.start_engine)
+
+
+class ChildEngine(FakeEngine):
+    """A fake engine with a process of its own, as the real one has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def info(self) -> dict[str, object]:
+        return {"pid": self._child.pid}
+
+    def close(self) -> None:
+        super().close()
+        self._child.kill()
+        self._child.communicate()
+
+
+def fake_app(may_fetch: bool = True) -> Flask:
+    """A whole server but for its models, for gunicorn to run; its settings come from the environment."""
+    models = FakeModels(may_fetch)
+    manager = ModelManager(catalog.find("tiny"), models.fetch, lambda files, on_loading: ChildEngine())
+    return create_app(manager=manager)
