@@ -13,8 +13,8 @@ A prediction (`prediction`) of a finished song:
     segments            [{"tag", "start_seconds", "end_seconds"}, …]
     timings             stage -> seconds
 
-A song that is not finished has the first three lines only, with `status` "queued" or "running"; one that failed or
-was cancelled has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+A song that is not finished has the first entry only, with `status` "queued" or "running"; one that failed or was
+cancelled has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def read(schema: type[Schema], raw: object) -> Schema:
     if not isinstance(raw, Mapping):
         raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
     try:
-        return schema.model_validate(raw)
+        return schema.model_validate(_without_nulls(raw))
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inference import catalog
 from inference.errors import UnknownModel
@@ -145,6 +147,24 @@ def test_a_wrong_value_is_named(field: str, value: object) -> None:
     assert problem["detail"].startswith(f"{field}: got ")
 
 
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+field_names = st.sampled_from([*schemas.Parameters.model_fields, "nonsense"])
+
+
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
+@given(st.dictionaries(field_names, values))
+def test_whatever_is_asked_is_an_order_or_a_problem_that_names_the_field(fields: dict[str, object]) -> None:
+    try:
+        order(**fields)
+    except Exception as error:
+        problem = problem_of(error).as_dict()
+        assert problem["status"] == 400, problem
+        json.dumps(problem, allow_nan=False)
+        listed: Any = problem.get("errors", [problem])
+        assert {error["field"].split(".")[0] for error in listed} <= fields.keys()
+
+
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(Problem, match=r"lyrics: .*required"):
         schemas.read_order({"genres": "pop"}, {}, TINY)
@@ -247,6 +267,7 @@ def test_operations_are_read_strictly() -> None:
     assert schemas.read(JobOperation, {"job_id": "1", "operation": "cancel"}).operation == "cancel"
     with pytest.raises(Problem, match="operation: got 'stop'; allowed: status, result, cancel"):
         schemas.read(JobOperation, {"job_id": "1", "operation": "stop"})
+    assert schemas.read(Download, {"force": None}) == Download()
     with pytest.raises(Problem, match="wait: got 'no'"):
         schemas.read(Download, {"wait": "no"})
 
