@@ -12,9 +12,15 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from inference import tiny, tiny_layers
+from inference import tiny, tiny_layers, vocoder
 from inference.catalog import CODEC_FILES, ModelFiles
 from inference.checkpoints import load_llama, read_pickle
+from inference.codec import Codec
+from inference.llama import Llama
+from inference.prompt import Prompt
+from inference.stage1 import Composition, Stage1Settings, compose
+from inference.tokenizer import Tokenizer
+from inference.vocabulary import SOA_ID, XCODEC_ID
 
 # The first 16 digits of the SHA-256 of each tensor's bytes, one for each way of scaling.
 KNOWN_TENSORS = [
@@ -123,6 +129,33 @@ def test_codec_and_vocoders_are_read(files: ModelFiles) -> None:
     assert vocal["backbone.embed.weight"].shape[1] == tiny.VOCOS_WIDTHS.codebook
     assert not torch.equal(vocal["head.out.weight"], instrumental["head.out.weight"])
     assert torch.equal(vocal["head.istft.window"], torch.hann_window(3528))
+
+
+def test_tracks_are_audible_and_within_full_scale(files: ModelFiles) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(1024, (8, 200), generator=generator)
+    codec = Codec.load(files.codec, torch.device("cpu"))
+    with torch.inference_mode():
+        embeddings = codec.embed(codes)
+        waveforms = [codec.decode(codes)]
+        waveforms += [vocoder.load(files.codec / name, torch.device("cpu"))(embeddings) for name in CODEC_FILES[1:3]]
+    for waveform in waveforms:
+        assert waveform.abs().max() < 1
+        assert waveform.square().mean().sqrt() > 0.01  # -40 dB
+
+
+def test_a_section_ends_by_itself(files: ModelFiles) -> None:
+    """Long before its budget, but not at the first chance."""
+    llama = Llama(load_llama(files.stage1, torch.device("cpu"), torch.float32))
+    tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
+    start = tokenizer.encode("[start_of_segment]")
+    prompt = Prompt(head="", segments=((*start, SOA_ID, XCODEC_ID),), starts=(0,))
+    lengths = []
+    for seed in range(4):
+        song = Composition(prompt, Stage1Settings(), seed, llama.context)
+        compose(llama, song, lambda section, tokens: None)
+        lengths.append(len(song.sections[0]))
+    assert 200 < sum(lengths) / len(lengths) < 1_500
 
 
 # -- the tokenizer
