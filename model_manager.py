@@ -210,6 +210,7 @@ class ModelManager:
     def _living(self) -> Loaded | None:
         """What is loaded, if its engine still lives. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
+            self._loaded.engine.close()  # at once, for it is dead; its pipe and process id are given back
             self._error, self._loaded = EngineError("the engine's process ended; it is started again when needed"), None
             self.models_loaded.clear()
             log.warning("the engine ended by itself")

@@ -1,6 +1,6 @@
-"""Small real stand-ins for the engine and the download, steered by events.
+"""Small real stand-ins for the engine and the download, steered by events, and servers over them.
 
-They know nothing of HTTP.
+They know nothing of what is tested with them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
@@ -21,6 +24,7 @@ from inference.errors import Cancelled, DownloadError, EngineError, YueError
 from inference.song import Progress, SectionSpan, Song, SongRequest
 from model_manager import ModelManager
 from server import create_app
+from serving.settings import Settings
 
 SECONDS = 10.0  # the longest that a test waits for something that happens at once
 LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
@@ -169,6 +173,28 @@ class FakeModels:
 
     def manager(self, model: str = "tiny") -> ModelManager:
         return ModelManager(catalog.find(model), self.fetch, self.start_engine)
+
+
+class Served:
+    """An app over fakes, and a client for it."""
+
+    def __init__(self, may_fetch: bool = True, may_sing: bool = True, **settings: Any) -> None:
+        self.models = FakeModels(may_fetch, may_sing)
+        self.app: Flask = create_app(Settings(**{"aip_mode": None, **settings}), self.models.manager())
+        self.client: FlaskClient = self.app.test_client()
+
+    def predict(self, *instances: object, headers: dict[str, str] | None = None, **body: object) -> TestResponse:
+        return self.client.post("/predict", json={"instances": list(instances), **body}, headers=headers)
+
+    def one(self, **fields: object) -> Any:
+        """The prediction of one instance that is sung."""
+        response = self.predict({**INSTANCE, **fields})
+        assert response.status_code == 200, response.json
+        return response.json["predictions"][0]
+
+    def wait_for(self, job_id: str) -> None:
+        jobs = self.app.extensions["yue"].jobs
+        assert jobs.wait(jobs.get(job_id), SECONDS)
 
 
 class ChildEngine(FakeEngine):

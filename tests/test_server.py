@@ -11,40 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app, create_app
 from serving.settings import RESERVED_THREADS, Settings
-from tests.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, audio_of
+from tests.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of
 
 PROJECT = Path(__file__).parent.parent
 MP3 = {"Accept": "audio/mpeg"}
-
-
-class Served:
-    """An app over fakes, and a client for it."""
-
-    def __init__(self, may_fetch: bool = True, may_sing: bool = True, **settings: Any) -> None:
-        self.models = FakeModels(may_fetch, may_sing)
-        self.app: Flask = create_app(Settings(**{"aip_mode": None, **settings}), self.models.manager())
-        self.client: FlaskClient = self.app.test_client()
-
-    def predict(self, *instances: object, headers: dict[str, str] | None = None, **body: object) -> TestResponse:
-        return self.client.post("/predict", json={"instances": list(instances), **body}, headers=headers)
-
-    def one(self, **fields: object) -> Any:
-        """The prediction of one instance that is sung."""
-        response = self.predict({**INSTANCE, **fields})
-        assert response.status_code == 200, response.json
-        return response.json["predictions"][0]
-
-    def wait_for(self, job_id: str) -> None:
-        jobs = self.app.extensions["yue"].jobs
-        assert jobs.wait(jobs.get(job_id), SECONDS)
 
 
 @pytest.fixture
