@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inference import audio, checkpoints, lyrics, prompt, stage1, stage2, vocoder
-from inference.catalog import Model, ModelFiles, find
+from inference.catalog import ModelFiles
 from inference.codec import Codec
 from inference.llama import Llama
 from inference.lyrics import Lyrics
@@ -28,6 +28,7 @@ from inference.vocabulary import FRAME_RATE_HZ, TRACKS, VOCODER_RATE_HZ
 from inference.vocoder import Vocos
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
+SHORTENED = "the song is longer than the model's memory: its later sections were sung without the earliest ones"
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Pipeline:
     """Every network of one model, loaded, and the road of a song through them."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, composer: Llama, upsampler: Llama, codec: Codec, vocoders: list[Vocos]
+        self, model: str, tokenizer: Tokenizer, composer: Llama, upsampler: Llama, codec: Codec, vocoders: list[Vocos]
     ) -> None:
-        self._model = model
+        self._name = model
         self._tokenizer = tokenizer
         self._composer = composer
         self._upsampler = upsampler
@@ -62,6 +63,8 @@ class Pipeline:
     ) -> Pipeline:
         """Load `files`; `on_loading` hears each part's name before it. Raises CheckpointError."""
         began = time.monotonic()
+        # The codec and the vocoders work in float32 wherever they run; cuDNN would round to fewer bits unasked.
+        torch.backends.cudnn.allow_tf32 = False
         place, number = resolve(device, dtype)
         on_loading("tokenizer")
         tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
@@ -73,7 +76,7 @@ class Pipeline:
         codec = Codec.load(files.codec, place)
         on_loading("vocoders")
         vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in DECODERS]
-        pipeline = cls(find(files.model), tokenizer, composer, upsampler, codec, vocoders)
+        pipeline = cls(files.model, tokenizer, composer, upsampler, codec, vocoders)
         pipeline._loading_seconds = time.monotonic() - began
         return pipeline
 
@@ -105,7 +108,7 @@ class Pipeline:
             seed=request.seed,
             segments=_spans(words, frames),
             timings=meter.timings,
-            warnings=(*words.warnings, *self._warnings(request, composition)),
+            warnings=(*words.warnings, *([SHORTENED] if composition.shortened else [])),
         )
 
     def info(self) -> dict[str, object]:
@@ -140,20 +143,12 @@ class Pipeline:
 
     def _files(self, request: SongRequest, voices: Sequence[Voices]) -> dict[str, bytes]:
         by_track = dict(zip(TRACKS, voices, strict=True))
-        tags = _tags(self._model.name, request.seed)
+        tags = _tags(self._name, request.seed)
         files = {}
         for name in request.tracks:
             waveform = _mixed(voices) if name == MIX else by_track[name].vocoder
             files[name] = audio.encode(waveform, VOCODER_RATE_HZ, request.format, tags)
         return files
-
-    def _warnings(self, request: SongRequest, composition: Composition) -> list[str]:
-        warnings = []
-        if composition.shortened:
-            warnings.append("the song is longer than the model's memory: later sections did not know the earliest ones")
-        if request.reference and not self._model.takes_reference:
-            warnings.append(f"{self._model.name} was not trained to follow reference audio; an -icl model was")
-        return warnings
 
 
 def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

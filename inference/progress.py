@@ -14,6 +14,8 @@ from inference.song import Progress
 # A song's time by stage, one song at a time; only the shown fraction depends on it.
 SHARES = {"prompt": 0.01, "stage1": 0.60, "stage2": 0.34, "decode": 0.04, "encode": 0.01}
 
+MEASURED = 0.03  # of the song must be done before the rest can be told from it
+
 
 class Meter:
     """One song's progress. `observe` is called with each change; what it raises ends the song."""
@@ -35,7 +37,7 @@ class Meter:
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage and tell that it begins."""
         began, self._stage = time.monotonic(), name
-        self._show(0.0)
+        self._show(0.0, section=int(name == "stage1"), tokens=self._tokens)
         yield
         self._before += SHARES[name]
         self.timings[name] = round(time.monotonic() - began, 3)
@@ -55,7 +57,7 @@ class Meter:
     def _show(self, of_stage: float, **counts: int) -> None:
         self._fraction = max(self._fraction, self._before + SHARES[self._stage] * of_stage)
         elapsed = time.monotonic() - self._began
-        left = elapsed * (1 - self._fraction) / self._fraction if self._fraction > 0 else None
+        left = elapsed * (1 - self._fraction) / self._fraction if self._fraction > MEASURED else None
         self._observe(
             Progress(
                 stage=self._stage,

@@ -51,8 +51,9 @@ def build(
     """
     assert sections, "lyrics without a section are refused where they are parsed"
     assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
-    _check_genres(genres)
-    sung = sections[: _checked_count(n_segments, len(sections))]
+    check_genres(genres)
+    check_segments(n_segments, len(sections))
+    sung = sections[:n_segments]
 
     # first: head  [reference]  | [start_of_segment] section <SOA> <xcodec>
     # later:   [end_of_segment] | [start_of_segment] section <SOA> <xcodec>
@@ -63,6 +64,22 @@ def build(
     leads = [lead_of_first] + [lead_of_later] * (len(sung) - 1)
     segments = tuple((*lead, *_segment(encode, section)) for lead, section in zip(leads, sung, strict=True))
     return Prompt(head, segments, tuple(len(lead) for lead in leads))
+
+
+def check_genres(genres: str) -> None:
+    """Raises InvalidField for tags that say nothing or cannot be encoded."""
+    if not genres.strip():
+        raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
+    try:
+        genres.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidField("genres", genres, "whole Unicode characters, no unpaired surrogates") from error
+
+
+def check_segments(n_segments: int | None, n_sections: int) -> None:
+    """Raises InvalidField where another number of sections is asked for than can be sung (None: all)."""
+    if n_segments is not None and not 1 <= n_segments <= n_sections:
+        raise InvalidField("segments", n_segments, f"1 to {n_sections}, the number of sections in the lyrics")
 
 
 def _head(genres: str, sections: Sequence[Section]) -> str:
@@ -79,20 +96,3 @@ def _reference(encode: Encode, ids: Sequence[int]) -> list[int]:
 def _segment(encode: Encode, section: Section) -> list[int]:
     # Each piece of text on its own: encoded together, their ids would differ.
     return [*encode(START_OF_SEGMENT), *encode(section.text), SOA_ID, XCODEC_ID]
-
-
-def _check_genres(genres: str) -> None:
-    if not genres.strip():
-        raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
-    try:
-        genres.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidField("genres", genres, "whole Unicode characters, no unpaired surrogates") from error
-
-
-def _checked_count(n_segments: int | None, n_sections: int) -> int:
-    if n_segments is None:
-        return n_sections
-    if not 1 <= n_segments <= n_sections:
-        raise InvalidField("segments", n_segments, f"1 to {n_sections}, the number of sections in the lyrics")
-    return n_segments

@@ -118,6 +118,8 @@ class EngineProcess:
             [sys.executable, "-m", "inference.worker", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             cwd=PROJECT,
+            # Threads that spin while they wait take the cores from the HTTP process, and from each other.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
             start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
         )
         theirs.close()

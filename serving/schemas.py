@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from inference import catalog, lyrics
+from inference import catalog, lyrics, prompt
 from inference.audio import read_reference
 from inference.catalog import Model
 from inference.errors import InvalidField
@@ -160,6 +160,23 @@ class Instance(Parameters):
         except InvalidField as error:
             raise _wrapped(error) from error
         return text
+
+    @field_validator("genres")
+    @classmethod
+    def _can_be_prompted(cls, genres: str) -> str:
+        try:
+            prompt.check_genres(genres)
+        except InvalidField as error:
+            raise _wrapped(error) from error
+        return genres
+
+    @model_validator(mode="after")
+    def _has_its_sections(self) -> Instance:
+        try:
+            prompt.check_segments(self.segments, len(lyrics.parse(self.lyrics).sections))
+        except InvalidField as error:
+            raise _wrapped(error) from error
+        return self
 
 
 class JobOperation(_Strict):
@@ -323,8 +340,6 @@ def _check_model(name: str | None, model: Model) -> None:
 def _warnings(request: SongRequest, model: Model) -> tuple[str, ...]:
     parsed = lyrics.parse(request.lyrics)
     warnings = list(parsed.warnings)
-    if request.segments and request.segments > len(parsed.sections):
-        warnings.append(f"segments: {request.segments} were asked for, the lyrics have {len(parsed.sections)}")
     if request.reference and not model.takes_reference:
         warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
     return tuple(warnings)

@@ -181,9 +181,14 @@ def test_a_mistake_in_the_lyrics_names_its_line() -> None:
     assert (problem["field"], problem["line"]) == ("lyrics", 2)
 
 
-def test_more_segments_than_sections_is_a_warning() -> None:
-    assert "segments" in " ".join(order(segments=9).warnings)
-    assert not order(segments=2).warnings
+def test_more_segments_than_sections_is_refused_with_their_number() -> None:
+    problem = refused(segments=9)
+    assert (problem["field"], problem["allowed"]) == ("segments", "1 to 2, the number of sections in the lyrics")
+    assert order(segments=2).request.segments == 2
+
+
+def test_genres_without_a_word_are_refused() -> None:
+    assert refused(genres=" \n ")["field"] == "genres"
 
 
 def test_warnings_about_the_lyrics_are_passed_on() -> None:
