@@ -112,7 +112,7 @@ def _decode_span(field: str, content: bytes, start_seconds: float, end_seconds: 
             return file.read(max(last - first, 0), dtype="float32", always_2d=True), rate_hz
     except soundfile.SoundFileError as error:
         allowed = "an audio file that libsndfile reads, such as WAV, FLAC, MP3 or OGG"
-        raise InvalidField(field, f"{len(content)} bytes that are no audio ({error})", allowed) from error
+        raise InvalidField(field, f"{len(content)} bytes that are no audio", allowed) from error
 
 
 # --- the mix ---

@@ -70,7 +70,8 @@ def test_progress_goes_through_every_stage_and_never_falls(tiny_pipeline: Pipeli
     assert {progress.section for progress in seen if progress.stage == "stage1"} >= {1, 2, 3}
     assert max(progress.rows for progress in seen) == 2
     assert max(progress.frames for progress in seen) == 2 * 150
-    assert seen[-1].seconds_left is not None
+    assert (seen[-1].fraction, seen[-1].seconds_left) == (1.0, 0.0)
+    assert seen[-1].frames == 2 * 150
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
