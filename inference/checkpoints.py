@@ -64,6 +64,16 @@ def load_strict(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     module.load_state_dict(dict(tensors), strict=True, assign=True)
 
 
+def shape_of(tensors: Mapping[str, torch.Tensor], name: str, path: Path, n_axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there and have `n_axes` axes. Raises CheckpointError."""
+    if name not in tensors:
+        raise CheckpointError(path, f"{name} is missing")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != n_axes:
+        raise CheckpointError(path, f"{name} has the shape {shape}, allowed: {n_axes} axes")
+    return shape
+
+
 def load_llama(
     folder: Path, device: torch.device, dtype: torch.dtype, on_progress: ProgressCallback | None = None
 ) -> LlamaForCausalLM:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn.utils.parametrize import remove_parametrizations
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
-from inference.checkpoints import load_strict, read_pickle
+from inference.checkpoints import load_strict, read_pickle, shape_of
 from inference.errors import CheckpointError, InvalidField
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, FRAME_RATE_HZ, N_CODEBOOKS
 
@@ -208,14 +208,14 @@ def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfi
     if n_codebooks < N_CODEBOOKS:
         name = f"quantizer.vq.layers.{n_codebooks}._codebook.embed"
         raise CheckpointError(path, f"{name} is missing: it has {n_codebooks} codebooks, YuE writes {N_CODEBOOKS}")
-    codebook_size, codebook_dim = _shape(tensors, "quantizer.vq.layers.0._codebook.embed", path, 2)
+    codebook_size, codebook_dim = shape_of(tensors, "quantizer.vq.layers.0._codebook.embed", path, 2)
     if codebook_size != CODEBOOK_SIZE:
         raise CheckpointError(path, f"its codebooks have {codebook_size} codes, allowed: {CODEBOOK_SIZE}")
     acoustic = DacConfig(
-        encoder_hidden_size=_shape(tensors, "encoder.block.0.weight", path, 3)[0],
-        hidden_size=_shape(tensors, f"encoder.block.{len(strides) + 2}.weight", path, 3)[0],
+        encoder_hidden_size=shape_of(tensors, "encoder.block.0.weight", path, 3)[0],
+        hidden_size=shape_of(tensors, f"encoder.block.{len(strides) + 2}.weight", path, 3)[0],
         downsampling_ratios=strides,
-        decoder_hidden_size=_shape(tensors, "decoder_2.model.0.weight", path, 3)[0],
+        decoder_hidden_size=shape_of(tensors, "decoder_2.model.0.weight", path, 3)[0],
         upsampling_ratios=up_strides,
     )
     codebook_kbps = math.log2(CODEBOOK_SIZE) * FRAME_RATE_HZ / 1_000
@@ -269,12 +269,3 @@ def _count(tensors: Tensors, pattern: str, start: int = 0) -> int:
     while pattern.format(number) in tensors:
         number += 1
     return number - start
-
-
-def _shape(tensors: Tensors, name: str, path: Path, n_axes: int) -> Sequence[int]:
-    if name not in tensors:
-        raise CheckpointError(path, f"{name} is missing")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != n_axes:
-        raise CheckpointError(path, f"{name} has the shape {shape}, allowed: {n_axes} axes")
-    return shape

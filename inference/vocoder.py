@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from inference.checkpoints import load_strict, read_pickle
+from inference.checkpoints import load_strict, read_pickle, shape_of
 from inference.errors import CheckpointError
 from inference.vocabulary import VOCODER_HOP
 
@@ -116,9 +116,9 @@ def load(path: Path, device: torch.device) -> Vocos:
 
 def _empty_vocos(tensors: dict[str, torch.Tensor], path: Path) -> Vocos:
     """The network on the meta device."""
-    width, in_width, _ = _shape(tensors, "backbone.embed.weight", path, 3)
-    hidden_width, _ = _shape(tensors, "backbone.convnext.0.pwconv1.weight", path, 2)
-    n_rows, _ = _shape(tensors, "head.out.weight", path, 2)
+    width, in_width, _ = shape_of(tensors, "backbone.embed.weight", path, 3)
+    hidden_width, _ = shape_of(tensors, "backbone.convnext.0.pwconv1.weight", path, 2)
+    n_rows, _ = shape_of(tensors, "head.out.weight", path, 2)
     n_fft = n_rows - 2  # n_fft / 2 + 1 magnitudes and as many phases
     # With less than half of overlap there are samples that no window covers.
     if n_fft % 2 or n_fft < 2 * VOCODER_HOP:
@@ -129,15 +129,6 @@ def _empty_vocos(tensors: dict[str, torch.Tensor], path: Path) -> Vocos:
         n_layers += 1
     with torch.device("meta"):
         return Vocos(in_width, width, hidden_width, n_layers, n_fft)
-
-
-def _shape(tensors: dict[str, torch.Tensor], name: str, path: Path, n_axes: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise CheckpointError(path, f"{name} is missing")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != n_axes:
-        raise CheckpointError(path, f"{name} has the shape {shape}, allowed: {n_axes} axes")
-    return shape
 
 
 def _check_window(window: torch.Tensor, path: Path) -> None:
