@@ -6,6 +6,7 @@ It does not know what is tested with them.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ from inference.pipeline import Pipeline
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be ended by signals, also where the tests themselves run in the background.
+
+    A shell starts a background command with some signals ignored, and whatever that starts ignores them too.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
