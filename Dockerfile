@@ -1,0 +1,66 @@
+# The server as an image: for Vertex AI, or for any machine with or without a GPU.
+#
+#   docker build -t yue-server .
+#   docker run --gpus all -p 8080:8080 -v yue-models:/models -e YUE_MODEL=en-cot yue-server
+#
+# BASE               an image with Python 3.11 or newer under the name python3, its venv module, and CA certificates
+# TORCH_REQUIREMENT  which torch; what pip takes by itself on Linux is the CUDA build
+# PIP_ARGS           more arguments for pip install
+# BAKE_MODEL         a model whose weights are put inside; without it they are fetched when they are needed
+ARG BASE=python:3.12-slim-bookworm
+
+FROM ${BASE} AS packages
+ARG TORCH_REQUIREMENT=torch==2.13.0
+ARG PIP_ARGS=
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:${PATH}
+# By itself and first: it is nearly all of the image, and changes least.
+# hadolint ignore=DL3013,SC2086
+RUN python3 -m pip install --no-cache-dir ${PIP_ARGS} "${TORCH_REQUIREMENT}"
+COPY requirements.txt /tmp/
+# hadolint ignore=SC2086
+RUN python3 -m pip install --no-cache-dir ${PIP_ARGS} -r /tmp/requirements.txt
+
+FROM ${BASE} AS runtime
+# A fixed number, so that the owner of a mounted folder can be set from outside.
+RUN useradd --uid 10001 --user-group --create-home yue \
+    && install --directory --owner=yue --group=yue /models
+# On Vertex AI the GPU's driver and tools are mounted at /usr/local/nvidia.
+ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
+    HF_HOME=/models/huggingface \
+    XDG_CACHE_HOME=/models \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+
+# Only what fetches weights: a change elsewhere does not fetch them again.
+FROM runtime AS weights
+ARG BAKE_MODEL=
+COPY entrypoint.sh ./
+COPY inference/__init__.py inference/catalog.py inference/download.py inference/errors.py inference/hub.py \
+    inference/tiny.py inference/tiny_layers.py inference/tiny_text.py inference/vocabulary.py inference/
+USER yue
+RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download; fi
+
+FROM runtime
+COPY --from=weights --chown=yue:yue /models /models
+COPY entrypoint.sh *.py LICENSE ./
+COPY inference inference
+COPY serving serving
+
+ARG BAKE_MODEL=
+ENV YUE_MODEL=${BAKE_MODEL}
+LABEL org.opencontainers.image.title="YuE server" \
+      org.opencontainers.image.description="An HTTP inference server for YuE: lyrics in, songs out" \
+      org.opencontainers.image.licenses="Apache-2.0"
+USER yue
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+# While a server with YUE_LOADING=startup loads, it answers 503: the start may take as long as a download.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=2h --retries=4 \
+    CMD python3 -c "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=8)" \
+    "http://127.0.0.1:${AIP_HTTP_PORT:-${PORT:-8080}}/health"
+ENTRYPOINT ["./entrypoint.sh"]
+CMD ["serve"]

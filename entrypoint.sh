@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# What the container runs: the server, or the download of its weights.
+# In a checkout it does the same with the python3 that is first on PATH.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Usage: entrypoint.sh [serve | download]
+
+  serve     run the server (the default) until SIGTERM or Ctrl-C
+  download  fetch the weights of YUE_MODEL, prove them and end: for a volume, or an image with the weights inside
+  --help    this text
+
+Environment (all settings are in README.md):
+  YUE_MODEL       default tiny: fabricated weights that make noise, not music; en-cot sings
+  YUE_LOADING     on_demand (default): weights come with the first song; startup: when the server starts
+  YUE_WEIGHTS     where the weights are already, instead of the Hub
+  PORT            default 8080; Vertex AI's AIP_HTTP_PORT counts first
+  HF_HOME         where weights from the Hub are kept
+  XDG_CACHE_HOME  where everything else that is made once is kept
+USAGE
+}
+
+cache='' stopped=''
+
+main() {
+  (($# <= 1)) || usage_error "got '$*'; allowed: one of serve, download, --help"
+  cd "$(dirname "${BASH_SOURCE[0]}")"
+  case ${1:-serve} in
+    serve | download) ;;
+    --help | -h)
+      usage
+      exit
+      ;;
+    *) usage_error "got '$1'; allowed: serve, download, --help" ;;
+  esac
+  check_folders
+  "${1:-serve}"
+}
+
+# gunicorn takes this process's place: signals reach it. It reads and checks the settings, the port among them.
+serve() {
+  exec python3 -m gunicorn
+}
+
+# The first process of a container gets no signal that it does not ask for, and Python does not ask for SIGTERM:
+# so this shell stays, and passes it on.
+download() {
+  local code=0 arguments=(--model "${YUE_MODEL:-tiny}" --cache "$cache")
+  [[ -z ${YUE_WEIGHTS:-} ]] || arguments+=(--local "$YUE_WEIGHTS")
+  trap stop INT TERM
+  python3 -m inference.download "${arguments[@]}" &
+  [[ -z $stopped ]] || stop
+  wait $! || code=$?
+  if [[ -n $stopped ]]; then
+    wait $! || code=$? # the first one was cut short by the signal
+    echo "entrypoint.sh: the download was stopped; what is here already is kept" >&2
+  fi
+  exit "$code"
+}
+
+stop() {
+  stopped=yes
+  jobs -p | xargs -r kill -TERM 2>/dev/null || true
+}
+
+check_folders() {
+  local base=${XDG_CACHE_HOME:-${HOME:?entrypoint.sh: neither HOME nor XDG_CACHE_HOME is set}/.cache}
+  cache=$base/yue-server
+  check_writable XDG_CACHE_HOME "$cache"
+  if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-} && -z ${HF_HUB_OFFLINE:-} ]]; then
+    check_writable HF_HOME "${HF_HUB_CACHE:-${HF_HOME:-$base/huggingface}}"
+  fi
+  if [[ -n ${YUE_DATA:-} && $YUE_DATA != *://* ]]; then # else it is a bucket
+    check_writable YUE_DATA "$YUE_DATA"
+  fi
+}
+
+check_writable() {
+  local variable=$1 folder=$2
+  if ! mkdir -p -- "$folder" 2>/dev/null || [[ ! -w $folder ]]; then
+    echo "entrypoint.sh: $variable: $folder cannot be written to; allowed: a folder that user $(id -u) may write to" >&2
+    exit 1
+  fi
+}
+
+usage_error() {
+  echo "entrypoint.sh: $*" >&2
+  usage >&2
+  exit 2
+}
+
+main "$@"
