@@ -1,0 +1,399 @@
+"""The deploy scripts, from nothing to an endpoint that sings and back, with a stand-in for Google Cloud."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cloud.person import ROOT, Person
+
+from inference import catalog
+from serving.schemas import Instance, JobOperation, ModelsOperation, read
+from serving.settings import Settings
+
+DOCUMENT = ROOT / "docs" / "deploy.md"
+DEPLOY_SCRIPTS = ("deploy_on_demand.sh", "deploy_with_entrypoint.sh")
+SCRIPTS = (*DEPLOY_SCRIPTS, "undeploy.sh")
+LOADING = {"deploy_on_demand.sh": "on_demand", "deploy_with_entrypoint.sh": "startup"}
+TOKEN = "ya29.the-token-of-this-login"
+HUB_TOKEN = "hf_TheSecretOfTheHub"
+DRY_RUN_TOOLS = ("bash", "cat", "cksum", "cut", "dirname", "env", "tr")
+YUE_DATA = "data"  # named by the platform's contract; the other variables are settings of this server
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path)
+
+
+@pytest.mark.parametrize("script", DEPLOY_SCRIPTS)
+def test_from_nothing_to_a_deployed_endpoint(person: Person, script: str) -> None:
+    person.deploy(script)
+    cloud, endpoint = person.cloud, person.endpoint
+    model = cloud["models"]["yue-server"]
+    assert model["environment"]["YUE_LOADING"] == LOADING[script]
+    assert model["environment"]["YUE_MODEL"] == "en-cot"
+    assert model["versionAliases"] == ["default", LOADING[script].replace("_", "-")]
+    assert model["routes"] == ["/health", "/predict"]
+    assert endpoint["dedicatedEndpointEnabled"] and endpoint["clientConnectionConfig"] == {"inferenceTimeout": "3600s"}
+    (deployed,) = endpoint["deployedModels"]
+    assert deployed["traffic"] == 100 and deployed["machine"] == "a2-highgpu-1g" and deployed["replicas"] == 1
+    assert cloud["buckets"]["gs://my-project-yue-server"]["location"] == "US-CENTRAL1"
+
+
+def test_the_account_may_write_results_and_nothing_else(person: Person) -> None:
+    person.deploy()
+    (bucket,) = person.cloud["buckets"].values()
+    assert bucket["roles"] == [["yue-server@my-project.iam.gserviceaccount.com", "roles/storage.objectAdmin"]]
+
+
+def test_the_account_may_read_the_mirror_of_the_weights(person: Person) -> None:
+    person.arrange(buckets={"gs://mirror": {"location": "US-CENTRAL1", "roles": []}})
+    person.deploy("deploy_on_demand.sh", "--weights=gs://mirror/yue")
+    cloud = person.cloud
+    assert [role for _, role in cloud["buckets"]["gs://mirror"]["roles"]] == ["roles/storage.objectViewer"]
+    assert cloud["models"]["yue-server"]["environment"]["YUE_WEIGHTS"] == "gs://mirror/yue"
+
+
+@pytest.mark.parametrize("model", catalog.NAMES)
+def test_what_the_container_is_told_are_settings_of_the_server(person: Person, model: str) -> None:
+    told = person.run("deploy_on_demand.sh", "--dry-run", f"--yue-model={model}").stdout
+    (pairs,) = re.findall(r"--container-env-vars=(\S+)", told)
+    given = dict(pair.split("=", 1) for pair in pairs.split(","))
+    names = {name.removeprefix("YUE_").lower() for name in given}
+    assert names - {YUE_DATA} <= set(Settings.model_fields)
+    Settings(**{name.removeprefix("YUE_").lower(): value for name, value in given.items()})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "machine"),
+    [("l4", "g2-standard-16"), ("a100", "a2-highgpu-1g"), ("a100-80gb", "a2-ultragpu-1g"), ("h100", "a3-highgpu-1g")],
+)
+def test_an_accelerator_brings_its_machine(person: Person, accelerator: str, machine: str) -> None:
+    person.deploy("deploy_on_demand.sh", "--accelerator", accelerator)
+    assert person.endpoint["deployedModels"][0]["machine"] == machine
+
+
+def test_a_second_run_changes_nothing(person: Person) -> None:
+    person.deploy()
+    before = person.cloud
+    person.deploy()
+    after = person.cloud
+    for state in (before, after):
+        del state["calls"]
+    assert after == before
+
+
+def test_a_changed_setting_replaces_the_deployment(person: Person) -> None:
+    person.arrange(quota=person_quota("2"))
+    person.deploy()
+    person.deploy("deploy_on_demand.sh", "--yue-max-queue=5")
+    (deployed,) = person.endpoint["deployedModels"]
+    assert deployed["modelVersionId"] == "2" and deployed["traffic"] == 100
+    assert person.cloud["models"]["yue-server"]["environment"]["YUE_MAX_QUEUE"] == "5"
+
+
+def test_an_image_built_anew_is_deployed_anew(person: Person) -> None:
+    person.arrange(quota=person_quota("2"))
+    person.deploy()
+    person.deploy("deploy_on_demand.sh", "--rebuild=yes")
+    assert len(person.calls("gcloud", "builds", "submit")) == 2
+    assert person.endpoint["deployedModels"][0]["modelVersionId"] == "2"
+
+
+def test_weights_are_put_into_the_image_when_asked_for(person: Person) -> None:
+    person.deploy("deploy_with_entrypoint.sh", "--bake-weights", "yes")
+    (build,) = person.calls("gcloud", "builds", "submit")
+    (substitutions,) = (word for word in build if word.startswith("--substitutions="))
+    assert substitutions.endswith("server:v1-en-cot,_BAKE_MODEL=en-cot")
+
+
+def test_a_deployment_longer_than_gcloud_waits_is_waited_for(person: Person) -> None:
+    person.arrange(gcloud_waits=False, polls=20)
+    person.deploy()
+    assert person.endpoint["deployedModels"]
+    assert len(person.calls("gcloud", "ai", "operations", "describe")) == 40, "20 for the endpoint, 20 for the model"
+
+
+def test_a_run_that_gave_up_is_taken_up_again(person: Person) -> None:
+    """A second deployment beside the first would be paid for twice."""
+    person.deploy()
+    number = person.endpoint["name"].rpartition("/")[2]
+    person.arrange(endpoints={number: person.endpoint | {"deployedModels": []}}, gcloud_waits=False, polls=9)
+    assert "it goes on, run deploy_on_demand.sh again" in person.fails("deploy_on_demand.sh", "--wait-minutes=0")
+    person.deploy()
+    assert len(person.endpoint["deployedModels"]) == 1
+    assert len(person.calls("gcloud", "ai", "endpoints", "deploy-model")) == 2, "the first one and the one given up"
+
+
+def test_a_container_that_does_not_start_says_why(person: Person) -> None:
+    person.arrange(container="Model server never became ready.", gcloud_waits=False)
+    said = person.fails("deploy_on_demand.sh")
+    assert "Model server never became ready." in said and "Deploy the model" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        ("services enable", "Enable the services"),
+        ("artifacts repositories create", "Create the image repository"),
+        ("builds submit", "Build the image"),
+        ("storage buckets create", "Create the bucket"),
+        ("iam service-accounts create", "Create the service account"),
+        ("ai models upload", "Upload the model"),
+        ("curl POST", "Create the endpoint"),
+        ("ai endpoints deploy-model", "Deploy the model"),
+    ],
+)
+def test_a_step_that_fails_stops_with_its_name_and_is_done_by_the_next_run(
+    person: Person, command: str, step: str
+) -> None:
+    person.arrange(faults={command: [1, "the tape is full"]})
+    said = person.fails("deploy_on_demand.sh")
+    assert step in said and "the tape is full" in said and "run deploy_on_demand.sh again" in said
+    person.deploy()
+    assert person.endpoint["deployedModels"]
+
+
+def test_a_lookup_that_fails_is_not_taken_for_a_missing_thing(person: Person) -> None:
+    person.arrange(faults={"storage buckets describe": [1, "HTTPError 403: no access"]})
+    assert "no access" in person.fails("deploy_on_demand.sh")
+    assert not person.calls("gcloud", "storage", "buckets", "create")
+
+
+def test_an_account_that_is_not_known_everywhere_yet_is_waited_for(person: Person) -> None:
+    person.arrange(faults={"storage buckets add-iam-policy-binding": [3, "Service account does not exist."]})
+    person.deploy()
+    assert len(person.calls("gcloud", "storage", "buckets", "add-iam-policy-binding")) == 4
+
+
+def test_a_bucket_elsewhere_is_refused(person: Person) -> None:
+    person.arrange(buckets={"gs://far-away": {"location": "EU", "roles": []}})
+    said = person.fails("deploy_on_demand.sh", "--bucket=far-away")
+    assert "BUCKET: gs://far-away lies in eu" in said
+
+
+def test_a_shared_endpoint_of_that_name_is_refused(person: Person) -> None:
+    name = "projects/42/locations/us-central1/endpoints/7"
+    person.arrange(endpoints={"7": {"name": name, "displayName": "yue-server", "deployedModels": []}})
+    assert "not a dedicated one" in person.fails("deploy_on_demand.sh")
+
+
+def test_too_little_quota_is_told_before_anything_is_made(person: Person) -> None:
+    person.arrange(quota=person_quota("0"))
+    said = person.fails("deploy_on_demand.sh")
+    assert "custom_model_serving_nvidia_a100_gpus is 0, and 1 needed" in said
+    assert not person.cloud["repositories"]
+
+
+def test_a_quota_that_cannot_be_read_is_a_warning(person: Person) -> None:
+    person.arrange(quota={}, faults={"ai endpoints deploy-model": [1, "no quota"]})
+    done = person.run("deploy_on_demand.sh", "--yes")
+    assert "warning: the quota custom_model_serving_nvidia_a100_gpus could not be read" in done.stderr
+    assert person.calls("gcloud", "builds", "submit")
+
+
+def test_without_a_login_it_says_how_to_log_in(person: Person) -> None:
+    person.arrange(login=False)
+    assert "gcloud auth login" in person.fails("deploy_on_demand.sh")
+
+
+def test_the_project_is_the_one_of_gcloud(person: Person) -> None:
+    person.arrange(config_project="my-project")
+    person.deploy(PROJECT_ID="")
+    assert person.endpoint["deployedModels"]
+
+
+def test_without_a_project_it_says_how_to_name_one(person: Person) -> None:
+    assert "--project-id=PROJECT" in person.fails("deploy_on_demand.sh", PROJECT_ID="")
+
+
+def test_missing_tools_are_named(person: Person, tmp_path: Path) -> None:
+    said = person.fails("deploy_on_demand.sh", PATH=only(tmp_path, *DRY_RUN_TOOLS, "mktemp", "rm"))
+    assert "gcloud is missing" in said
+
+
+def test_nothing_is_done_unless_the_question_is_answered(person: Person) -> None:
+    done = person.run("deploy_on_demand.sh")
+    assert done.returncode == 1 and "--yes" in done.stderr
+    assert not person.calls("gcloud", "services")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--accelerator=t4",
+        "--region=Mars",
+        "--spot=perhaps",
+        "--min-replicas=0",
+        "--max-replicas=0",
+        "--yue-wait-seconds=3600",
+        "--weights=/mnt/weights",
+        "--deployment-name=UPPER CASE",
+        "--image-tag=a,b",
+        "--no-such-setting=1",
+        "--region",
+        "--hf-token=hf_x",
+        "deploy",
+        "--all",
+    ],
+)
+def test_wrong_arguments_are_code_2_and_named(person: Person, argument: str) -> None:
+    done = person.run("deploy_on_demand.sh", "--dry-run", argument)
+    assert done.returncode == 2, done.stdout
+    assert argument.split("=")[0].strip("-").replace("-", "_").upper() in done.stderr.replace("-", "_").upper()
+    assert "allowed" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_needs_no_tools(person: Person, tmp_path: Path, script: str) -> None:
+    done = person.run(script, "--dry-run", PATH=only(tmp_path, *DRY_RUN_TOOLS))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr and not person.state_file.exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_prints_the_commands_of_the_real_run(person: Person, script: str) -> None:
+    """What makes or removes something is the same, but for the numbers that the cloud gives."""
+    if script == "undeploy.sh":
+        person.deploy()
+    planned = changes_of(person.run(script, "--dry-run", "--yes").stdout)
+    done = changes_of(person.run(script, "--yes").stdout)
+    assert planned and done == planned
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_setting(person: Person, script: str) -> None:
+    done = person.run(script, "--help")
+    assert done.returncode == 0
+    listing = (ROOT / "scripts" / "deploy_settings.sh").read_text().split("SETTINGS'\n")[1].split("\nSETTINGS")[0]
+    names = [line.split(";")[0] for line in listing.splitlines()]
+    assert len(names) > 15
+    for name in names:
+        shown = name if name == "HF_TOKEN" else "--" + name.lower().replace("_", "-")
+        assert f"  {shown} " in done.stdout
+    assert "--dry-run" in done.stdout and "--yes" in done.stdout
+
+
+def test_secrets_are_never_printed(person: Person) -> None:
+    done = person.run("deploy_on_demand.sh", "--yes", HF_TOKEN=HUB_TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert person.cloud["models"]["yue-server"]["environment"]["HF_TOKEN"] == HUB_TOKEN
+    dry = person.run("deploy_on_demand.sh", "--dry-run", HF_TOKEN=HUB_TOKEN)
+    printed = done.stdout + done.stderr + dry.stdout + dry.stderr
+    assert "HF_TOKEN=***" in printed
+    assert HUB_TOKEN not in printed and TOKEN not in printed
+    assert not any(TOKEN in word for call in person.cloud["calls"] for word in call), "arguments can be seen by others"
+
+
+@pytest.mark.parametrize("script", DEPLOY_SCRIPTS)
+def test_the_printed_curl_lines_reach_the_endpoint_with_good_requests(person: Person, script: str) -> None:
+    printed = person.deploy(script)
+    endpoint = person.endpoint
+    number = endpoint["name"].rpartition("/")[2]
+    path = f"v1/projects/my-project/locations/us-central1/endpoints/{number}:predict"
+    lines = [shlex.split(line) for line in printed.splitlines() if line.startswith("curl --keepalive-time 60 ")]
+    operations = set()
+    for words in lines:
+        assert f"https://{endpoint['dedicatedEndpointDns']}/{path}" in words
+        (instance,) = json.loads(words[words.index("-d") + 1])["instances"]
+        schema = JobOperation if "job_id" in instance else ModelsOperation if "operation" in instance else Instance
+        read(schema, instance)
+        operations.add(instance.get("operation", "song"))
+    wanted = {"song", "status", "result", "cancel", "models/status"}
+    assert operations == wanted | ({"download-models"} if script == "deploy_on_demand.sh" else set())
+
+
+def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(person: Person) -> None:
+    person.deploy()
+    done = person.run("undeploy.sh", "--yes")
+    assert done.returncode == 0, done.stderr
+    cloud = person.cloud
+    assert not cloud["endpoints"] and not cloud["models"]
+    assert cloud["buckets"] and cloud["repositories"] and cloud["accounts"]
+
+
+def test_undeploy_removes_everything_with_all(person: Person) -> None:
+    person.deploy()
+    done = person.run("undeploy.sh", "--yes", "--all")
+    assert done.returncode == 0, done.stderr
+    cloud = person.cloud
+    assert not any(cloud[kind] for kind in ("endpoints", "models", "buckets", "repositories", "accounts"))
+
+
+def test_undeploy_may_be_run_twice(person: Person) -> None:
+    person.deploy()
+    for _ in range(2):
+        done = person.run("undeploy.sh", "--yes", "--all")
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("There is none") == 5
+
+
+def test_undeploy_asks_before_it_removes(person: Person) -> None:
+    person.deploy()
+    assert person.run("undeploy.sh", "--all").returncode == 1
+    assert person.endpoint["deployedModels"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ai endpoints deploy-model 7 --region=us-central1 --model=yue --accelerator-type=NVIDIA_L4",
+        "ai endpoints predict 7 --region=us-central1 --json-request=song.json",
+        "ai endpoints create --region=us-central1 --display-name=yue",
+    ],
+)
+def test_the_stand_in_refuses_what_gcloud_cannot_do(person: Person, command: str) -> None:
+    done = subprocess.run(
+        ["gcloud", *command.split(), "--project=my-project"], env=person.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and re.search("unrecognized|Invalid choice", done.stderr)
+
+
+@pytest.mark.parametrize("script", DEPLOY_SCRIPTS)
+def test_the_document_shows_what_the_dry_run_prints(person: Person, script: str) -> None:
+    blocks = re.findall(r"```console\n\$ (.+?)\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    shown = {shlex.split(command)[0]: (shlex.split(command), text) for command, text in blocks}
+    words, text = shown[f"./{script}"]
+    done = person.run(script, *words[1:], PROJECT_ID="", IMAGE_TAG="")
+    assert text == done.stdout, f"put the output of {shlex.join(words)} into {DOCUMENT.name}"
+
+
+def test_the_document_names_every_setting() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    listing = (ROOT / "scripts" / "deploy_settings.sh").read_text().split("SETTINGS'\n")[1].split("\nSETTINGS")[0]
+    missing = [line.split(";")[0] for line in listing.splitlines() if f"`{line.split(';')[0]}`" not in document]
+    assert not missing
+
+
+def test_the_scripts_are_clean() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    scripts = [*SCRIPTS, *(f"scripts/deploy{part}.sh" for part in ("", "_settings", "_tools"))]
+    done = subprocess.run(["shellcheck", "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def person_quota(limit: str) -> dict[str, str]:
+    return {"custom_model_serving_nvidia_a100_gpus": limit}
+
+
+def only(folder: Path, *tools: str) -> str:
+    """A PATH with nothing but the tools that every system has."""
+    bare = folder / "bare"
+    bare.mkdir()
+    for tool in tools:
+        (bare / tool).symlink_to(shutil.which(tool) or pytest.fail(f"there is no {tool}"))
+    return str(bare)
+
+
+def changes_of(printed: str) -> list[str]:
+    """The commands that change something, without the numbers that the cloud gave."""
+    verbs = "create|enable|submit|upload|add-iam-policy-binding|deploy-model|undeploy-model|delete|rm"
+    lines = [line for line in printed.splitlines() if re.match(rf"gcloud [a-z -]*({verbs}) |curl .*POST", line)]
+    return [re.sub(r"\b(ENDPOINT_ID|DEPLOYED_MODEL_ID|1\d\d\d)\b", "ID", line) for line in lines]
