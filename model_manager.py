@@ -6,7 +6,12 @@ It knows nothing of HTTP, and nothing of how weights are fetched or an engine is
 
 Each attempt runs in a thread of its own and is shared: whoever needs the models meanwhile waits for that attempt and
 gets its engine or its error. After an error the next caller starts the next attempt. While one engine sings, another
-model's attempt can run; the new engine then takes over, and the old one is closed behind its last song.
+model is fetched; the new engine then takes over, and the old one is closed behind its last song:
+
+    in main memory   old sings ........................ closed after its song
+                         new: fetched, proven, loaded,  takes over
+    on a GPU         old sings .............. closed between two songs; started again if the new one fails
+                         new: fetched, proven         loaded, takes over
 """
 
 from __future__ import annotations
@@ -17,102 +22,33 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
-from inference.errors import EngineError
-from inference.song import Progress, Song, SongRequest
-from serving.problems import conflict
+from inference.errors import EngineError, ModelBusy
+from model_states import ERROR, LOADING, NOT_LOADED, Attempt, Engine, Loaded, MakeFetch, StartEngine, Trouble, cancelled
 
 log = logging.getLogger(__name__)
-
-NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
-
-
-class Engine(Protocol):
-    """What sings. Its errors are YueErrors."""
-
-    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Starts a song; never blocks."""
-
-    def cancel(self, song_id: str) -> None:
-        """Ends that song, whose future raises Cancelled. An unknown id is none of its business."""
-
-    def info(self) -> dict[str, object]:
-        """Device, dtype, memory, seconds of loading."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still sing."""
-
-    def close(self) -> None:
-        """Ends it; the songs in it fail with EngineError."""
-
-
-class Fetch(Protocol):
-    """One fetching of one model's files."""
-
-    def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
-        """Blocks until the files are here; `on_progress` hears how far it is. Raises DownloadError."""
-
-    def cancel(self) -> None:
-        """Makes `run` raise DownloadError soon."""
-
-
-StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]
-
-
-@dataclass(eq=False)
-class Loaded:
-    """A model that can sing, and how many use it right now."""
-
-    model: Model
-    files: ModelFiles
-    engine: Engine
-    seconds: float  # from the first byte to ready
-    users: int = 0
-    retired: bool = False  # another has taken its place
-
-
-@dataclass(eq=False)
-class Attempt:
-    """One try to get a model ready, shared by all who wait for it."""
-
-    model: Model
-    fetch: Fetch
-    outcome: Future[Loaded] = field(default_factory=Future)
-    state: str = DOWNLOADING
-    progress: Mapping[str, object] = field(default_factory=dict)  # of the download
-    part: str | None = None  # what the engine is loading
-    began: float = field(default_factory=time.monotonic)
-
-    def note_progress(self, progress: Mapping[str, object]) -> None:
-        """How far the download is."""
-        self.progress = progress
-
-    def note_part(self, part: str) -> None:
-        """What the engine loads now."""
-        self.part = part
 
 
 class ModelManager:
     """Which model is here, and how to get it here. Every method may be called from any thread."""
 
-    def __init__(self, model: Model, fetch: Callable[[Model], Fetch], start_engine: StartEngine) -> None:
+    def __init__(self, model: Model, fetch: MakeFetch, start_engine: StartEngine) -> None:
         self.models_loaded = threading.Event()
         self.models_downloading = threading.Event()
         self.load_lock = threading.Lock()  # held while files are fetched and an engine starts
         self._fetch = fetch
         self._start_engine = start_engine
-        self._guard = threading.Lock()  # of the fields below; held for moments only
+        # Guards the fields below, held for moments only; notified when a song leaves its engine or an attempt ends.
+        self._guard = threading.Condition(threading.Lock())
         self._model = model
         self._loaded: Loaded | None = None
         self._attempt: Attempt | None = None
-        self._error: Exception | None = None  # of the last attempt, or of an engine that ended
-        self._failed = False
-        self._closed = False
+        self._trouble: Trouble | None = None  # of the last attempt, or of an engine that ended
+        self._unloaded = NOT_LOADED  # the status while nothing is loaded or being loaded
+        self._engine_ended = False  # by itself, and nothing was begun since
+        self._stopping = False
 
     @property
     def model(self) -> Model:
@@ -132,22 +68,43 @@ class ModelManager:
             if not self._living() and not self._attempt:
                 self._begin(self._model)
 
+    def replace_ended_engine(self) -> None:
+        """Begin again if an engine ended by itself. A failed or cancelled attempt waits for somebody who asks."""
+        with self._guard:
+            if not self._living() and not self._attempt and self._engine_ended and not self._stopping:
+                self._begin(self._model)
+
     def load(self, model: str | None = None, revision: str | None = None, force: bool = False) -> Future[Loaded]:
         """Have that model ready (None: the one that is set up). The future may be done already.
 
-        A second call for the same model joins the first. Raises UnknownModel, and Problem while another one is loading.
+        `force` proves its files, fetches again what is not right, and loads anew. A second call for the same model
+        joins the first, whatever it forces. Raises UnknownModel, and ModelBusy while another one is being loaded.
         """
         with self._guard:
             named = bool(model or revision)
             wanted = catalog.find(model or self._model.name, revision) if named else self._model
             loaded, attempt = self._living(), self._attempt
             if attempt and named and attempt.model != wanted:
-                raise conflict(f"model {attempt.model.name} is being loaded; ask for {wanted.name} when that is done")
+                raise ModelBusy(
+                    f"model {attempt.model.name} is being loaded; ask for {wanted.name} when that is done or cancelled"
+                )
             if loaded and not attempt and loaded.model == wanted and not force:
+                self._trouble = None
                 ready: Future[Loaded] = Future()
                 ready.set_result(loaded)
                 return ready
-            return (attempt or self._begin(wanted)).outcome
+            return (attempt or self._begin(wanted, force)).outcome
+
+    def cancel(self) -> Model | None:
+        """End what is being fetched or loaded, and name it; who waits for it gets Cancelled. None: nothing is."""
+        with self._guard:
+            attempt = self._attempt
+            if attempt is None:
+                return None
+            log.info("model %s: cancelled", attempt.model.name)
+            self._end(attempt, cancelled(attempt.model), NOT_LOADED)
+        attempt.fetch.cancel()
+        return attempt.model
 
     @contextmanager
     def borrowed(self) -> Iterator[Loaded]:
@@ -158,7 +115,8 @@ class ModelManager:
         finally:
             with self._guard:
                 loaded.users -= 1
-                unused = loaded.retired and not loaded.users
+                unused = loaded.retired and not loaded.users and self._loaded is not loaded
+                self._guard.notify_all()
             if unused:
                 loaded.engine.close()
 
@@ -166,38 +124,53 @@ class ModelManager:
         """Where the models are; all that /models/status shows."""
         with self._guard:
             loaded, attempt = self._living(), self._attempt
-            error = str(self._error) if self._error else None
-            failed = self._failed
-            model = self._model
+            last_error = self._trouble.as_dict() if self._trouble else None
+            unloaded, model = self._unloaded, self._model
         if loaded:
-            next_model = {"next": _attempt_status(attempt)} if attempt else {}
-            return {**_loaded_status(loaded), "last_error": error, **next_model}
+            next_model = {"next": attempt.status()} if attempt else {}
+            return {**loaded.status(), **next_model, "last_error": last_error}
         if attempt:
-            return {**_attempt_status(attempt), "last_error": error}
-        status = ERROR if failed else NOT_LOADED
-        return {"status": status, "model": model.name, "revision": model.stage1.revision, "last_error": error}
+            return {**attempt.status(), "last_error": last_error}
+        return {
+            "status": unloaded,
+            "model": model.name,
+            "revision": model.stage1.revision,
+            "last_error": last_error,
+        }
+
+    def stop(self) -> None:
+        """Load nothing any more, now or later; an engine that is here sings on. Who waits gets an EngineError."""
+        with self._guard:
+            self._stopping = True
+            attempt = self._attempt
+            if attempt:
+                self._end(attempt, _stopping(), NOT_LOADED)
+        if attempt:
+            attempt.fetch.cancel()
 
     def close(self) -> None:
         """End the download and the engine. Those who wait get an EngineError."""
+        self.stop()
         with self._guard:
-            self._closed = True
             loaded, self._loaded = self._loaded, None
-            attempt, self._attempt = self._attempt, None
             self.models_loaded.clear()
-            self.models_downloading.clear()
-        if attempt:
-            attempt.fetch.cancel()
-            attempt.outcome.set_exception(_stopping())
         if loaded:
             loaded.engine.close()
 
     def _ensure(self) -> Loaded:
-        with self._guard:
-            loaded = self._living()
-            if loaded:
-                return loaded
-            attempt = self._attempt or self._begin(self._model)
-        return attempt.outcome.result()
+        while True:
+            with self._guard:
+                loaded = self._living()
+                if loaded and not loaded.retired:
+                    return loaded
+                attempt = self._attempt or self._begin(self._model)
+            error = attempt.outcome.exception()
+            if error is None:
+                return attempt.outcome.result()
+            with self._guard:
+                sings_on = self._living() or (self._attempt and self._attempt.restores)
+            if not sings_on:  # else the old model is here still, or again
+                raise error
 
     def _borrow(self) -> Loaded:
         while True:
@@ -211,29 +184,35 @@ class ModelManager:
         """What is loaded, if its engine still lives. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
             self._loaded.engine.close()  # at once, for it is dead; its pipe and process id are given back
-            self._error, self._loaded = EngineError("the engine's process ended; it is started again when needed"), None
+            ended = EngineError("the engine's process ended; it is started again when needed")
+            self._trouble = Trouble(ended, self._loaded.model)
+            self._loaded, self._unloaded, self._engine_ended = None, NOT_LOADED, True
             self.models_loaded.clear()
             log.warning("the engine ended by itself")
         return self._loaded
 
-    def _begin(self, model: Model) -> Attempt:
+    def _begin(self, model: Model, force: bool = False) -> Attempt:
         """A new attempt. The guard is held."""
-        assert self._attempt is None, "one attempt at a time"
-        if self._closed:
+        if self._stopping:
             raise _stopping()
-        self._attempt = attempt = Attempt(model, self._fetch(model))
+        return self._run_aside(Attempt(model, self._fetch(model, force)))
+
+    def _run_aside(self, attempt: Attempt) -> Attempt:
+        """Start an attempt. The guard is held."""
+        assert self._attempt is None, "one attempt at a time"
+        self._attempt, self._engine_ended = attempt, False
         # A daemon, because an engine's start cannot be interrupted: the process must be able to end meanwhile.
         threading.Thread(target=self._run, args=(attempt,), name="models-loader", daemon=True).start()
         return attempt
 
     def _run(self, attempt: Attempt) -> None:
-        try:
-            with self.load_lock:
+        with self.load_lock:
+            try:
                 loaded = self._made(attempt)
-        except Exception as error:  # whatever it is, those who wait must hear of it
-            self._fail(attempt, error)
-        else:
-            self._take_over(attempt, loaded)
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                self._fail(attempt, error)
+            else:
+                self._take_over(attempt, loaded)
 
     def _made(self, attempt: Attempt) -> Loaded:
         """The steps of an attempt: fetch the files, start an engine on them."""
@@ -245,16 +224,33 @@ class ModelManager:
             self.models_downloading.clear()
         log.info("model %s: loading commit %s", attempt.model.name, files.revision)
         attempt.state = LOADING
+        self._make_room(attempt)
         engine = self._start_engine(files, attempt.note_part)
         return Loaded(attempt.model, files, engine, time.monotonic() - attempt.began)
 
+    def _make_room(self, attempt: Attempt) -> None:
+        """Close the old engine, between two songs, where a GPU's memory may not hold both."""
+        with self._guard:
+            attempt.note_part("waiting for the song that is being sung")
+            old = self._living()
+            if old is None or old.engine.info().get("memory_bytes") is None:
+                return
+            old.retired, attempt.displaced = True, old
+            self._guard.wait_for(lambda: attempt.ended or not old.users)
+            attempt.note_part("making room")
+            self._loaded = None
+            self.models_loaded.clear()
+        log.info("model %s: makes room", old.model.name)
+        old.engine.close()
+
     def _take_over(self, attempt: Attempt, loaded: Loaded) -> None:
         with self._guard:
-            wanted = self._attempt is attempt  # False: closed meanwhile, and nobody waits any more
+            wanted = not attempt.ended  # else cancelled or closed meanwhile, and nobody waits any more
             replaced = self._loaded if wanted else loaded
             if wanted:
+                attempt.ended = True
                 self._attempt, self._loaded, self._model = None, loaded, loaded.model
-                self._error, self._failed = None, False
+                self._trouble = self._trouble if attempt.restores else None
                 self.models_loaded.set()
             if replaced:
                 replaced.retired = True
@@ -267,32 +263,35 @@ class ModelManager:
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
         with self._guard:
-            if self._attempt is not attempt:  # closed: those who waited know already
+            if attempt.ended:  # cancelled or closed: those who waited know already
                 return
-            self._attempt, self._error, self._failed = None, error, True
-        log.error("model %s: not loaded", attempt.model.name, exc_info=error)
+            log.error("model %s: not loaded", attempt.model.name, exc_info=error)
+            self._end(attempt, error, ERROR)
+
+    def _end(self, attempt: Attempt, error: Exception, unloaded: str) -> None:
+        """End an attempt without an engine; what had to make room for it sings again. The guard is held."""
+        attempt.ended = True
+        self._attempt, self._trouble, self._unloaded = None, Trouble(error, attempt.model), unloaded
+        old = attempt.displaced
+        if old and self._loaded is old:
+            old.retired = False
+        elif old and not self._stopping:
+            self._run_aside(Attempt(old.model, _Here(old.files), restores=True))
+        self._guard.notify_all()
         attempt.outcome.set_exception(error)
 
 
-def _loaded_status(loaded: Loaded) -> dict[str, object]:
-    return {
-        "status": READY,
-        "model": loaded.model.name,
-        "revision": loaded.files.revision,
-        "seconds": round(loaded.seconds, 3),
-        "engine": loaded.engine.info(),
-    }
+class _Here:
+    """The fetching of files that are here already."""
 
+    def __init__(self, files: ModelFiles) -> None:
+        self._files = files
 
-def _attempt_status(attempt: Attempt) -> dict[str, object]:
-    return {
-        "status": attempt.state,
-        "model": attempt.model.name,
-        "revision": attempt.model.stage1.revision,
-        "seconds": round(time.monotonic() - attempt.began, 3),
-        "download": dict(attempt.progress),
-        "loading": attempt.part,
-    }
+    def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
+        return self._files
+
+    def cancel(self) -> None:
+        """Nothing runs."""
 
 
 def _stopping() -> EngineError:

@@ -24,8 +24,9 @@ from inference.catalog import Model, ModelFiles
 from inference.download import DownloadProcess, cache_folder
 from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
-from model_manager import ERROR, NOT_LOADED, READY, Engine, Fetch, ModelManager
-from serving import schemas
+from model_manager import ModelManager
+from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
+from serving import schemas, views
 from serving.jobs import SUCCEEDED, Job, Jobs
 from serving.problems import Problem, conflict, not_found, problem_of
 from serving.schemas import Download, JobOperation, ModelsOperation, Order
@@ -62,10 +63,15 @@ def close_app(app: Flask) -> None:
     app.extensions[SERVICES].jobs.close()
 
 
+def stop_loading(app: Flask) -> None:
+    """Load no models any more; what is sung is sung to its end."""
+    app.extensions[SERVICES].manager.stop()
+
+
 def make_manager(settings: Settings) -> ModelManager:
     """The real one: downloads and the engine in processes of their own."""
 
-    def fetch(model: Model) -> Fetch:
+    def fetch(model: Model, force: bool) -> Fetch:
         return DownloadProcess(model, cache_folder(), settings.weights)
 
     def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
@@ -97,12 +103,12 @@ class Services:
     def health(self) -> tuple[Response, int]:
         """Whether requests may be sent here."""
         models = self.manager.status()
-        if self.settings.loading == STARTUP and models["status"] == NOT_LOADED:  # its engine ended: get another
-            self.manager.start()
+        if self.settings.loading == STARTUP and models["status"] == NOT_LOADED:
+            self.manager.replace_ended_engine()
             models = self.manager.status()
         if self.settings.loading != STARTUP or models["status"] == READY:
             return jsonify(status="healthy", models=models), 200
-        status = "unhealthy" if models["status"] == ERROR else "starting"
+        status = "unhealthy" if models["status"] in (NOT_LOADED, ERROR) else "starting"
         return jsonify(status=status, models=models), 503
 
     def models_status(self) -> Response:
@@ -113,6 +119,10 @@ class Services:
         """Get a model ready."""
         body, done = self._download(schemas.read(Download, _read_json(empty={})))
         return jsonify(body), 200 if done else 202
+
+    def cancel_download(self) -> Response:
+        """End what is being downloaded or loaded."""
+        return jsonify(self._cancel_download())
 
     def predict(self) -> Response:
         """Sing each instance."""
@@ -128,15 +138,15 @@ class Services:
 
     def list_jobs(self) -> Response:
         """All jobs, the newest first."""
-        return jsonify(jobs=[schemas.job_view(job) for job in self.jobs.list()])
+        return jsonify(jobs=[views.job_view(job) for job in self.jobs.list()])
 
     def show_job(self, job_id: str) -> Response:
         """One job."""
-        return jsonify(schemas.job_view(self.jobs.get(job_id)))
+        return jsonify(views.job_view(self.jobs.get(job_id)))
 
     def cancel_job(self, job_id: str) -> Response:
         """Cancel one job."""
-        return jsonify(schemas.job_view(self.jobs.cancel(job_id)))
+        return jsonify(views.job_view(self.jobs.cancel(job_id)))
 
     def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a finished song, or the range of it that was asked for."""
@@ -193,11 +203,13 @@ class Services:
                 case JobOperation(operation="result"):
                     return Pending(self.jobs.get(wanted.job_id), 0)
                 case JobOperation(operation="status"):
-                    return schemas.job_view(self.jobs.get(wanted.job_id))
+                    return views.job_view(self.jobs.get(wanted.job_id))
                 case JobOperation(operation="cancel"):
-                    return schemas.job_view(self.jobs.cancel(wanted.job_id))
+                    return views.job_view(self.jobs.cancel(wanted.job_id))
                 case ModelsOperation(operation=schemas.MODELS_STATUS):
                     return self.manager.status()
+                case ModelsOperation(operation=schemas.CANCEL_DOWNLOAD):
+                    return self._cancel_download()
                 case ModelsOperation():
                     return self._download(wanted)[0]
                 case Problem():
@@ -207,7 +219,8 @@ class Services:
         raise AssertionError(f"no answer to {wanted!r}")
 
     def _submit(self, order: Order) -> Pending:
-        job = Job(order.request, self.manager.model.name, order.warnings, order.request_id, order.fingerprint)
+        model = self.manager.model.name
+        job = Job(order.request, model, order.warnings, order.request_id, order.fingerprint, order.model)
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
         return Pending(self.jobs.submit(job), wait_seconds)
 
@@ -234,6 +247,12 @@ class Services:
             "models": self.manager.status(),
         }, True
 
+    def _cancel_download(self) -> dict[str, object]:
+        model = self.manager.cancel()
+        status = "cancelled" if model else "nothing_to_cancel"
+        message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"
+        return {"status": status, "message": message, "models": self.manager.status()}
+
     @contextmanager
     def _seat(self) -> Iterator[bool]:
         """Whether this request may wait: some threads are never given to those who do, so that /health has one."""
@@ -256,6 +275,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         (settings.health_route, either, services.health),
         ("/models/status", either, services.models_status),
         ("/download-models", ("POST",), services.download_models),
+        ("/download-models", ("DELETE",), services.cancel_download),
         ("/jobs", either, services.list_jobs),
         ("/jobs/<job_id>", either, services.show_job),
         ("/jobs/<job_id>", ("DELETE",), services.cancel_job),
@@ -292,7 +312,7 @@ def _answer(outcome: Outcome, index: int) -> dict[str, object] | Problem:
         case Pending(job) if job.error:
             problem = problem_of(job.error).having(job_id=job.id)
         case Pending(job):
-            return schemas.prediction(job)
+            return views.prediction(job)
         case Problem():
             problem = outcome
         case _:
@@ -321,7 +341,7 @@ def _audio_response(job: Job) -> Response:
     if job.error:
         raise problem_of(job.error).having(job_id=job.id)
     if job.state != SUCCEEDED or job.song is None:
-        response = jsonify(schemas.job_view(job))
+        response = jsonify(views.job_view(job))
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{job.id}"
         return response

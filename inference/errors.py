@@ -59,8 +59,12 @@ class EngineError(YueError):
     """The engine's process failed or ended; the song in it is lost, the server is not."""
 
 
+class ModelBusy(YueError):
+    """Another model is being loaded; only one is at a time."""
+
+
 class Cancelled(YueError):
-    """The song was cancelled while it was being made."""
+    """The song, or the download that it waited for, was cancelled by somebody."""
 
 
 def _shortened(value: object, limit: int = 80) -> str:

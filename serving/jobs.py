@@ -4,7 +4,8 @@ It knows nothing of HTTP, nor of how models are loaded or songs are made.
 
     queued -> running -> succeeded | failed | cancelled
 
-A job stays queued while the models are loaded for it. Jobs live in memory; the oldest finished ones make room.
+A job stays queued while the models are loaded for it; where that fails, all that wait for them fail with it.
+Jobs live in memory; the oldest finished ones make room.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from inference.errors import Cancelled, EngineError
+from inference.errors import Cancelled, EngineError, InvalidField
 from inference.song import Progress, Song, SongRequest
-from model_manager import Engine, Loaded
+from model_states import Engine, Loaded
 from serving.problems import conflict, not_found, queue_full, stopping
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     request_id: str | None = None
     fingerprint: str = ""
+    wanted_model: str | None = None  # no other may sing it
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: str = QUEUED
     progress: Progress | None = None
@@ -179,8 +181,8 @@ class Jobs:
                     job = self._next(loaded)
                     if job:
                         self._sing(job, loaded.engine)
-            except Exception as error:  # no engine: the song that would have been next fails, later ones try again
-                self._fail_head(error)
+            except Exception as error:  # no engine for those who waited for it; later songs try again
+                self._fail_queued(error)
 
     def _head(self) -> Job | None:
         """The job that is next, still queued; None once closed."""
@@ -194,6 +196,9 @@ class Jobs:
             if not self._queue:
                 return None
             job = self._queue.popleft()
+            if job.wanted_model and job.wanted_model != loaded.model.name:  # it was replaced while the job waited
+                self._finish(job, FAILED, error=another_model(job.wanted_model, loaded.model.name))
+                return None
             job.model = loaded.model.name
             job.started_at, job.state, job.engine = _now(), RUNNING, loaded.engine
             self._changed.notify_all()
@@ -223,11 +228,13 @@ class Jobs:
 
         return observe
 
-    def _fail_head(self, error: Exception) -> None:
-        log.error("no models for the next song", exc_info=error)
+    def _fail_queued(self, error: Exception) -> None:
+        """All that waited for the models hear why they did not come."""
+        state = CANCELLED if isinstance(error, Cancelled) else FAILED
         with self._changed:
-            if self._queue:
-                self._finish(self._queue.popleft(), FAILED, error=error)
+            while self._queue:
+                self._finish(self._queue.popleft(), state, error=error)
+        log.error("no models for the songs that waited", exc_info=error)
 
     def _end(self, job: Job, state: str, song: Song | None = None, error: Exception | None = None) -> None:
         with self._changed:
@@ -254,3 +261,8 @@ class Jobs:
             del self._jobs[job.id]
             if job.request_id:
                 del self._ids[job.request_id]
+
+
+def another_model(wanted: str | None, loaded: str) -> InvalidField:
+    """One song never makes the server load another model."""
+    return InvalidField("model", wanted, f"{loaded}; another model is loaded by download-models first")

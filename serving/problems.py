@@ -5,7 +5,8 @@ It knows nothing of routes, jobs or models. How inference's errors are shown:
 | error | status | why |
 |---|---|---|
 | InvalidField, UnknownModel | 400 | the request has to change |
-| Cancelled | 409 | somebody cancelled the song; asking again makes a new one |
+| Cancelled | 409 | somebody cancelled the song or the download; asking again makes a new one |
+| ModelBusy | 409 | another model is being loaded; ask again when that is done |
 | CheckpointError | 500 | the weights are broken; asking again does not help |
 | DownloadError, EngineError | 503 | the models or their process are not there now; asking again may help |
 """
@@ -26,6 +27,7 @@ from inference.errors import (
     DownloadError,
     EngineError,
     InvalidField,
+    ModelBusy,
     UnknownModel,
     YueError,
 )
@@ -120,6 +122,8 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(400, "unknown-model", str(error), allowed)
         case Cancelled():
             return Problem(409, "cancelled", str(error) or "the song was cancelled")
+        case ModelBusy():
+            return conflict(str(error))
         case CheckpointError():
             return Problem(500, "checkpoint-broken", str(error))
         case DownloadError():

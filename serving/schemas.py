@@ -1,20 +1,6 @@
-"""What a request may hold and how an answer looks: JSON in, SongRequest out; job in, JSON out.
+"""What a request may hold: JSON in, SongRequest out.
 
-It knows nothing of routes, queues or models' lives.
-
-A prediction (`prediction`) of a finished song:
-
-    job_id, status: "succeeded", seed, model, warnings, progress, cancel_requested, request_id, created_at, started_at,
-                        finished_at
-    audio               the first track asked for, base64
-    mime_type, format, sample_rate, duration_seconds
-    tracks              track -> {"mime_type", "bytes", "url", "audio"}, in the order asked for;
-                        the first has no "audio" of its own: it is the prediction's
-    segments            [{"tag", "start_seconds", "end_seconds"}, …]
-    timings             stage -> seconds
-
-A song that is not finished has the first entry only, with `status` "queued" or "running"; one that failed or was
-cancelled has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+It knows nothing of routes, queues, answers or models' lives.
 """
 
 from __future__ import annotations
@@ -25,8 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,9 +21,9 @@ from inference import catalog, lyrics, prompt
 from inference.audio import read_reference
 from inference.catalog import Model
 from inference.errors import InvalidField
-from inference.song import MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, Song, SongRequest
-from serving.jobs import FINISHED, SUCCEEDED, Job
-from serving.problems import Problem, invalid, problem_of
+from inference.song import MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
+from serving.jobs import another_model
+from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
@@ -46,7 +31,8 @@ DRAWN_SEEDS = 2**32  # short enough to be typed again
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
 JOB_OPERATIONS = ("status", "result", "cancel")
 SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
-MODELS_STATUS, DOWNLOAD_MODELS = "models/status", "download-models"
+MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
+MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -198,7 +184,9 @@ class Download(_Strict):
 class ModelsOperation(Download):
     """Something done to the models through /predict."""
 
-    operation: Literal["models/status", "download-models"] = Field(description=f"{MODELS_STATUS}, {DOWNLOAD_MODELS}")
+    operation: Literal["models/status", "download-models", "cancel-download"] = Field(
+        description=", ".join(MODELS_OPERATIONS)
+    )
 
 
 @dataclass(frozen=True)
@@ -274,67 +262,11 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model)
     return Order(request, wanted.wait_seconds, wanted.request_id, wanted.model, warnings, _fingerprint(wanted))
 
 
-def job_view(job: Job) -> dict[str, object]:
-    """A job as it is now, without its audio."""
-    state = job.state  # read first: what it promises was set before it
-    view: dict[str, object] = {
-        "job_id": job.id,
-        "status": state,
-        "request_id": job.request_id,
-        "model": job.model,
-        "seed": job.request.seed,
-        "warnings": list(dict.fromkeys((*job.warnings, *(job.song.warnings if job.song else ())))),
-        "created_at": _timestamp(job.created_at),
-        "started_at": _timestamp(job.started_at),
-        "finished_at": _timestamp(job.finished_at),
-        "progress": asdict(job.progress) if job.progress else None,
-        "cancel_requested": job.cancel_requested,
-    }
-    if state == SUCCEEDED and job.song:
-        return {**view, **_song_view(job.id, job.song)}
-    if state in FINISHED and job.error:
-        return {**view, "error": problem_of(job.error).as_dict()}
-    return view
-
-
-def prediction(job: Job) -> dict[str, object]:
-    """A job as it is now, with the audio if it is done."""
-    view = job_view(job)
-    if view["status"] != SUCCEEDED or not job.song:
-        return view
-    first, *others = job.song.audio
-    tracks: Any = view["tracks"]
-    for name in others:
-        tracks[name]["audio"] = _base64(job.song.audio[name])
-    return {**view, "audio": _base64(job.song.audio[first])}
-
-
-def audio_path(job_id: str, track: str, audio_format: str) -> str:
-    """Where one track of a job is served."""
-    return f"/jobs/{job_id}/audio/{track}.{audio_format}"
-
-
-def _song_view(job_id: str, song: Song) -> dict[str, object]:
-    mime_type = MIME_TYPES[song.format]
-    return {
-        "mime_type": mime_type,
-        "format": song.format,
-        "sample_rate": song.sample_rate,
-        "duration_seconds": song.duration_seconds,
-        "tracks": {
-            name: {"mime_type": mime_type, "bytes": len(audio), "url": audio_path(job_id, name, song.format)}
-            for name, audio in song.audio.items()
-        },
-        "segments": [asdict(span) for span in song.segments],
-        "timings": dict(song.timings),
-    }
-
-
 def _check_model(name: str | None, model: Model) -> None:
     """A song is sung by the model that is here: one song never makes the server load another."""
     if name is not None and name != model.name:
         catalog.find(name)
-        raise InvalidField("model", name, f"{model.name}; another model is loaded by {DOWNLOAD_MODELS} first")
+        raise another_model(name, model.name)
 
 
 def _warnings(request: SongRequest, model: Model) -> tuple[str, ...]:
@@ -390,15 +322,7 @@ def _decoded(field: str, text: str | None) -> bytes | None:
         raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
 
 
-def _base64(audio: bytes) -> str:
-    return base64.b64encode(audio).decode("ascii")
-
-
 def _without_nulls(fields: object) -> Any:
     return (
         {name: value for name, value in fields.items() if value is not None} if isinstance(fields, Mapping) else fields
     )
-
-
-def _timestamp(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds") if moment else None

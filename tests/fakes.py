@@ -39,7 +39,8 @@ def audio_of(request: SongRequest, track: str) -> bytes:
 class FakeEngine:
     """Sings one song after the other in a thread of its own, each as soon as `may_sing` is set."""
 
-    def __init__(self, may_sing: bool = True) -> None:
+    def __init__(self, may_sing: bool = True, memory_bytes: int | None = None) -> None:
+        self.memory_bytes = memory_bytes
         self.may_sing = threading.Event()
         self.closed = threading.Event()
         self.sung: list[str] = []  # the ids of the songs that were begun, in order
@@ -66,7 +67,7 @@ class FakeEngine:
             self._wake.notify_all()
 
     def info(self) -> dict[str, object]:
-        return {"device": "fake"}
+        return {"device": "fake", "memory_bytes": self.memory_bytes}
 
     @property
     def alive(self) -> bool:
@@ -125,9 +126,11 @@ class FakeFetch:
     def __init__(self, model: Model, may_end: threading.Event, error: YueError | None) -> None:
         self._model, self._may_end, self._error = model, may_end, error
         self.cancelled = False
+        self.began = threading.Event()
 
     def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
-        on_progress({"bytes_done": 1, "bytes_total": 2})
+        on_progress({"repository": "a/b", "bytes_done": 1, "bytes_total": 2})
+        self.began.set()
         assert self._may_end.wait(SECONDS)
         if self.cancelled:
             raise DownloadError("the download was cancelled")
@@ -149,8 +152,13 @@ class FakeModels:
         self.errors: list[YueError] = []  # each ends one fetch
         self.start_errors: list[YueError] = []  # each ends one start
         self.fetches: list[FakeFetch] = []
+        self.forced: list[bool] = []  # of each fetch, whether it had to prove everything anew
         self.engines: list[FakeEngine] = []
         self.may_sing = may_sing  # of engines to come
+        self.on_a_gpu = False  # the engines to come
+        self.starting = threading.Event()  # set: an engine is in its loading
+        self.may_start = threading.Event()  # unset: engines stay in their loading
+        self.may_start.set()
         if may_fetch:
             self.may_fetch.set()
 
@@ -159,16 +167,20 @@ class FakeModels:
         """The newest engine."""
         return self.engines[-1]
 
-    def fetch(self, model: Model) -> FakeFetch:
+    def fetch(self, model: Model, force: bool = False) -> FakeFetch:
         fetch = FakeFetch(model, self.may_fetch, self.errors.pop(0) if self.errors else None)
         self.fetches.append(fetch)
+        self.forced.append(force)
         return fetch
 
     def start_engine(self, files: ModelFiles, on_loading: Callable[[str], None]) -> FakeEngine:
         on_loading("stage1")
+        self.starting.set()
+        assert self.may_start.wait(SECONDS)
+        on_loading("stage2")
         if self.start_errors:
             raise self.start_errors.pop(0)
-        self.engines.append(FakeEngine(self.may_sing))
+        self.engines.append(FakeEngine(self.may_sing, 1_000 if self.on_a_gpu else None))
         return self.engine
 
     def manager(self, model: str = "tiny") -> ModelManager:
@@ -180,7 +192,8 @@ class Served:
 
     def __init__(self, may_fetch: bool = True, may_sing: bool = True, **settings: Any) -> None:
         self.models = FakeModels(may_fetch, may_sing)
-        self.app: Flask = create_app(Settings(**{"aip_mode": None, **settings}), self.models.manager())
+        self.manager = self.models.manager()
+        self.app: Flask = create_app(Settings(**{"aip_mode": None, **settings}), self.manager)
         self.client: FlaskClient = self.app.test_client()
 
     def predict(self, *instances: object, headers: dict[str, str] | None = None, **body: object) -> TestResponse:
@@ -191,6 +204,12 @@ class Served:
         response = self.predict({**INSTANCE, **fields})
         assert response.status_code == 200, response.json
         return response.json["predictions"][0]
+
+    def wait_until_jobs(self, count: int) -> None:
+        """Until that many jobs are here."""
+        jobs = self.app.extensions["yue"].jobs
+        with jobs._changed:
+            assert jobs._changed.wait_for(lambda: len(jobs._jobs) >= count, SECONDS)
 
     def wait_for(self, job_id: str) -> None:
         jobs = self.app.extensions["yue"].jobs

@@ -161,10 +161,43 @@ def test_after_the_engine_dies_the_next_job_gets_a_new_one(held_jobs: Jobs, held
     assert len(held_models.engines) == 2
 
 
-def test_a_download_that_fails_fails_its_job_only(models: FakeModels, jobs: Jobs) -> None:
+def test_a_download_that_fails_fails_all_who_waited_for_it_and_no_later_one() -> None:
+    models = FakeModels(may_fetch=False)
     models.errors.append(DownloadError("no network"))
-    assert isinstance(finished(jobs, jobs.submit(song())).error, DownloadError)
+    jobs = Jobs(models.manager(), max_queue=3)
+    waited = [jobs.submit(song(seed)) for seed in range(3)]
+    models.may_fetch.set()
+    assert all(isinstance(finished(jobs, job).error, DownloadError) for job in waited)
+    assert len(models.fetches) == 1
     assert finished(jobs, jobs.submit(song())).state == "succeeded"
+    jobs.close()
+
+
+def test_a_cancelled_download_cancels_the_songs_that_waited() -> None:
+    models = FakeModels(may_fetch=False)
+    manager = models.manager()
+    jobs = Jobs(manager, max_queue=3)
+    waited = [jobs.submit(song(seed)) for seed in range(3)]
+    assert manager.models_downloading.wait(SECONDS)
+    manager.cancel()
+    assert {finished(jobs, job).state for job in waited} == {"cancelled"}
+    assert "tiny was cancelled" in str(waited[2].error)
+    assert len(models.fetches) == 1
+    jobs.close()
+
+
+def test_a_song_for_one_model_is_not_sung_by_the_next(held_jobs: Jobs, held_models: FakeModels) -> None:
+    first = held_jobs.submit(song())
+    held_models.engine.wait_until_begun(1)
+    any_model = held_jobs.submit(song(2))
+    this_model = held_jobs.submit(Job(SongRequest("pop", LYRICS, 3), "tiny", wanted_model="tiny"))
+    old = held_models.engine
+    held_models.may_sing = True  # the next engine
+    held_jobs._models.load("en-cot").result(SECONDS)
+    old.sing_on()
+    assert (finished(held_jobs, first).model, finished(held_jobs, any_model).model) == ("tiny", "en-cot")
+    assert finished(held_jobs, this_model).state == "failed"
+    assert "model: got 'tiny'; allowed: en-cot" in str(this_model.error)
 
 
 def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeModels) -> None:

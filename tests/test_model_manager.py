@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import pytest
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.errors import DownloadError, EngineError, UnknownModel, YueError
+from inference.errors import Cancelled, DownloadError, EngineError, ModelBusy, UnknownModel, YueError
 from inference.song import Song, SongRequest
-from model_manager import Engine, ModelManager
-from serving.problems import Problem
-from tests.fakes import LYRICS, SECONDS, FakeModels
+from model_manager import ModelManager
+from model_states import Engine
+from tests.fakes import LYRICS, SECONDS, FakeEngine, FakeModels
 
 MANY = 100
 
@@ -85,7 +86,7 @@ def test_status_follows_the_models_life() -> None:
     outcome.result(SECONDS)
     status = manager.status()
     assert (status["status"], status["model"], status["revision"]) == ("ready", "tiny", "commit-tiny")
-    assert status["engine"] == {"device": "fake"}
+    assert status["engine"]["device"] == "fake"
     assert manager.models_loaded.is_set() and not manager.models_downloading.is_set()
     manager.close()
 
@@ -95,7 +96,9 @@ def test_status_keeps_the_last_error(manager: ModelManager, models: FakeModels) 
     with pytest.raises(EngineError, match="out of memory"):
         manager.ensure_models_available()
     status = manager.status()
-    assert (status["status"], status["last_error"]) == ("error", "out of memory")
+    assert status["status"] == "error"
+    assert (status["last_error"]["detail"], status["last_error"]["error"]) == ("out of memory", "EngineError")
+    assert status["last_error"]["model"] == "tiny" and status["last_error"]["at"]
 
 
 def test_the_same_model_is_not_loaded_twice(manager: ModelManager, models: FakeModels) -> None:
@@ -107,6 +110,7 @@ def test_the_same_model_is_not_loaded_twice(manager: ModelManager, models: FakeM
 def test_force_loads_anew(manager: ModelManager, models: FakeModels) -> None:
     manager.ensure_models_available()
     manager.load(force=True).result(SECONDS)
+    assert models.forced == [False, True]
     assert len(models.engines) == 2
     assert [engine.alive for engine in models.engines] == [False, True]
 
@@ -148,8 +152,40 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(manager: ModelManager,
     manager.ensure_models_available()
     models.errors.append(DownloadError("gated"))
     assert isinstance(manager.load("en-cot").exception(SECONDS), DownloadError)
-    assert (manager.status()["status"], manager.status()["last_error"]) == ("ready", "gated")
+    assert manager.status()["status"] == "ready"
+    assert (manager.status()["last_error"]["detail"], manager.status()["last_error"]["model"]) == ("gated", "en-cot")
     assert sing(manager).seed == 1
+
+
+@pytest.mark.parametrize("model", [None, "tiny", "en-cot"])
+def test_an_error_is_forgotten_with_the_next_success(
+    manager: ModelManager, models: FakeModels, model: str | None
+) -> None:
+    manager.ensure_models_available()
+    models.errors.append(DownloadError("gated"))
+    assert manager.load("en-cot").exception(SECONDS)
+    manager.load(model).result(SECONDS)
+    assert manager.status()["last_error"] is None
+
+
+def test_the_end_of_an_engine_is_forgotten_with_the_next_one(manager: ModelManager, models: FakeModels) -> None:
+    models.errors.append(DownloadError("no network"))
+    assert manager.load().exception(SECONDS)
+    manager.ensure_models_available()
+    models.engine.die()
+    assert "ended" in manager.status()["last_error"]["detail"]
+    manager.ensure_models_available()
+    assert manager.status()["last_error"] is None
+
+
+def test_an_engine_that_ends_long_after_a_failed_swap_is_no_failed_attempt(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    manager.ensure_models_available()
+    models.errors.append(DownloadError("gated"))
+    assert manager.load("en-cot").exception(SECONDS)
+    models.engine.die()
+    assert manager.status()["status"] == "not_loaded"
 
 
 def test_another_model_cannot_be_asked_for_while_one_loads(manager: ModelManager, models: FakeModels) -> None:
@@ -157,7 +193,7 @@ def test_another_model_cannot_be_asked_for_while_one_loads(manager: ModelManager
     first = manager.load("en-cot")
     assert manager.load("en-cot") is first
     assert manager.load() is first
-    with pytest.raises(Problem, match="en-cot is being loaded"):
+    with pytest.raises(ModelBusy, match="en-cot is being loaded"):
         manager.load("zh-cot")
     models.may_fetch.set()
 
@@ -196,3 +232,158 @@ def test_an_engine_that_is_ready_only_after_close_is_closed() -> None:
     manager = ModelManager(catalog.find("tiny"), models.fetch, start_engine)
     assert isinstance(manager.load().exception(SECONDS), EngineError)
     assert models.engine.closed.wait(SECONDS)
+
+
+# -- progress
+
+
+def test_status_adds_what_is_known_of_each_repository() -> None:
+    models = FakeModels(may_fetch=False)
+    manager = models.manager()
+    manager.load()
+    assert models.fetches[0].began.wait(SECONDS)
+    download: Any = manager.status()["download"]
+    assert (download["bytes_done"], download["bytes_total"]) == (1, 2)
+    assert download["repositories"] == {"a/b": {"bytes_done": 1, "bytes_total": 2}}
+    manager.close()
+
+
+def test_status_shows_which_part_is_loading(manager: ModelManager, models: FakeModels) -> None:
+    models.may_start.clear()
+    outcome = manager.load()
+    assert models.starting.wait(SECONDS)
+    assert (manager.status()["status"], manager.status()["loading"]) == ("loading", "stage1")
+    models.may_start.set()
+    outcome.result(SECONDS)
+
+
+# -- cancelling
+
+
+def test_who_waits_for_a_cancelled_download_is_told() -> None:
+    models = FakeModels(may_fetch=False)
+    manager = models.manager()
+    outcome = manager.load()
+    assert manager.cancel() == catalog.find("tiny")
+    assert isinstance(outcome.exception(SECONDS), Cancelled)
+    assert models.fetches[0].cancelled
+    status = manager.status()
+    assert (status["status"], status["last_error"]["error"]) == ("not_loaded", "Cancelled")
+    assert manager.cancel() is None
+    assert manager.ensure_models_available().alive
+    manager.close()
+
+
+def test_a_cancel_while_loading_ends_the_new_engine_and_the_old_one_sings(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    old = manager.ensure_models_available()
+    models.may_start.clear()
+    models.starting.clear()
+    outcome = manager.load("en-cot")
+    assert models.starting.wait(SECONDS)
+    manager.cancel()
+    assert isinstance(outcome.exception(SECONDS), Cancelled)
+    models.may_start.set()
+    assert manager.ensure_models_available() is old
+    assert sing(manager).seed == 1
+    assert manager.load("zh-cot").result(SECONDS).model.name == "zh-cot"
+    assert len(models.engines) == 2  # en-cot's start was ended before it had one
+
+
+def test_an_engine_that_ended_is_replaced_but_no_cancelled_download_is_begun_again(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    manager.replace_ended_engine()
+    assert not models.fetches
+    manager.ensure_models_available()
+    models.engine.die()
+    models.may_fetch.clear()
+    manager.replace_ended_engine()
+    assert manager.status()["status"] == "downloading"
+    manager.cancel()
+    manager.replace_ended_engine()
+    assert manager.status()["status"] == "not_loaded"
+
+
+def test_after_stop_nothing_is_loaded_but_an_engine_sings_on(manager: ModelManager, models: FakeModels) -> None:
+    manager.ensure_models_available()
+    models.may_fetch.clear()
+    outcome = manager.load("en-cot")
+    manager.stop()
+    assert isinstance(outcome.exception(SECONDS), EngineError)
+    assert sing(manager).seed == 1
+    with pytest.raises(EngineError, match="stopping"):
+        manager.load("en-cot")
+
+
+# -- a GPU, whose memory may not hold two models
+
+
+@pytest.fixture
+def gpu(manager: ModelManager, models: FakeModels) -> FakeEngine:
+    """The engine of a model on a GPU."""
+    models.on_a_gpu = True
+    manager.ensure_models_available()
+    return models.engine
+
+
+def test_on_a_gpu_the_old_engine_is_closed_before_the_new_one_starts(
+    manager: ModelManager, models: FakeModels, gpu: FakeEngine
+) -> None:
+    models.may_start.clear()
+    models.starting.clear()
+    with manager.borrowed():
+        outcome = manager.load("en-cot")
+        wait_for_part(manager, "waiting for the song that is being sung")
+        assert gpu.alive and manager.status()["status"] == "ready"
+    assert models.starting.wait(SECONDS)
+    assert gpu.closed.is_set()
+    models.may_start.set()
+    assert outcome.result(SECONDS).model.name == "en-cot"
+
+
+def test_on_a_gpu_the_old_engine_sings_until_the_new_files_are_here(
+    manager: ModelManager, models: FakeModels, gpu: FakeEngine
+) -> None:
+    models.errors.append(DownloadError("gated"))
+    assert manager.load("en-cot").exception(SECONDS)
+    assert manager.ensure_models_available() is gpu
+    assert len(models.engines) == 1
+
+
+def test_on_a_gpu_the_old_model_is_started_again_when_the_new_one_fails(
+    manager: ModelManager, models: FakeModels, gpu: FakeEngine
+) -> None:
+    models.may_start.clear()
+    models.starting.clear()
+    models.start_errors.append(EngineError("out of memory"))
+    outcome = manager.load("en-cot")
+    assert models.starting.wait(SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        song = pool.submit(sing, manager)  # it comes while no engine is there
+        models.may_start.set()
+        assert isinstance(outcome.exception(SECONDS), EngineError)
+        assert song.result(SECONDS).seed == 1
+    status = manager.status()
+    assert (status["status"], status["model"], status["last_error"]["detail"]) == ("ready", "tiny", "out of memory")
+    assert len(models.fetches) == 2  # the old model's files are not fetched again
+    assert models.engine is not gpu
+
+
+def test_on_a_gpu_a_cancel_leaves_the_old_engine_that_was_to_make_room(
+    manager: ModelManager, models: FakeModels, gpu: FakeEngine
+) -> None:
+    with manager.borrowed():
+        outcome = manager.load("en-cot")
+        wait_for_part(manager, "waiting for the song that is being sung")
+        manager.cancel()
+        assert isinstance(outcome.exception(SECONDS), Cancelled)
+    assert manager.ensure_models_available() is gpu
+    assert sing(manager).seed == 1
+
+
+def wait_for_part(manager: ModelManager, part: str) -> None:
+    """Until the next model's loading is there."""
+    with manager._guard:
+        assert manager._guard.wait_for(lambda: manager._attempt and manager._attempt.part == part, SECONDS)

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from inference import catalog
 from inference.errors import UnknownModel
-from inference.song import SectionSpan, Song, SongRequest
+from inference.song import SongRequest
 from serving import schemas
-from serving.jobs import CANCELLED, SUCCEEDED, Job
 from serving.problems import Problem, problem_of
 from serving.schemas import Download, JobOperation, Order
 from tests.fakes import INSTANCE, LYRICS
@@ -275,35 +274,3 @@ def test_operations_are_read_strictly() -> None:
     assert schemas.read(Download, {"force": None}) == Download()
     with pytest.raises(Problem, match="wait: got 'no'"):
         schemas.read(Download, {"wait": "no"})
-
-
-def song_of(job: Job, **audio: bytes) -> Song:
-    return Song(audio, "mp3", 44_100, 1.5, job.request.seed, (SectionSpan("verse", 0.0, 1.5),), {"stage1": 0.1}, ("b",))
-
-
-def test_a_prediction_holds_the_audio_of_every_track_once() -> None:
-    job = Job(order(seed=3).request, "tiny", ("a", "b"))
-    job.song, job.state = song_of(job, mix=b"both", vocal=b"voice"), SUCCEEDED
-    prediction: Any = schemas.prediction(job)
-    assert base64.b64decode(prediction["audio"]) == b"both"
-    assert "audio" not in prediction["tracks"]["mix"]
-    assert base64.b64decode(prediction["tracks"]["vocal"]["audio"]) == b"voice"
-    assert prediction["tracks"]["vocal"]["url"] == f"/jobs/{job.id}/audio/vocal.mp3"
-    assert prediction["tracks"]["vocal"]["bytes"] == 5
-    assert prediction["segments"] == [{"tag": "verse", "start_seconds": 0.0, "end_seconds": 1.5}]
-    assert prediction["warnings"] == ["a", "b"]
-    assert (prediction["mime_type"], prediction["sample_rate"], prediction["seed"]) == ("audio/mpeg", 44_100, 3)
-    assert "audio" not in json.dumps(schemas.job_view(job)["warnings"])
-    assert "audio" not in schemas.job_view(job)
-
-
-def test_a_job_that_is_not_done_shows_where_it_is() -> None:
-    view = schemas.prediction(Job(order().request, "tiny"))
-    assert view["status"] == "queued"
-    assert "audio" not in view
-
-
-def test_a_cancelled_job_shows_its_error() -> None:
-    job = Job(order().request, "tiny", state=CANCELLED, error=problem_of(UnknownModel("x", "y")))
-    error: Any = schemas.job_view(job)["error"]
-    assert error["status"] == 400

@@ -264,6 +264,8 @@ def test_the_models_operations_work_through_predict(served: Served) -> None:
     assert served.predict({"operation": "models/status"}).json["predictions"][0]["status"] == "not_loaded"
     assert served.predict({"operation": "download-models"}).json["predictions"][0]["status"] == "success"
     assert served.predict({"operation": "models/status"}).json["predictions"][0]["status"] == "ready"
+    cancelled = served.predict({"operation": "cancel-download"}).json["predictions"][0]
+    assert cancelled["status"] == "nothing_to_cancel"
     assert problem(served.predict({"operation": "sing"}), 400)["field"] == "operation"
 
 
@@ -318,6 +320,38 @@ def test_download_models_names_what_is_wrong(served: Served) -> None:
     assert "gated" in problem(served.client.post("/download-models"), 503)["detail"]
 
 
+def test_a_download_is_cancelled_and_who_waits_is_told() -> None:
+    served = Served(may_fetch=False)
+    with ThreadPoolExecutor(2) as pool:
+        download = pool.submit(served.client.post, "/download-models")
+        song = pool.submit(served.predict, INSTANCE)
+        served.wait_until_jobs(1)
+        assert served.manager.models_downloading.wait(SECONDS)
+        response = served.client.delete("/download-models")
+        assert (response.status_code, response.json["status"]) == (200, "cancelled")
+        assert response.json["models"]["status"] == "not_loaded"
+        for waiting in (download, song):
+            answer = problem(waiting.result(SECONDS), 409)
+            assert "download of tiny was cancelled" in answer["detail"]
+    assert served.client.delete("/download-models").json["status"] == "nothing_to_cancel"
+    close_app(served.app)
+
+
+def test_a_second_model_is_refused_while_one_loads() -> None:
+    served = Served(may_fetch=False)
+    served.client.post("/download-models", json={"wait": False})
+    answer = problem(served.client.post("/download-models", json={"model": "en-cot"}), 409)
+    assert "tiny is being loaded" in answer["detail"]
+    close_app(served.app)
+
+
+def test_force_proves_and_loads_anew(served: Served) -> None:
+    for _ in range(2):
+        served.client.post("/download-models", json={"force": True})
+    assert served.models.forced == [True, True]
+    assert len(served.models.engines) == 2
+
+
 def test_health_on_demand_is_healthy_before_during_and_after_loading() -> None:
     served = Served(may_fetch=False)
     for status in ("not_loaded", "downloading", "ready"):
@@ -353,7 +387,7 @@ def test_health_at_startup_tells_the_error() -> None:
     assert outcome.exception(SECONDS)
     response = app.test_client().get("/health")
     assert (response.status_code, response.json["status"]) == (503, "unhealthy")
-    assert response.json["models"]["last_error"] == "no disk"
+    assert response.json["models"]["last_error"]["detail"] == "no disk"
     close_app(app)
 
 
@@ -367,6 +401,19 @@ def test_health_at_startup_gets_a_new_engine_for_a_dead_one() -> None:
     served.client.post("/download-models")
     assert served.client.get("/health").json["status"] == "healthy"
     assert len(served.models.engines) == 2
+    close_app(served.app)
+
+
+def test_health_at_startup_does_not_begin_a_cancelled_download_again() -> None:
+    served = Served(may_fetch=False, loading="startup")
+    served.client.delete("/download-models")
+    for _ in range(2):
+        response = served.client.get("/health")
+        assert (response.status_code, response.json["status"]) == (503, "unhealthy")
+        assert response.json["models"]["last_error"]["error"] == "Cancelled"
+    served.models.may_fetch.set()
+    served.client.post("/download-models")
+    assert served.client.get("/health").json["status"] == "healthy"
     close_app(served.app)
 
 

@@ -1,0 +1,144 @@
+"""What is known of a model on its way: what it is loaded into, how far an attempt is, what went wrong last.
+
+It starts nothing and waits for nothing: `model_manager.py` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from inference.catalog import Model, ModelFiles
+from inference.errors import Cancelled
+from inference.song import Progress, Song, SongRequest
+
+NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
+
+
+class Engine(Protocol):
+    """What sings. Its errors are YueErrors."""
+
+    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+        """Starts a song; never blocks."""
+
+    def cancel(self, song_id: str) -> None:
+        """Ends that song, whose future raises Cancelled. An unknown id is none of its business."""
+
+    def info(self) -> dict[str, object]:
+        """Device, dtype, memory, seconds of loading. `memory_bytes` is None where it is not a GPU's."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still sing."""
+
+    def close(self) -> None:
+        """Ends it; the songs in it fail with EngineError."""
+
+
+class Fetch(Protocol):
+    """One fetching of one model's files."""
+
+    def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
+        """Blocks until the files are here; `on_progress` hears how far it is. Raises DownloadError."""
+
+    def cancel(self) -> None:
+        """Makes `run` raise DownloadError soon."""
+
+
+MakeFetch = Callable[[Model, bool], Fetch]  # True: prove the files, and fetch again what is not right
+StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]  # what the callback raises ends the start
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model that can sing, and how many use it right now."""
+
+    model: Model
+    files: ModelFiles
+    engine: Engine
+    seconds: float  # from the first byte to ready
+    users: int = 0
+    retired: bool = False  # another takes its place: no new song begins in it
+
+    def status(self) -> dict[str, object]:
+        """As /models/status shows it."""
+        return {
+            "status": READY,
+            "model": self.model.name,
+            "revision": self.files.revision,
+            "seconds": round(self.seconds, 3),
+            "engine": self.engine.info(),
+        }
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One try to get a model ready, shared by all who wait for it. The manager's guard is held to change it."""
+
+    model: Model
+    fetch: Fetch
+    restores: bool = False  # the model that another one could not replace
+    outcome: Future[Loaded] = field(default_factory=Future)
+    state: str = DOWNLOADING
+    download: dict[str, object] = field(default_factory=dict)  # how far it is, as last heard
+    repositories: dict[str, object] = field(default_factory=dict)  # the same of each repository
+    part: str | None = None  # what the engine is loading
+    displaced: Loaded | None = None  # what had to make room
+    ended: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def note_progress(self, progress: Mapping[str, object]) -> None:
+        """How far the download is."""
+        news = dict(progress)
+        repository = str(news.pop("repository", ""))
+        if repository:
+            counts = {name: news[name] for name in ("bytes_done", "bytes_total") if name in news}
+            self.repositories = {**self.repositories, repository: counts}
+        self.download = news
+
+    def note_part(self, part: str) -> None:
+        """What the engine loads now. Raises Cancelled, which ends the loading, if nobody wants it any more."""
+        if self.ended:
+            raise cancelled(self.model)
+        self.part = part
+
+    def status(self) -> dict[str, object]:
+        """As /models/status shows it."""
+        return {
+            "status": self.state,
+            "model": self.model.name,
+            "revision": self.model.stage1.revision,
+            "seconds": round(time.monotonic() - self.began, 3),
+            "download": {**self.download, "repositories": self.repositories},
+            "loading": self.part,
+        }
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong last."""
+
+    error: Exception
+    model: Model
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def as_dict(self) -> dict[str, object]:
+        """As /models/status shows it. `reason` is a word for programs, `detail` a sentence for people."""
+        kind = type(self.error).__name__
+        reason = getattr(self.error, "reason", None) if kind == "DownloadError" else None
+        return {
+            "error": kind,
+            "reason": reason,
+            "detail": str(self.error),
+            "model": self.model.name,
+            "at": self.at.isoformat(timespec="milliseconds"),
+        }
+
+
+def cancelled(model: Model) -> Cancelled:
+    """What those hear who wait for a model whose download was cancelled."""
+    return Cancelled(f"the download of {model.name} was cancelled; what is here already is kept: ask again to go on")
