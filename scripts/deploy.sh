@@ -140,10 +140,11 @@ grant() {
 upload_model() {
   local loading=$1 arguments configuration uploaded
   step "Upload the model"
-  arguments=(--region="$REGION" --display-name="$DEPLOYMENT_NAME" --container-image-uri="$image" --container-ports="$port"
-    --container-health-route="$health_route" --container-predict-route="$predict_route"
-    --container-env-vars="$(environment "$loading")" --container-shared-memory-size-mb="$SHARED_MEMORY_MB"
-    --container-deployment-timeout-seconds="$deployment_timeout_s" --version-aliases="default,${loading//_/-}")
+  arguments=(--region="$REGION" --display-name="$DEPLOYMENT_NAME" --container-image-uri="$image"
+    --container-ports="$port" --container-health-route="$health_route"
+    --container-predict-route="$predict_route" --container-env-vars="$(environment "$loading")"
+    --container-shared-memory-size-mb="$SHARED_MEMORY_MB" --container-deployment-timeout-seconds="$deployment_timeout_s"
+    --version-aliases="default,${loading//_/-}")
   configuration=$(checksum "${arguments[@]}")
   if find_model; then
     uploaded=$(reading 'print(answer.get("labels", {}).get("configuration"))')
@@ -153,7 +154,8 @@ upload_model() {
     arguments+=(--model-id="$DEPLOYMENT_NAME")
   fi
   run gcloud ai models upload "${arguments[@]}" --labels="configuration=$configuration" --project="$PROJECT_ID"
-  find_model || [[ -n $dry_run ]] || fail "the model $DEPLOYMENT_NAME is not there after its upload; run ${0##*/} again"
+  find_model || [[ -n $dry_run ]] ||
+    fail "the model $DEPLOYMENT_NAME is not there after its upload; run ${0##*/} again"
 }
 
 # Sets $version, which a dry run takes to be the first.
@@ -180,7 +182,8 @@ create_endpoint() {
   if [[ -n $endpoint ]]; then
     describe_endpoint
     [[ $(reading 'print(answer.get("dedicatedEndpointEnabled"))') == True ]] ||
-      fail "DEPLOYMENT_NAME: the endpoint $DEPLOYMENT_NAME ($endpoint) is not a dedicated one; delete it, or choose another --deployment-name"
+      fail "DEPLOYMENT_NAME: the endpoint $DEPLOYMENT_NAME ($endpoint) is not a dedicated one; delete it," \
+        "or choose another --deployment-name"
     return
   fi
   body="{\"displayName\": \"$DEPLOYMENT_NAME\", \"dedicatedEndpointEnabled\": true,"
@@ -202,16 +205,19 @@ find_endpoint() {
   case $found in
     '' | 0) return ;;
     1\ *) endpoint=${found#* } ;;
-    *) fail "DEPLOYMENT_NAME: several endpoints are called $DEPLOYMENT_NAME (${found#* }); delete all but one, or choose another --deployment-name" ;;
+    *)
+      fail "DEPLOYMENT_NAME: several endpoints are called $DEPLOYMENT_NAME (${found#* }); delete all but one," \
+        "or choose another --deployment-name"
+      ;;
   esac
 }
 
 deploy_model() {
   local arguments deployed_name others
   step "Deploy the model to the endpoint (15 to 60 minutes)"
-  arguments=(--region="$REGION" --model="$DEPLOYMENT_NAME" --machine-type="$MACHINE_TYPE" --accelerator="type=$gpu,count=1"
-    --min-replica-count="$MIN_REPLICAS" --max-replica-count="$MAX_REPLICAS" --traffic-split=0=100
-    --service-account="$email" --enable-access-logging)
+  arguments=(--region="$REGION" --model="$DEPLOYMENT_NAME" --machine-type="$MACHINE_TYPE"
+    --accelerator="type=$gpu,count=1" --min-replica-count="$MIN_REPLICAS" --max-replica-count="$MAX_REPLICAS"
+    --traffic-split=0=100 --service-account="$email" --enable-access-logging)
   [[ $SPOT == no ]] || arguments+=(--spot)
   deployed_name=$DEPLOYMENT_NAME-v$version-$(checksum "${arguments[@]}")
   join_running_deployment
@@ -228,10 +234,14 @@ deploy_model() {
 join_running_deployment() {
   local operation
   [[ -z $dry_run ]] || return 0
-  rest GET "$api/$parent/endpoints/$endpoint/operations" || fail "refused: $answer; mend it and run ${0##*/} again"
+  if ! rest GET "$api/$parent/endpoints/$endpoint/operations"; then
+    warn "whether a deployment is running already could not be seen: $answer"
+    return
+  fi
   for operation in $(reading '
 running = [one for one in answer.get("operations", []) if not one.get("done")]
-print(*(one["name"].rpartition("/")[2] for one in running if "DeployModel" in one["metadata"]["@type"]))'); do
+deploying = [one for one in running if "DeployModel" in one.get("metadata", {}).get("@type", "")]
+print(*(one["name"].rpartition("/")[2] for one in deploying))'); do
     say "A deployment is running already"
     wait_for "$operation"
   done
@@ -253,12 +263,17 @@ run_deployment() {
 # wait_for OPERATION: until it is done.
 wait_for() {
   local command=(gcloud ai operations describe "$1" --region="$REGION" --format=json --project="$PROJECT_ID")
-  local deadline=$((SECONDS + WAIT_MINUTES * 60)) state
+  local deadline=$((SECONDS + WAIT_MINUTES * 60)) state misses=0
   printf '%s\n' "$(quoted "${command[@]}")"
   [[ -z $dry_run ]] || return 0
   while true; do
-    answer=$("${command[@]}") || fail "the operation $1 could not be seen; it goes on, run ${0##*/} again to wait for it"
-    state=$(reading 'print("failed" if "error" in answer else "done" if answer.get("done") else "running")')
+    if answer=$("${command[@]}"); then
+      misses=0
+      state=$(reading 'print("failed" if "error" in answer else "done" if answer.get("done") else "running")')
+    else
+      ((++misses < most_tries)) || fail "the operation $1 cannot be seen; it goes on, run ${0##*/} again to wait for it"
+      state=unknown
+    fi
     case $state in
       done) return ;;
       failed) fail "$(reading 'print(answer["error"].get("message", answer["error"]))')" ;;
@@ -280,9 +295,10 @@ deployed_as() {
 print(*(one["id"] for one in deployed if one.get("displayName") == sys.argv[1]))' "$1"
 }
 
+# The one with the traffic last: it cannot go before the others.
 deployed_except() {
-  reading 'deployed = answer.get("deployedModels", [])
-print(*(one["id"] for one in deployed if one.get("displayName") != sys.argv[1]))' "$1"
+  reading 'others = [one["id"] for one in answer.get("deployedModels", []) if one.get("displayName") != sys.argv[1]]
+print(*sorted(others, key=lambda one: answer.get("trafficSplit", {}).get(one, 0)))' "$1"
 }
 
 undeploy_models() {
@@ -307,7 +323,8 @@ tell() {
   address=https://${dns:-ENDPOINT_DNS}/v1/$parent/endpoints/$endpoint:predict
   # Kept alive, since idle connections are cut while a song is sung.
   curl_line="curl --keepalive-time 60 -H $authorization -H 'Content-Type: application/json' '$address'"
-  [[ $1 == startup ]] || tell_one 'Fetch the weights before the first song' '{"operation": "download-models", "wait": false}'
+  [[ $1 == startup ]] ||
+    tell_one 'Fetch the weights before the first song' '{"operation": "download-models", "wait": false}'
   tell_one 'What the models are doing' '{"operation": "models/status"}'
   tell_one 'A song, waited for' "{$song_words}" "python3 -c '$save' > song.mp3"
   tell_one 'A song, not waited for: the answer names its job' "{$song_words, \"wait_seconds\": 0}"

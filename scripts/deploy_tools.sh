@@ -34,14 +34,14 @@ confirm() {
   [[ $reply == [yY]* ]] || fail "nothing was done; answer y, or give --yes"
 }
 
-readonly most_tries=6 # for what Google Cloud needs some seconds to hear of
+readonly most_tries=6 # in a row, for what Google Cloud needs some seconds to hear of, and for an answer that is lost
 
 # The words as a shell reads them, secrets masked.
 quoted() {
-  local word words=()
+  local word words=() quote="'" escaped="'\\''"
   for word in "$@"; do
     [[ -z $HF_TOKEN ]] || word=${word//"$HF_TOKEN"/***}
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=$quote${word//$quote/$escaped}$quote
     words+=("$word")
   done
   printf '%s' "${words[*]}"

@@ -42,7 +42,11 @@ def test_from_nothing_to_a_deployed_endpoint(person: Person, script: str) -> Non
     assert model["routes"] == ["/health", "/predict"]
     assert endpoint["dedicatedEndpointEnabled"] and endpoint["clientConnectionConfig"] == {"inferenceTimeout": "3600s"}
     (deployed,) = endpoint["deployedModels"]
-    assert deployed["traffic"] == 100 and deployed["machine"] == "a2-highgpu-1g" and deployed["replicas"] == 1
+    assert (
+        endpoint["trafficSplit"] == {deployed["id"]: 100}
+        and deployed["machine"] == "a2-highgpu-1g"
+        and deployed["replicas"] == 1
+    )
     assert cloud["buckets"]["gs://my-project-yue-server"]["location"] == "US-CENTRAL1"
 
 
@@ -94,7 +98,7 @@ def test_a_changed_setting_replaces_the_deployment(person: Person) -> None:
     person.deploy()
     person.deploy("deploy_on_demand.sh", "--yue-max-queue=5")
     (deployed,) = person.endpoint["deployedModels"]
-    assert deployed["modelVersionId"] == "2" and deployed["traffic"] == 100
+    assert deployed["modelVersionId"] == "2" and person.endpoint["trafficSplit"] == {deployed["id"]: 100}
     assert person.cloud["models"]["yue-server"]["environment"]["YUE_MAX_QUEUE"] == "5"
 
 
@@ -129,6 +133,12 @@ def test_a_run_that_gave_up_is_taken_up_again(person: Person) -> None:
     person.deploy()
     assert len(person.endpoint["deployedModels"]) == 1
     assert len(person.calls("gcloud", "ai", "endpoints", "deploy-model")) == 2, "the first one and the one given up"
+
+
+def test_an_answer_that_is_lost_does_not_end_the_wait(person: Person) -> None:
+    person.arrange(faults={"ai operations describe": [2, "the line is cut"]})
+    person.deploy()
+    assert person.endpoint["deployedModels"]
 
 
 def test_a_container_that_does_not_start_says_why(person: Person) -> None:
@@ -332,6 +342,18 @@ def test_undeploy_may_be_run_twice(person: Person) -> None:
         done = person.run("undeploy.sh", "--yes", "--all")
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("There is none") == 5
+
+
+def test_undeploy_removes_the_model_with_the_traffic_last(person: Person) -> None:
+    """A run that was stopped may leave two; the one that answers cannot go first."""
+    person.arrange(quota=person_quota("2"), faults={"ai endpoints undeploy-model": [1, "stopped here"]})
+    person.deploy()
+    person.fails("deploy_on_demand.sh", "--yue-max-queue=5")
+    number, endpoint = person.endpoint["name"].rpartition("/")[2], person.endpoint
+    person.arrange(endpoints={number: endpoint | {"deployedModels": endpoint["deployedModels"][::-1]}})
+    done = person.run("undeploy.sh", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not person.cloud["endpoints"]
 
 
 def test_undeploy_asks_before_it_removes(person: Person) -> None:

@@ -57,7 +57,7 @@ def obey(cloud: Cloud, arguments: list[str]) -> object:
     if name not in WITHOUT_LOGIN and not cloud.state["login"]:
         raise Refused("You do not currently have an active account selected.")
     if name not in WITHOUT_PROJECT:
-        same_project(flags.get("project", cloud.state["config_project"]))
+        same_project(flags.get("project") or str(cloud.state["config_project"]))
     cloud.fault_of(" ".join([name, *words]))
     return command.handler(cloud, words, flags)
 
@@ -220,12 +220,11 @@ def _wait(cloud: Cloud, number: str) -> object:
 
 def undeploy_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
     cloud.find("endpoints", words[0])
-    deployed = cloud.state["endpoints"][words[0]]["deployedModels"]
-    kept = [one for one in deployed if one["id"] != flags["deployed-model-id"]]
-    gone = [one for one in deployed if one not in kept]
-    if not gone or (kept and gone[0]["traffic"]):
-        raise Refused(f"the deployed model {flags['deployed-model-id']} is not there, or has traffic")
-    cloud.state["endpoints"][words[0]]["deployedModels"] = kept
+    endpoint, gone = cloud.state["endpoints"][words[0]], flags["deployed-model-id"]
+    kept = [one for one in endpoint["deployedModels"] if one["id"] != gone]
+    if len(kept) == len(endpoint["deployedModels"]) or (kept and endpoint["trafficSplit"].get(gone)):
+        raise Refused(f"the deployed model {gone} is not there, or has traffic")
+    endpoint["deployedModels"] = kept
     return None
 
 

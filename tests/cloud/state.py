@@ -133,10 +133,9 @@ class Cloud:
         elif self.state["container"]:
             operation["error"] = {"code": 9, "message": self.state["container"]}
         else:
-            deployed = self.state["endpoints"][number]["deployedModels"]
-            for other in deployed:
-                other["traffic"] = 0
-            deployed.append({**operation["effect"]["deployment"], "traffic": 100})
+            deployment = operation["effect"]["deployment"]
+            self.state["endpoints"][number]["deployedModels"].append(deployment)
+            self.state["endpoints"][number]["trafficSplit"] = {deployment["id"]: 100}
 
 
 @contextmanager
