@@ -5,7 +5,10 @@ It knows nothing of routes or models: it builds the app and ends it.
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from serving.settings import InvalidSettings, read_settings
@@ -41,6 +44,21 @@ logconfig_dict = {
     "root": {"level": "INFO", "handlers": ["stdout"]},
     "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
 }
+
+
+def post_worker_init(worker: Any) -> None:
+    """On SIGTERM gunicorn lets requests finish, and those who wait for a download would hold it up for hours."""
+    from server import stop_loading
+
+    finish = signal.getsignal(signal.SIGTERM)
+    assert callable(finish)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # In a thread, because what a signal interrupts may hold the very lock that is needed.
+        threading.Thread(target=stop_loading, args=(worker.wsgi,), daemon=True).start()
+        finish(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
