@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cloud.person import ROOT, Person
+from cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, only
 
 from inference import catalog
 from serving.schemas import Instance, JobOperation, ModelsOperation, read
@@ -22,13 +22,27 @@ SCRIPTS = (*DEPLOY_SCRIPTS, "undeploy.sh")
 LOADING = {"deploy_on_demand.sh": "on_demand", "deploy_with_entrypoint.sh": "startup"}
 TOKEN = "ya29.the-token-of-this-login"
 HUB_TOKEN = "hf_TheSecretOfTheHub"
-DRY_RUN_TOOLS = ("bash", "cat", "cksum", "cut", "dirname", "env", "tr")
 YUE_DATA = "data"  # named by the platform's contract; the other variables are settings of this server
 
 
 @pytest.fixture
 def person(tmp_path: Path) -> Person:
     return Person(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def deployed_cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cloud in which the server is deployed already."""
+    first = Person(tmp_path_factory.mktemp("deployed"))
+    first.deploy()
+    return first.state_file
+
+
+@pytest.fixture
+def deployed(person: Person, deployed_cloud: Path) -> Person:
+    """Someone who deployed before."""
+    shutil.copy(deployed_cloud, person.state_file)
+    return person
 
 
 @pytest.mark.parametrize("script", DEPLOY_SCRIPTS)
@@ -50,9 +64,8 @@ def test_from_nothing_to_a_deployed_endpoint(person: Person, script: str) -> Non
     assert cloud["buckets"]["gs://my-project-yue-server"]["location"] == "US-CENTRAL1"
 
 
-def test_the_account_may_write_results_and_nothing_else(person: Person) -> None:
-    person.deploy()
-    (bucket,) = person.cloud["buckets"].values()
+def test_the_account_may_write_results_and_nothing_else(deployed: Person) -> None:
+    (bucket,) = deployed.cloud["buckets"].values()
     assert bucket["roles"] == [["yue-server@my-project.iam.gserviceaccount.com", "roles/storage.objectAdmin"]]
 
 
@@ -75,39 +88,41 @@ def test_what_the_container_is_told_are_settings_of_the_server(person: Person, m
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "machine"),
-    [("l4", "g2-standard-16"), ("a100", "a2-highgpu-1g"), ("a100-80gb", "a2-ultragpu-1g"), ("h100", "a3-highgpu-1g")],
+    ("accelerator", "machine", "gpu"),
+    [
+        ("l4", "g2-standard-16", "nvidia-l4"),
+        ("a100", "a2-highgpu-1g", "nvidia-tesla-a100"),
+        ("a100-80gb", "a2-ultragpu-1g", "nvidia-a100-80gb"),
+        ("h100", "a3-highgpu-1g", "nvidia-h100-80gb"),
+    ],
 )
-def test_an_accelerator_brings_its_machine(person: Person, accelerator: str, machine: str) -> None:
-    person.deploy("deploy_on_demand.sh", "--accelerator", accelerator)
-    assert person.endpoint["deployedModels"][0]["machine"] == machine
+def test_an_accelerator_brings_its_machine(person: Person, accelerator: str, machine: str, gpu: str) -> None:
+    printed = person.run("deploy_on_demand.sh", "--dry-run", "--accelerator", accelerator).stdout
+    assert f" --machine-type={machine} --accelerator=type={gpu},count=1 " in printed
 
 
-def test_a_second_run_changes_nothing(person: Person) -> None:
-    person.deploy()
-    before = person.cloud
-    person.deploy()
-    after = person.cloud
+def test_a_second_run_changes_nothing(deployed: Person) -> None:
+    before = deployed.cloud
+    deployed.deploy()
+    after = deployed.cloud
     for state in (before, after):
         del state["calls"]
     assert after == before
 
 
-def test_a_changed_setting_replaces_the_deployment(person: Person) -> None:
-    person.arrange(quota=person_quota("2"))
-    person.deploy()
-    person.deploy("deploy_on_demand.sh", "--yue-max-queue=5")
-    (deployed,) = person.endpoint["deployedModels"]
-    assert deployed["modelVersionId"] == "2" and person.endpoint["trafficSplit"] == {deployed["id"]: 100}
-    assert person.cloud["models"]["yue-server"]["environment"]["YUE_MAX_QUEUE"] == "5"
+def test_a_changed_setting_replaces_the_deployment(deployed: Person) -> None:
+    deployed.arrange(quota=person_quota("2"))
+    deployed.deploy("deploy_on_demand.sh", "--yue-max-queue=5")
+    (new,) = deployed.endpoint["deployedModels"]
+    assert new["modelVersionId"] == "2" and deployed.endpoint["trafficSplit"] == {new["id"]: 100}
+    assert deployed.cloud["models"]["yue-server"]["environment"]["YUE_MAX_QUEUE"] == "5"
 
 
-def test_an_image_built_anew_is_deployed_anew(person: Person) -> None:
-    person.arrange(quota=person_quota("2"))
-    person.deploy()
-    person.deploy("deploy_on_demand.sh", "--rebuild=yes")
-    assert len(person.calls("gcloud", "builds", "submit")) == 2
-    assert person.endpoint["deployedModels"][0]["modelVersionId"] == "2"
+def test_an_image_built_anew_is_deployed_anew(deployed: Person) -> None:
+    deployed.arrange(quota=person_quota("2"))
+    deployed.deploy("deploy_on_demand.sh", "--rebuild=yes")
+    assert len(deployed.calls("gcloud", "builds", "submit")) == 2
+    assert deployed.endpoint["deployedModels"][0]["modelVersionId"] == "2"
 
 
 def test_weights_are_put_into_the_image_when_asked_for(person: Person) -> None:
@@ -124,15 +139,14 @@ def test_a_deployment_longer_than_gcloud_waits_is_waited_for(person: Person) -> 
     assert len(person.calls("gcloud", "ai", "operations", "describe")) == 40, "20 for the endpoint, 20 for the model"
 
 
-def test_a_run_that_gave_up_is_taken_up_again(person: Person) -> None:
+def test_a_run_that_gave_up_is_taken_up_again(deployed: Person) -> None:
     """A second deployment beside the first would be paid for twice."""
-    person.deploy()
-    number = person.endpoint["name"].rpartition("/")[2]
-    person.arrange(endpoints={number: person.endpoint | {"deployedModels": []}}, gcloud_waits=False, polls=9)
-    assert "it goes on, run deploy_on_demand.sh again" in person.fails("deploy_on_demand.sh", "--wait-minutes=0")
-    person.deploy()
-    assert len(person.endpoint["deployedModels"]) == 1
-    assert len(person.calls("gcloud", "ai", "endpoints", "deploy-model")) == 2, "the first one and the one given up"
+    number = deployed.endpoint["name"].rpartition("/")[2]
+    deployed.arrange(endpoints={number: deployed.endpoint | {"deployedModels": []}}, gcloud_waits=False, polls=9)
+    assert "it goes on, run deploy_on_demand.sh again" in deployed.fails("deploy_on_demand.sh", "--wait-minutes=0")
+    deployed.deploy()
+    assert len(deployed.endpoint["deployedModels"]) == 1
+    assert len(deployed.calls("gcloud", "ai", "endpoints", "deploy-model")) == 2, "the first one and the one given up"
 
 
 def test_an_answer_that_is_lost_does_not_end_the_wait(person: Person) -> None:
@@ -147,26 +161,22 @@ def test_a_container_that_does_not_start_says_why(person: Person) -> None:
     assert "Model server never became ready." in said and "Deploy the model" in said
 
 
-@pytest.mark.parametrize(
-    ("command", "step"),
-    [
-        ("services enable", "Enable the services"),
-        ("artifacts repositories create", "Create the image repository"),
-        ("builds submit", "Build the image"),
-        ("storage buckets create", "Create the bucket"),
-        ("iam service-accounts create", "Create the service account"),
-        ("ai models upload", "Upload the model"),
-        ("curl POST", "Create the endpoint"),
-        ("ai endpoints deploy-model", "Deploy the model"),
-    ],
-)
-def test_a_step_that_fails_stops_with_its_name_and_is_done_by_the_next_run(
-    person: Person, command: str, step: str
-) -> None:
-    person.arrange(faults={command: [1, "the tape is full"]})
-    said = person.fails("deploy_on_demand.sh")
-    assert step in said and "the tape is full" in said and "run deploy_on_demand.sh again" in said
+def test_a_step_that_fails_stops_with_its_name_and_the_next_run_goes_on_there(person: Person) -> None:
+    for command, step in {
+        "services enable": "Enable the services",
+        "artifacts repositories create": "Create the image repository",
+        "builds submit": "Build the image",
+        "storage buckets create": "Create the bucket",
+        "iam service-accounts create": "Create the service account",
+        "ai models upload": "Upload the model",
+        "curl POST": "Create the endpoint",
+        "ai endpoints deploy-model": "Deploy the model",
+    }.items():
+        person.arrange(faults={command: [1, "the tape is full"]})
+        said = person.fails("deploy_on_demand.sh")
+        assert step in said and "the tape is full" in said and "run deploy_on_demand.sh again" in said
     person.deploy()
+    assert len(person.calls("gcloud", "builds", "submit")) == 2, "one failed, one was good"
     assert person.endpoint["deployedModels"]
 
 
@@ -234,25 +244,12 @@ def test_nothing_is_done_unless_the_question_is_answered(person: Person) -> None
     assert not person.calls("gcloud", "services")
 
 
-@pytest.mark.parametrize(
-    "argument",
-    [
-        "--accelerator=t4",
-        "--region=Mars",
-        "--spot=perhaps",
-        "--min-replicas=0",
-        "--max-replicas=0",
-        "--yue-wait-seconds=3600",
-        "--weights=/mnt/weights",
-        "--deployment-name=UPPER CASE",
-        "--image-tag=a,b",
-        "--no-such-setting=1",
-        "--region",
-        "--hf-token=hf_x",
-        "deploy",
-        "--all",
-    ],
-)
+WRONG = """--accelerator=t4 --region=Mars --spot=perhaps --min-replicas=0 --max-replicas=0 --yue-wait-seconds=3600
+    --weights=/mnt/weights --deployment-name=UPPER --image-tag=a,b --no-such-setting=1 --region --hf-token=hf_x deploy
+    --all"""
+
+
+@pytest.mark.parametrize("argument", WRONG.split())
 def test_wrong_arguments_are_code_2_and_named(person: Person, argument: str) -> None:
     done = person.run("deploy_on_demand.sh", "--dry-run", argument)
     assert done.returncode == 2, done.stdout
@@ -268,10 +265,10 @@ def test_a_dry_run_needs_no_tools(person: Person, tmp_path: Path, script: str) -
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_dry_run_prints_the_commands_of_the_real_run(person: Person, script: str) -> None:
+def test_a_dry_run_prints_the_commands_of_the_real_run(person: Person, script: str, deployed_cloud: Path) -> None:
     """What makes or removes something is the same, but for the numbers that the cloud gives."""
     if script == "undeploy.sh":
-        person.deploy()
+        shutil.copy(deployed_cloud, person.state_file)
     planned = changes_of(person.run(script, "--dry-run", "--yes").stdout)
     done = changes_of(person.run(script, "--yes").stdout)
     assert planned and done == planned
@@ -319,47 +316,42 @@ def test_the_printed_curl_lines_reach_the_endpoint_with_good_requests(person: Pe
     assert operations == wanted | ({"download-models"} if script == "deploy_on_demand.sh" else set())
 
 
-def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(person: Person) -> None:
-    person.deploy()
-    done = person.run("undeploy.sh", "--yes")
+def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(deployed: Person) -> None:
+    done = deployed.run("undeploy.sh", "--yes")
     assert done.returncode == 0, done.stderr
-    cloud = person.cloud
+    cloud = deployed.cloud
     assert not cloud["endpoints"] and not cloud["models"]
     assert cloud["buckets"] and cloud["repositories"] and cloud["accounts"]
 
 
-def test_undeploy_removes_everything_with_all(person: Person) -> None:
-    person.deploy()
-    done = person.run("undeploy.sh", "--yes", "--all")
+def test_undeploy_removes_everything_with_all(deployed: Person) -> None:
+    done = deployed.run("undeploy.sh", "--yes", "--all")
     assert done.returncode == 0, done.stderr
-    cloud = person.cloud
+    cloud = deployed.cloud
     assert not any(cloud[kind] for kind in ("endpoints", "models", "buckets", "repositories", "accounts"))
 
 
-def test_undeploy_may_be_run_twice(person: Person) -> None:
-    person.deploy()
+def test_undeploy_may_be_run_twice(deployed: Person) -> None:
     for _ in range(2):
-        done = person.run("undeploy.sh", "--yes", "--all")
+        done = deployed.run("undeploy.sh", "--yes", "--all")
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("There is none") == 5
 
 
-def test_undeploy_removes_the_model_with_the_traffic_last(person: Person) -> None:
+def test_undeploy_removes_the_model_with_the_traffic_last(deployed: Person) -> None:
     """A run that was stopped may leave two; the one that answers cannot go first."""
-    person.arrange(quota=person_quota("2"), faults={"ai endpoints undeploy-model": [1, "stopped here"]})
-    person.deploy()
-    person.fails("deploy_on_demand.sh", "--yue-max-queue=5")
-    number, endpoint = person.endpoint["name"].rpartition("/")[2], person.endpoint
-    person.arrange(endpoints={number: endpoint | {"deployedModels": endpoint["deployedModels"][::-1]}})
-    done = person.run("undeploy.sh", "--yes")
+    deployed.arrange(quota=person_quota("2"), faults={"ai endpoints undeploy-model": [1, "stopped here"]})
+    deployed.fails("deploy_on_demand.sh", "--yue-max-queue=5")
+    number, endpoint = deployed.endpoint["name"].rpartition("/")[2], deployed.endpoint
+    deployed.arrange(endpoints={number: endpoint | {"deployedModels": endpoint["deployedModels"][::-1]}})
+    done = deployed.run("undeploy.sh", "--yes")
     assert done.returncode == 0, done.stderr
-    assert not person.cloud["endpoints"]
+    assert not deployed.cloud["endpoints"]
 
 
-def test_undeploy_asks_before_it_removes(person: Person) -> None:
-    person.deploy()
-    assert person.run("undeploy.sh", "--all").returncode == 1
-    assert person.endpoint["deployedModels"]
+def test_undeploy_asks_before_it_removes(deployed: Person) -> None:
+    assert deployed.run("undeploy.sh", "--all").returncode == 1
+    assert deployed.endpoint["deployedModels"]
 
 
 @pytest.mark.parametrize(
@@ -403,19 +395,3 @@ def test_the_scripts_are_clean() -> None:
 
 def person_quota(limit: str) -> dict[str, str]:
     return {"custom_model_serving_nvidia_a100_gpus": limit}
-
-
-def only(folder: Path, *tools: str) -> str:
-    """A PATH with nothing but the tools that every system has."""
-    bare = folder / "bare"
-    bare.mkdir()
-    for tool in tools:
-        (bare / tool).symlink_to(shutil.which(tool) or pytest.fail(f"there is no {tool}"))
-    return str(bare)
-
-
-def changes_of(printed: str) -> list[str]:
-    """The commands that change something, without the numbers that the cloud gave."""
-    verbs = "create|enable|submit|upload|add-iam-policy-binding|deploy-model|undeploy-model|delete|rm"
-    lines = [line for line in printed.splitlines() if re.match(rf"gcloud [a-z -]*({verbs}) |curl .*POST", line)]
-    return [re.sub(r"\b(ENDPOINT_ID|DEPLOYED_MODEL_ID|1\d\d\d)\b", "ID", line) for line in lines]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from state import ACCELERATORS, TOKEN, Cloud, Handler, Json, NotFound, Refused, opened, same_project
 
@@ -16,8 +16,7 @@ IMAGE = re.compile(r"(?P<region>[a-z0-9-]+)-docker\.pkg\.dev/my-project/(?P<repo
 GLOBAL = {"project", "format", "quiet", "filter"}
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """What a command takes: how many words, the flags it must have, those it may have."""
 
     words: int

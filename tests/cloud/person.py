@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+DRY_RUN_TOOLS = ("bash", "cat", "cksum", "cut", "dirname", "env", "tr")
 TOO_LONG_S = 120  # an end to waiting where something is broken
 
 
@@ -84,3 +87,21 @@ class Person:
 
     def calls(self, *start: str) -> list[list[str]]:
         return [call for call in self.cloud["calls"] if tuple(call[: len(start)]) == start]
+
+
+def only(folder: Path, *tools: str) -> str:
+    """A PATH with nothing but the tools that every system has."""
+    bare = folder / "bare"
+    bare.mkdir()
+    for tool in tools:
+        found = shutil.which(tool)
+        assert found, f"there is no {tool}"
+        (bare / tool).symlink_to(found)
+    return str(bare)
+
+
+def changes_of(printed: str) -> list[str]:
+    """The commands that change something, without the numbers that the cloud gave."""
+    verbs = "create|enable|submit|upload|add-iam-policy-binding|deploy-model|undeploy-model|delete|rm"
+    lines = [line for line in printed.splitlines() if re.match(rf"gcloud [a-z -]*({verbs}) |curl .*POST", line)]
+    return [re.sub(r"\b(ENDPOINT_ID|DEPLOYED_MODEL_ID|1\d\d\d)\b", "ID", line) for line in lines]
