@@ -98,7 +98,8 @@ class Attempt:
         if repository:
             counts = {name: news[name] for name in ("bytes_done", "bytes_total") if name in news}
             self.repositories = {**self.repositories, repository: counts}
-        self.download = news
+        overall = {"bytes_done": news.pop("overall_done", None), "bytes_total": news.pop("overall_total", None)}
+        self.download = news if overall["bytes_total"] is None else {**news, **overall}
 
     def note_part(self, part: str) -> None:
         """What the engine loads now. Raises Cancelled, which ends the loading, if nobody wants it any more."""

@@ -205,11 +205,11 @@ class Served:
         assert response.status_code == 200, response.json
         return response.json["predictions"][0]
 
-    def wait_until_jobs(self, count: int) -> None:
-        """Until that many jobs are here."""
-        jobs = self.app.extensions["yue"].jobs
-        with jobs._changed:
-            assert jobs._changed.wait_for(lambda: len(jobs._jobs) >= count, SECONDS)
+    @property
+    def waiters(self) -> int:
+        """How many requests wait for a song or for the models."""
+        services = self.app.extensions["yue"]
+        return services.settings.max_waiters - services._seats._value
 
     def wait_for(self, job_id: str) -> None:
         jobs = self.app.extensions["yue"].jobs
@@ -237,3 +237,14 @@ def fake_app(may_fetch: bool = True) -> Flask:
     models = FakeModels(may_fetch)
     manager = ModelManager(catalog.find("tiny"), models.fetch, lambda files, on_loading: ChildEngine())
     return create_app(manager=manager)
+
+
+def problem(response: TestResponse, status: int) -> Any:
+    """The problem that a response is, in its one form."""
+    assert response.status_code == status, response.get_data(as_text=True)
+    assert response.content_type == "application/problem+json"
+    assert response.json is not None
+    assert response.json["type"].startswith("urn:yue:problem:")
+    assert response.json["status"] == status
+    assert response.json["title"] and response.json["detail"] and response.json["instance"]
+    return response.json
