@@ -35,12 +35,11 @@ ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 
-# Only what fetches weights: a change elsewhere does not fetch them again.
+# The weights come before the final stage, so that their layer is pushed once as long as they are the same.
 FROM runtime AS weights
 ARG BAKE_MODEL=
-COPY entrypoint.sh ./
-COPY inference/__init__.py inference/catalog.py inference/download.py inference/errors.py inference/hub.py \
-    inference/tiny.py inference/tiny_layers.py inference/tiny_text.py inference/vocabulary.py inference/
+COPY entrypoint.sh *.py ./
+COPY inference inference
 USER yue
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download; fi
 

@@ -26,7 +26,7 @@ cache='' stopped=''
 main() {
   (($# <= 1)) || usage_error "got '$*'; allowed: one of serve, download, --help"
   cd "$(dirname "${BASH_SOURCE[0]}")"
-  case ${1:-serve} in
+  case ${1-serve} in
     serve | download) ;;
     --help | -h)
       usage
@@ -35,7 +35,7 @@ main() {
     *) usage_error "got '$1'; allowed: serve, download, --help" ;;
   esac
   check_folders
-  "${1:-serve}"
+  "${1-serve}"
 }
 
 # gunicorn takes this process's place: signals reach it. It reads and checks the settings, the port among them.
