@@ -6,7 +6,9 @@ It fetches nothing and opens no file.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from inference.errors import UnknownModel
@@ -21,6 +23,21 @@ class Repository:
     name: str
     revision: str | None
     files: tuple[str, ...]  # the patterns of the files that are needed
+
+    @property
+    def folder_name(self) -> str:
+        """Its folder in a copy, as `git clone` would name it."""
+        return self.name.split("/")[-1]
+
+    def wants(self, path: str) -> bool:
+        """Whether the file is one of those that are needed; a pattern never reaches into a deeper folder."""
+        return any(path.count("/") == pattern.count("/") and fnmatchcase(path, pattern) for pattern in self.files)
+
+    def lacking(self, paths: Iterable[str]) -> list[str]:
+        """The patterns that none of the paths fits, though there is no singing without."""
+        given = list(paths)
+        needed = [pattern for pattern in self.files if pattern not in OPTIONAL_FILES]
+        return [pattern for pattern in needed if not any(fnmatchcase(path, pattern) for path in given)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class ModelFiles:
     codec: Path
 
 
-LANGUAGE_MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.model", "*.safetensors*")
+OPTIONAL_FILES = ("generation_config.json", "*.safetensors.index.json")
+LANGUAGE_MODEL_FILES = ("config.json", "tokenizer.model", "*.safetensors", *OPTIONAL_FILES)
 CODEC_FILES = (
     "final_ckpt/ckpt_00360000.pth",
     "decoders/decoder_131000.pth",

@@ -6,6 +6,7 @@ It does not know what is in the files; it imports no torch, and no Hub library b
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -18,41 +19,58 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog
+from inference import catalog, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
-from inference.errors import DownloadError
+from inference.errors import DownloadError, StorageError, YueError
+from inference.transfer import Emit, Patience, Source
 
 PARTS = ("stage1", "stage2", "codec")
 GRACE_SECONDS = 5.0  # between asking the process to end and ending it
 
-ProgressCallback = Callable[[Mapping[str, object]], None]  # repository, bytes_done, bytes_total
+ProgressCallback = Callable[[Mapping[str, object]], None]
+"""Hears `repository`, `bytes_done`, `bytes_total`, `overall_done`, `overall_total`, `bytes_per_second`, `seconds_left`
+(None: not known), and while nothing moves also `waiting` ({seconds, reason}) or `proving` (a file)."""
 
 
 def fetch(
-    model: Model, cache: Path, local: Path | None = None, on_progress: ProgressCallback = lambda progress: None
+    model: Model,
+    cache: Path,
+    local: Path | str | None = None,
+    *,
+    force: bool = False,
+    emit: Emit = lambda event, **fields: None,
+    patience: Patience | None = None,
+    free_bytes: weights.FreeBytes = weights.free_bytes,
 ) -> ModelFiles:
-    """The model's folders: from `local` if given, else from the Hub's own cache, filled as needed.
+    """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; proven once.
 
-    The tiny model needs neither: it is made under `cache`. Raises DownloadError.
+    What was proven by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
+    no source: it is made under `cache`. Raises DownloadError.
     """
     if model.name == TINY:
         return _make_tiny(cache)
-    if local is not None:
-        return _find_local(model, local)
-    from inference import hub  # here, because it reads the environment when it is imported
-
-    folders = {}
-    for part in PARTS:
-        repository: Repository = getattr(model, part)
-        folders[part] = hub.fetch_repository(repository, _reporter(repository, on_progress))
-    return ModelFiles(model.name, folders["stage1"].name, **folders)
+    terms = weights.Supply(cache / "proofs", emit, patience or Patience(), force, free_bytes)
+    holdings = [
+        weights.Holding(getattr(model, part), source, terms) for part, source in _sources(model, cache, local).items()
+    ]
+    weights.supply(holdings, terms)
+    folders = {part: holding.folder for part, holding in zip(PARTS, holdings, strict=True)}
+    return ModelFiles(model.name, holdings[0].revision, **folders)
 
 
 class DownloadProcess:
     """The parent's side: `run` blocks while the child fetches, `cancel` ends it from another thread."""
 
-    def __init__(self, model: Model, cache: Path, local: Path | None = None) -> None:
-        self._command = _command(model, cache, local)
+    def __init__(
+        self,
+        model: Model,
+        cache: Path,
+        local: Path | str | None = None,
+        *,
+        force: bool = False,
+        first_wait_s: float | None = None,
+    ) -> None:
+        self._command = _command(model, cache, local, force, first_wait_s)
         self._lock = threading.Lock()  # of the two fields below
         self._child: subprocess.Popen[str] | None = None
         self._cancelled = False
@@ -76,7 +94,7 @@ class DownloadProcess:
     def _start(self) -> subprocess.Popen[str]:
         with self._lock:
             if self._cancelled:
-                raise DownloadError("the download was cancelled")
+                raise DownloadError("the download was cancelled", "cancelled")
             assert self._child is None, "a download runs once"
             root = Path(__file__).resolve().parent.parent  # where `-m inference.download` is found
             pipe = subprocess.PIPE
@@ -85,18 +103,25 @@ class DownloadProcess:
 
     def _listen(self, child: subprocess.Popen[str], on_progress: ProgressCallback) -> ModelFiles:
         assert child.stdout is not None
+        progress: dict[str, object] = {}
         for line in child.stdout:
             event = json.loads(line)
             match event.pop("event"):
                 case "progress":
-                    on_progress(event)
+                    progress = event
+                    on_progress(progress)
+                case "waiting":
+                    on_progress({**progress, "waiting": event})
+                case "proving":
+                    on_progress({**progress, "proving": f"{event['repository']}/{event['file']}"})
                 case "done":
                     return _from_json(event["files"])
                 case "error":
-                    raise DownloadError(event["message"])
+                    raise DownloadError(event["message"], event["reason"])
         if self._cancelled:
-            raise DownloadError("the download was cancelled")
-        raise DownloadError(f"the download's process ended without an answer (exit code {child.wait()}); try again")
+            raise DownloadError("the download was cancelled", "cancelled")
+        message = f"the download's process ended without an answer (exit code {child.wait()}); try again"
+        raise DownloadError(message, "failed")
 
 
 def cache_folder() -> Path:
@@ -111,20 +136,44 @@ def main(arguments: list[str], output: IO[str]) -> int:
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
-    def emit(event: str, **fields: object) -> None:
-        output.write(json.dumps({"event": event, **fields}) + "\n")
-        output.flush()
+    lock = threading.Lock()  # several files come at once
 
+    def emit(event: str, **fields: object) -> None:
+        with lock:
+            output.write(json.dumps({"event": event, **fields}) + "\n")
+            output.flush()
+
+    patience = Patience() if options.first_wait_seconds is None else Patience(first_s=options.first_wait_seconds)
     try:
         model = catalog.find(options.model, options.revision)
-        files = fetch(model, options.cache, options.local, lambda progress: emit("progress", **progress))
+        files = fetch(model, options.cache, options.local, force=options.force, emit=emit, patience=patience)
     except Exception as error:  # whatever it is, the parent must hear of it
-        if not isinstance(error, DownloadError):
+        if not isinstance(error, YueError):
             traceback.print_exc()
-        emit("error", error=type(error).__name__, message=str(error))
+        reason = error.reason if isinstance(error, DownloadError) else "failed"
+        emit("error", error=type(error).__name__, message=str(error), reason=reason)
         return 1
     emit("done", files={name: str(value) for name, value in asdict(files).items()})
     return 0
+
+
+def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, Source]:
+    """For each part, where its files come from."""
+    repositories: dict[str, Repository] = {part: getattr(model, part) for part in PARTS}
+    if local is None:
+        from inference.hub import HubSource  # here, because it reads the environment when it is imported
+
+        return {part: HubSource(repository) for part, repository in repositories.items()}
+    from inference.mirror import LocalSource, MirrorSource
+    from storage import Storage, is_address
+
+    if not is_address(str(local)):
+        return {part: LocalSource(repository, part, Path(local)) for part, repository in repositories.items()}
+    try:
+        storage = Storage.at(local)
+    except StorageError as error:
+        raise DownloadError(f"{error}: check YUE_WEIGHTS", "no_repository") from error
+    return {part: MirrorSource(repository, part, storage, cache) for part, repository in repositories.items()}
 
 
 def _make_tiny(cache: Path) -> ModelFiles:
@@ -134,34 +183,20 @@ def _make_tiny(cache: Path) -> ModelFiles:
         return tiny.ensure(cache)
     except OSError as error:
         reason = f"the tiny model cannot be written to {cache} ({error.strerror})"
-        raise DownloadError(f"{reason}; make room there or set XDG_CACHE_HOME to another folder") from error
+        code = "no_space" if error.errno == errno.ENOSPC else "not_writable"
+        raise DownloadError(f"{reason}; make room there or set XDG_CACHE_HOME to another folder", code) from error
 
 
-def _find_local(model: Model, local: Path) -> ModelFiles:
-    """Each part lies under `local` by its repository's name, as `git clone` would put it, or by its part's."""
-    folders = {}
-    for part in PARTS:
-        name = getattr(model, part).name.split("/")[-1]
-        found = next((local / folder for folder in (name, part) if (local / folder).is_dir()), None)
-        if found is None:
-            raise DownloadError(f"{local} holds no folder {name!r} or {part!r}; put the repository's files there")
-        folders[part] = found
-    return ModelFiles(model.name, "local", **folders)
-
-
-def _reporter(repository: Repository, on_progress: ProgressCallback) -> Callable[[int, int], None]:
-    def report(bytes_done: int, bytes_total: int) -> None:
-        on_progress({"repository": repository.name, "bytes_done": bytes_done, "bytes_total": bytes_total})
-
-    return report
-
-
-def _command(model: Model, cache: Path, local: Path | None) -> list[str]:
+def _command(model: Model, cache: Path, local: Path | str | None, force: bool, first_wait_s: float | None) -> list[str]:
     command = [sys.executable, "-m", "inference.download", "--end-with-stdin"]
     command += ["--model", model.name, "--cache", str(cache.absolute())]
     if model.stage1.revision is not None:
         command += ["--revision", model.stage1.revision]
-    return command + (["--local", str(local.absolute())] if local is not None else [])
+    if local is not None:
+        command += ["--local", str(local) if "://" in str(local) else str(Path(local).absolute())]
+    if first_wait_s is not None:
+        command += ["--first-wait-seconds", str(first_wait_s)]
+    return command + (["--force"] if force else [])
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -184,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help=catalog.ALLOWED_NAMES)
     parser.add_argument("--revision", help="of stage 1, instead of the pinned one")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is made here, not fetched")
-    parser.add_argument("--local", type=Path, help="folder that holds the weights already")
+    parser.add_argument("--local", help="folder, or gs://, s3://, az:// address, that holds the weights already")
+    parser.add_argument("--force", action="store_true", help="ask for the commit and prove every file anew")
+    parser.add_argument("--first-wait-seconds", type=float, help="before the second try, doubled for each one more")
     parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input is closed")
     return parser
 
@@ -199,4 +236,4 @@ if __name__ == "__main__":
     lines = sys.stdout
     with redirect_stdout(sys.stderr):  # whatever else is printed must not get between the lines
         code = main(sys.argv[1:], lines)
-    sys.exit(code)
+    os._exit(code)  # not sys.exit, which would wait for the files that were still coming when one failed

@@ -51,8 +51,48 @@ class UnknownModel(YueError):
         return f"model: got {_shortened(self.name)}; allowed: {self.allowed}"
 
 
+DOWNLOAD_REASONS = {
+    "gated": "its terms must be accepted, or a token is needed",
+    "no_repository": "there is no such repository or folder, or it is private",
+    "no_revision": "the repository has no such revision",
+    "missing_file": "a file that singing needs is not there",
+    "offline": "the network is switched off, and not all is here",
+    "unavailable": "the other side did not answer, or with errors, again and again",
+    "corrupted": "a file is not what it should be, also when fetched again",
+    "no_space": "the disk is too small",
+    "not_writable": "the folder for the files cannot be written",
+    "cancelled": "somebody asked for the end",
+    "failed": "the download's process ended without an answer, or by a mistake of ours",
+}
+
+
 class DownloadError(YueError):
-    """The weights could not be brought here; the message says what to do."""
+    """The weights could not be brought here; the message says what to do.
+
+    `reason` is one of DOWNLOAD_REASONS, for programs.
+    """
+
+    def __init__(self, message: str, reason: str = "unavailable") -> None:
+        super().__init__(message, reason)
+        assert reason in DOWNLOAD_REASONS, reason
+        self.message, self.reason = message, reason
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StorageError(YueError):
+    """A folder or bucket did not do what it was asked for.
+
+    `kind` is "missing", "exists", "denied", "invalid" (the address) or "unavailable" (worth another try).
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, kind)
+        self.message, self.kind = message, kind
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class EngineError(YueError):

@@ -1,149 +1,208 @@
-"""Brings one repository's files from the Hub into the Hub's own cache, and says in plain words why it could not.
+"""One repository of the Hub: what is in it, its bytes, and where they lie in the Hub's own cache.
 
-It does not know which repositories make up a model. Importing it imports `huggingface_hub`, which reads the
-environment: so it is imported where a download begins, in the download's own process.
+It does not know which repositories make up a model, or how a transfer goes on. Importing it imports `huggingface_hub`,
+which reads the environment: so it is imported where a download begins, in the download's own process.
 """
 
 from __future__ import annotations
 
-import errno
-import shutil
-import threading
-from collections.abc import Callable
+import fcntl
+import os
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import DryRunFileInfo, constants, snapshot_download
+import httpx2
+from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import (
-    DryRunError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from inference.catalog import Repository
 from inference.errors import DownloadError
+from inference.proof import GIT, SHA256, WantedFile
+from inference.transfer import PARTIAL, Hindrance
 
-REPORTS = 200  # about so many progress reports a repository
 OTHERWISE = "or set YUE_WEIGHTS to a folder that holds the weights"
+BROKEN_OFF = ".incomplete"  # what other programs' broken downloads leave in this cache
+TIMEOUT_S = 30.0  # for a connection, and for the next bytes
+REQUEST_TIMEOUT, TOO_MANY, SERVER_ERROR = 408, 429, 500
+PARTIAL_CONTENT = 206
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def fetch_repository(repository: Repository, on_progress: Callable[[int, int], None]) -> Path:
-    """The folder of the repository's files, whose name is the commit. `on_progress(bytes_done, bytes_total)`."""
+class HubSource:
+    """A repository on the Hub, kept in the Hub's cache as its own library would."""
+
+    removable = True
+
+    def __init__(self, repository: Repository) -> None:
+        revision = f" at revision {repository.revision}" if repository.revision else ""
+        self.title = f"repository {repository.name}{revision}"
+        self.key = quote(f"hub/{repository.name}@{repository.revision or ''}", safe="@")
+        self._repository = repository
+        self._cache = Path(constants.HF_HUB_CACHE)
+        self._folder = repo_folder_name(repo_id=repository.name, repo_type="model")
+
+    def resolve(self) -> str:
+        """The commit; asks only where the revision is not one already."""
+        revision = self._repository.revision or constants.DEFAULT_REVISION
+        if _COMMIT.fullmatch(revision):
+            return revision
+        sha = self._ask(f"revision/{quote(revision, safe='')}").json()["sha"]
+        assert isinstance(sha, str)
+        return sha
+
+    def listing(self, revision: str) -> list[WantedFile]:
+        """All files with their sizes and digests."""
+        response = self._ask(f"tree/{revision}?recursive=true")
+        entries: list[dict[str, Any]] = response.json()
+        while "next" in response.links:
+            response = self._get(response.links["next"]["url"])
+            entries += response.json()
+        return [_wanted(entry) for entry in entries if entry["type"] == "file"]
+
+    def wants(self, path: str) -> bool:
+        """Whether a model needs it."""
+        return self._repository.wants(path)
+
+    def folder(self, revision: str) -> Path:
+        """The snapshot, which holds links."""
+        return self._cache / self._folder / "snapshots" / revision
+
+    def store(self, revision: str, file: WantedFile) -> Path:
+        """The blob, named by its digest."""
+        assert file.digest is not None
+        return self._blobs / file.digest.partition(":")[2]
+
+    def link(self, revision: str, file: WantedFile) -> None:
+        """A relative link, so that the cache can be moved."""
+        link, blob = self.folder(revision) / file.path, self.store(revision, file)
+        if link.exists() and link.samefile(blob):
+            return
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(blob, link.parent))
+        temporary.replace(link)
+
+    def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
+        """The file's bytes, as they come."""
+        url = hf_hub_url(self._repository.name, file.path, revision=revision)
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={offset}-"}
+        with (
+            self._translated(file.path),
+            get_session().stream("GET", url, headers=_headers(headers), timeout=TIMEOUT_S) as response,
+        ):
+            hf_raise_for_status(response)
+            skipped = 0 if response.status_code == PARTIAL_CONTENT else offset  # it may send all the same
+            for chunk in response.iter_raw():
+                yield chunk[skipped:]
+                skipped -= min(skipped, len(chunk))
+
+    def lock(self) -> Path:
+        """Beside the locks of the Hub's own library."""
+        return self._locks / "yue-server.lock"
+
+    def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
+        """Remove what nobody will continue: partial files of other commits, and those no program holds a lock for."""
+        kept = {self.store(revision, file).name + PARTIAL for file in files}
+        for path in self._blobs.glob(f"*{PARTIAL}"):
+            if path.name not in kept:
+                path.unlink()
+        for path in self._blobs.glob(f"*{BROKEN_OFF}"):
+            etag = path.name.split(".")[0]
+            if _is_free(self._locks / f"{etag}.lock"):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _blobs(self) -> Path:
+        return self._cache / self._folder / "blobs"
+
+    @property
+    def _locks(self) -> Path:
+        return self._cache / ".locks" / self._folder
+
+    def _ask(self, what: str) -> httpx2.Response:
+        return self._get(f"{constants.ENDPOINT}/api/models/{self._repository.name}/{what}")
+
+    def _get(self, url: str) -> httpx2.Response:
+        with self._translated():
+            response = get_session().get(url, headers=_headers({}), timeout=TIMEOUT_S)
+            hf_raise_for_status(response)
+            return response
+
+    @contextmanager
+    def _translated(self, path: str = "") -> Iterator[None]:
+        """The library's errors as what may pass, and what will not."""
+        try:
+            yield
+        except OfflineModeIsEnabled as error:
+            message = f"{self.title} is not whole in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+            raise DownloadError(f"{message}: unset it, {OTHERWISE}", "offline") from error
+        except httpx2.TransportError as error:
+            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise Hindrance(f"the Hub cannot be reached ({cause})") from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (REQUEST_TIMEOUT, TOO_MANY) or status >= SERVER_ERROR:
+                raise Hindrance(f"the Hub answered {status}", _asked_wait_s(error.response)) from error
+            raise self._refusal(error, path) from error
+
+    def _refusal(self, error: HfHubHTTPError, path: str) -> DownloadError:
+        """What happened, and what to do about it."""
+        title = self.title
+        if isinstance(error, GatedRepoError):  # before its parent class
+            advice = "accept its terms on its page, then set HF_TOKEN to a token of that account"
+            return DownloadError(f"{title} is gated: {advice}", "gated")
+        if isinstance(error, RepositoryNotFoundError):
+            advice = "check the name, or set HF_TOKEN to a token that may read it"
+            return DownloadError(f"{title} does not exist, or is private: {advice}", "no_repository")
+        if isinstance(error, RevisionNotFoundError):
+            return DownloadError(f"{title} has no such revision: check it, or leave it out", "no_revision")
+        if isinstance(error, EntryNotFoundError):
+            return DownloadError(f"{title} has no file {path}: check the name and the revision", "missing_file")
+        return DownloadError(f"{title}: the Hub answered {error.response.status_code}; try again later, {OTHERWISE}")
+
+
+def _wanted(entry: dict[str, Any]) -> WantedFile:
+    lfs = entry.get("lfs")
+    digest = f"{SHA256}:{lfs['oid']}" if lfs else f"{GIT}:{entry['oid']}"
+    return WantedFile(entry["path"], lfs["size"] if lfs else entry["size"], digest)
+
+
+def _headers(more: dict[str, str]) -> dict[str, str]:
+    headers: dict[str, str] = build_hf_headers(library_name="yue-server")
+    return headers | more
+
+
+def _asked_wait_s(response: httpx2.Response) -> float | None:
+    """How long the Hub asks to wait."""
+    limits = parse_ratelimit_headers(response.headers)
+    if limits is not None and limits.remaining == 0:
+        return float(limits.reset_in_seconds)
+    asked = response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdecimal() else None
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether no process holds that lock of the Hub's library."""
     try:
-        plan = _plan(repository)
-        _require_room(repository, plan)
-        return Path(snapshot_download(**_what(repository), tqdm_class=_counter(plan, on_progress)))
-    except DryRunError as error:  # an OSError too; the Hub cannot be asked: what is in the cache may be enough
-        return _cached(repository, error.__cause__ or error)
-    except (HTTPError, OSError, ValueError, EntryNotFoundError) as error:
-        raise DownloadError(_advice(repository, error)) from error
-
-
-def _what(repository: Repository) -> dict[str, Any]:
-    return {
-        "repo_id": repository.name,
-        "revision": repository.revision,
-        "allow_patterns": list(repository.files),
-    }
-
-
-def _plan(repository: Repository) -> list[DryRunFileInfo]:
-    """Every file that is needed, and whether it is here already."""
-    plan: list[DryRunFileInfo] = snapshot_download(**_what(repository), dry_run=True, tqdm_class=_Silent)
-    if not plan:
-        wanted = ", ".join(repository.files)
-        raise DownloadError(f"{_title(repository)} holds none of the files of a model ({wanted}); check the name")
-    return plan
-
-
-def _cached(repository: Repository, hindrance: BaseException) -> Path:
-    """The repository as an earlier download left it, if that was complete."""
-    try:
-        return Path(snapshot_download(**_what(repository), local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(_advice(repository, hindrance)) from error
-
-
-def _require_room(repository: Repository, plan: list[DryRunFileInfo]) -> None:
-    needed_bytes = sum(file.file_size or 0 for file in plan if file.will_download)
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if needed_bytes > free_bytes:
-        raise DownloadError(
-            f"{_title(repository)} needs {needed_bytes:,} bytes, but only {free_bytes:,} are free at {cache}; "
-            "make room or set HF_HOME to a larger disk"
-        )
-
-
-def _advice(repository: Repository, error: BaseException) -> str:
-    """What happened, and what to do about it."""
-    title = _title(repository)
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # why the Hub could not be asked
-    if isinstance(error, GatedRepoError):  # before its parent class
-        return f"{title} is gated: accept its terms on its page, then set HF_TOKEN to a token of that account"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{title} does not exist, or is private: check the name, or set HF_TOKEN to a token that may read it"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{title} has no such revision: check it, or leave it out"
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{title} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset it, {OTHERWISE}"
-    if isinstance(error, HfHubHTTPError):
-        return f"{title}: the Hub answered {error.response.status_code}; try again later, {OTHERWISE}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{title}: the disk is full; make room or set HF_HOME to a larger disk"
-    if isinstance(error, PermissionError):
-        return f"{title}: {error.filename} cannot be written; mend its permissions or set HF_HOME to another folder"
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return f"{title} cannot be fetched ({reason}): check the network, {OTHERWISE}"
-
-
-def _title(repository: Repository) -> str:
-    revision = f" at revision {repository.revision}" if repository.revision else ""
-    return f"repository {repository.name}{revision}"
-
-
-class _Silent(tqdm):
-    """A progress bar that is never drawn, but counts all the same, which tqdm's own does not then."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options | {"disable": True})
-        self.counts_bytes = options.get("unit") == "B"  # the others count files
-        self.count = options.get("initial", 0)
-
-    def update(self, n: float | None = 1) -> None:
-        self.count += n or 0
-
-
-def _counter(plan: list[DryRunFileInfo], on_progress: Callable[[int, int], None]) -> type[_Silent]:
-    """A progress bar class for `snapshot_download` that reports how many of the plan's bytes are here."""
-    total_bytes = sum(file.file_size or 0 for file in plan)
-    cached_bytes = sum(file.file_size or 0 for file in plan if not file.will_download)
-    step_bytes = max(total_bytes // REPORTS, 1)
-    lock = threading.Lock()
-    reported_bytes = -step_bytes
-
-    def report(new_bytes: int) -> None:
-        nonlocal reported_bytes
-        with lock:
-            done_bytes = min(cached_bytes + new_bytes, total_bytes)
-            if done_bytes - reported_bytes >= step_bytes or reported_bytes < done_bytes == total_bytes:
-                reported_bytes = done_bytes
-                on_progress(done_bytes, total_bytes)
-
-    class Counter(_Silent):
-        def update(self, n: float | None = 1) -> None:
-            super().update(n)
-            if self.counts_bytes:
-                report(int(self.count))
-
-    report(0)
-    return Counter
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False

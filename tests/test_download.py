@@ -1,123 +1,65 @@
-"""Getting a model's files, from a small stand-in for the Hub, in a real process of its own."""
+"""Getting a model's files from a stand-in for the Hub, in a real process of its own."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from hub_server import HubServer, serve_tiny
 
 from inference import catalog
-from inference.catalog import CODEC, STAGE_2, Model, ModelFiles
-from inference.download import DownloadProcess, cache_folder, fetch
+from inference.catalog import Model, ModelFiles
+from inference.download import PARTS, DownloadProcess, cache_folder, fetch
 from inference.errors import DownloadError
 
-STAGE_1 = "m-a-p/YuE-s1-7B-anneal-zh-cot"  # not pinned: its default branch is resolved
-COMMIT = "ab" * 20
-LANGUAGE_MODEL = {"config.json": b"{}", "tokenizer.model": b"pieces", "model.safetensors": b"w" * 5_000}
-ZH_COT = catalog.find("zh-cot")
-
-
-class Hub(ThreadingHTTPServer):
-    """Answers what `huggingface_hub` asks. `refusals`: repository -> status and error code."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files: dict[str, dict[str, bytes]] = {
-            STAGE_1: LANGUAGE_MODEL | {"README.md": b"not asked for"},
-            STAGE_2.name: LANGUAGE_MODEL,
-            CODEC.name: {name: name.encode() for name in catalog.CODEC_FILES},
-        }
-        self.refusals: dict[str, tuple[int, str]] = {}
-        self.requests: list[str] = []
-        self.released = threading.Event()  # unset: the weights' bytes are held back
-        self.released.set()
-        self.holding = threading.Event()  # set: somebody waits for them
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        path = self.path.split("?")[0].strip("/")
-        repository = "/".join(path.removeprefix("api/models/").split("/")[:2])
-        if repository in self.server.refusals:
-            status, code = self.server.refusals[repository]
-            self.reply(status, b"", {"X-Error-Code": code} if code else {})
-        elif repository not in self.server.files:
-            self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif "/resolve/" in path:
-            self.send_file(repository, *path.split("/resolve/")[1].split("/", 1))
-        elif "/tree/" in path:
-            files = self.server.files[repository].items()
-            listing = [{"type": "file", "path": name, "size": len(body), "oid": etag(body)} for name, body in files]
-            self.reply(200, json.dumps(listing).encode())
-        else:
-            self.reply(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": []}).encode())
-
-    def send_file(self, repository: str, commit: str, name: str) -> None:
-        body = self.server.files[repository][name]
-        if self.command == "GET" and name.endswith(".safetensors"):
-            if not self.server.released.is_set():
-                self.server.holding.set()
-            self.server.released.wait()
-        self.reply(200, body, {"ETag": f'"{etag(body)}"', "X-Repo-Commit": commit})
-
-    def reply(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
-
-
-def etag(body: bytes) -> str:
-    return hashlib.sha1(body).hexdigest()
+EN_COT = catalog.find("en-cot")
+ZH_COT = catalog.find("zh-cot")  # not pinned: its default branch is resolved
+STAGE_1 = ZH_COT.stage1.name
+SECONDS = 60.0
+KILLS = 15
+UNWANTED = "README.md"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(tiny_files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that the processes started by the test use, with an empty cache."""
-    server = Hub()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_tiny(tiny_files) as server:
+        for name, value in server.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
-def refusal(model: Model, cache: Path, local: Path | None = None) -> str:
+def process(model: Model, cache: Path, local: Path | str | None = None, force: bool = False) -> DownloadProcess:
+    return DownloadProcess(model, cache, local, force=force, first_wait_s=0.01)
+
+
+def refusal(model: Model, cache: Path, local: Path | str | None = None) -> DownloadError:
     with pytest.raises(DownloadError) as caught:
-        DownloadProcess(model, cache, local).run()
-    return str(caught.value)
+        process(model, cache, local).run()
+    return caught.value
+
+
+def assert_whole(hub: HubServer, model: Model, files: ModelFiles) -> None:
+    """Every needed file is there, byte for byte, and nothing else."""
+    for part in PARTS:
+        repository, folder = getattr(model, part), getattr(files, part)
+        wanted = {name: path.read_bytes() for name, path in hub.files(repository.name).items() if name != UNWANTED}
+        here = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert here == wanted
+
+
+def blobs(tmp_path: Path, suffix: str = "") -> list[Path]:
+    return [path for path in (tmp_path / "hf").rglob("*") if path.parent.name == "blobs" and path.suffix == suffix]
 
 
 class Progress:
@@ -129,150 +71,338 @@ class Progress:
     def __call__(self, event: Mapping[str, object]) -> None:
         self.events.append(dict(event))
 
-    def done_bytes(self, repository: str) -> list[object]:
-        return [event["bytes_done"] for event in self.events if event["repository"] == repository]
+    def of(self, repository: str, field: str) -> list[object]:
+        return [event[field] for event in self.events if event["repository"] == repository]
+
+    def waits(self) -> list[object]:
+        return [event["waiting"] for event in self.events if "waiting" in event]
 
 
 # -- from the Hub
 
 
-def test_three_repositories_are_fetched_as_they_are(hub: Hub, tmp_path: Path) -> None:
-    files = DownloadProcess(ZH_COT, tmp_path).run()
-    assert (files.model, files.revision) == ("zh-cot", COMMIT)
-    assert {path.name: path.read_bytes() for path in files.stage1.iterdir()} == LANGUAGE_MODEL  # no README.md
-    assert {path.name: path.read_bytes() for path in files.stage2.iterdir()} == LANGUAGE_MODEL
-    assert all((files.codec / name).read_bytes() == name.encode() for name in catalog.CODEC_FILES)
-    assert (files.stage2.name, files.codec.name) == (STAGE_2.revision, CODEC.revision)
+def test_three_repositories_are_fetched_as_they_are(hub: HubServer, tmp_path: Path) -> None:
+    files = process(ZH_COT, tmp_path).run()
+    assert (files.model, files.revision) == ("zh-cot", hub.commit(STAGE_1))
+    assert (files.stage2.name, files.codec.name) == (catalog.STAGE_2.revision, catalog.CODEC.revision)
+    assert_whole(hub, ZH_COT, files)
+    assert hub.count(UNWANTED) == 0
 
 
-def test_progress_in_bytes_ends_at_the_total(hub: Hub, tmp_path: Path) -> None:
+def test_progress_adds_up(hub: HubServer, tmp_path: Path) -> None:
     progress = Progress()
-    DownloadProcess(ZH_COT, tmp_path).run(progress)
-    for repository in (STAGE_1, STAGE_2.name):
-        done = progress.done_bytes(repository)
-        assert done[0] == 0 and done[-1] == sum(map(len, LANGUAGE_MODEL.values()))
-        assert done == sorted(done)
-    assert {event["bytes_total"] for event in progress.events if event["repository"] == STAGE_1} == {done[-1]}
+    process(ZH_COT, tmp_path).run(progress)
+    repositories = [getattr(ZH_COT, part).name for part in PARTS]
+    totals = {name: hub.size_bytes(name, UNWANTED) for name in repositories}
+    for name, total in totals.items():
+        done = progress.of(name, "bytes_done")
+        assert done[0] == 0 and done[-1] == total
+        assert set(progress.of(name, "bytes_total")) == {total}
+    overall = [event["overall_done"] for event in progress.events]
+    assert overall == sorted(overall, key=lambda count: int(str(count)))
+    assert {event["overall_total"] for event in progress.events} == {sum(totals.values())} == {overall[-1]}
+    assert any(event["bytes_per_second"] for event in progress.events)
+    assert progress.events[-1]["seconds_left"] == 0
 
 
-def test_what_is_pinned_and_here_is_not_asked_for_again(hub: Hub, tmp_path: Path) -> None:
-    model = catalog.find("zh-cot", COMMIT)
-    first = DownloadProcess(model, tmp_path).run()
-    hub.requests.clear()
-    assert DownloadProcess(model, tmp_path).run() == first
-    assert [request for request in hub.requests if "m-a-p" in request] == []
-
-
-def test_a_complete_cache_works_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = DownloadProcess(ZH_COT, tmp_path).run()
+@pytest.mark.parametrize("model", [EN_COT, ZH_COT], ids=["pinned", "resolved"])
+def test_the_next_start_makes_no_request(
+    hub: HubServer, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = process(model, tmp_path).run()
+    hub.forget()
+    assert process(model, tmp_path).run() == first
+    assert hub.count() == 0
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert DownloadProcess(ZH_COT, tmp_path).run() == first
+    assert process(model, tmp_path).run() == first
+
+
+def test_a_revision_that_is_not_pinned_is_asked_for_once(hub: HubServer, tmp_path: Path) -> None:
+    process(ZH_COT, tmp_path).run()
+    assert hub.count("/revision/") == 1
+
+
+def test_force_asks_for_the_newest_commit(hub: HubServer, tmp_path: Path) -> None:
+    process(ZH_COT, tmp_path).run()
+    hub.commits[STAGE_1] = "ab" * 20
+    hub.write(STAGE_1, "config.json", b"{}")
+    assert process(ZH_COT, tmp_path).run().revision != "ab" * 20
+    files = process(ZH_COT, tmp_path, force=True).run()
+    assert files.revision == "ab" * 20
+    assert_whole(hub, ZH_COT, files)
+
+
+def test_two_models_share_what_they_have_in_common(hub: HubServer, tmp_path: Path) -> None:
+    process(EN_COT, tmp_path).run()
+    hub.forget()
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+    assert hub.count(catalog.STAGE_2.name) == hub.count(catalog.CODEC.name) == 0
+
+
+# -- what is here is proven
+
+
+def test_a_corrupted_cached_file_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    victim = (files.stage2 / "model.safetensors").resolve()
+    victim.write_bytes(bytes([victim.read_bytes()[0] ^ 1]) + victim.read_bytes()[1:])  # of the same size
+    os.utime(victim, (1, 1))
+    hub.forget()
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+    assert hub.count("resolve") == hub.count("m-a-p") == 1  # that file, and no list of files
+
+
+def test_a_file_that_was_only_touched_is_not_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    os.utime((files.stage2 / "model.safetensors").resolve(), (1, 1))
+    hub.forget()
+    assert process(EN_COT, tmp_path).run() == files
+    assert hub.count() == 0
+
+
+def test_a_cached_file_that_was_cut_short_or_lost_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    (files.stage2 / "model.safetensors").resolve().write_bytes(b"short")
+    (files.codec / "decoders/decoder_131000.pth").resolve().unlink()
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+
+
+def test_a_file_that_comes_corrupted_once_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.fault("decoder_131000.pth", effect="corrupt")
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+    assert hub.count("decoder_131000.pth") == 2
+
+
+def test_a_file_that_stays_corrupted_is_named(hub: HubServer, tmp_path: Path) -> None:
+    hub.fault("config.json", effect="corrupt", times=None)
+    error = refusal(EN_COT, tmp_path)
+    assert error.reason == "corrupted" and "config.json" in str(error)
+
+
+def test_weights_that_another_program_fetched_are_proven_and_used(hub: HubServer, tmp_path: Path) -> None:
+    code = "import sys; from huggingface_hub import snapshot_download as s; s(sys.argv[1], revision=sys.argv[2])"
+    for part in PARTS:
+        repository = getattr(EN_COT, part)
+        command = [sys.executable, "-c", code, repository.name, repository.revision]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    hub.forget()
+    process(EN_COT, tmp_path).run()
+    assert hub.count("resolve") == 0
+
+
+# -- trouble that passes
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "advice"),
+    ("path", "status"), [("/revision/", 429), ("/revision/", 503), ("/tree/", 503), ("model-00002", 429)]
+)
+def test_a_busy_hub_is_asked_again_after_the_time_it_names(
+    hub: HubServer, tmp_path: Path, path: str, status: int
+) -> None:
+    hub.fault(path, status=status, retry_after_s=0)
+    progress = Progress()
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run(progress))
+    (wait,) = progress.waits()
+    assert isinstance(wait, dict)
+    assert wait["seconds"] == 0 and f"the Hub answered {status}" in wait["reason"]
+
+
+@pytest.mark.parametrize("effect", ["drop", "cut"])
+def test_a_broken_connection_is_taken_up_again(hub: HubServer, tmp_path: Path, effect: str) -> None:
+    hub.fault("/resolve/", effect=effect, times=4)  # type: ignore[arg-type]
+    progress = Progress()
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run(progress))
+    assert len(progress.waits()) == 4
+
+
+def test_a_file_goes_on_where_it_was_cut(hub: HubServer, tmp_path: Path) -> None:
+    hub.fault("model-00001", effect="cut")
+    process(EN_COT, tmp_path).run()
+    size = hub.files(EN_COT.stage1.name)["model-00001-of-00003.safetensors"].stat().st_size
+    ranges = [request.range for request in hub.requests if "model-00001" in request.path]
+    assert ranges[0] == "bytes=0-" and ranges[1] == f"bytes={size // 2}-"
+
+
+def test_a_hub_that_stays_busy_is_given_up(hub: HubServer, tmp_path: Path) -> None:
+    hub.fault("/tree/", status=503, times=None)
+    error = refusal(EN_COT, tmp_path)
+    assert error.reason == "unavailable"
+    assert EN_COT.stage1.name in str(error) and "503, 6 times in a row" in str(error)
+
+
+# -- trouble that stays
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code", "reason", "advice"),
     [
-        (403, "GatedRepo", "is gated: accept its terms"),
-        (404, "RepoNotFound", "does not exist, or is private"),
-        (404, "RevisionNotFound", "has no such revision"),
-        (500, "", "the Hub answered 500"),
+        ("zh-cot/resolve/", 403, "GatedRepo", "gated", "is gated: accept its terms"),
+        ("/revision/", 401, "RepoNotFound", "no_repository", "does not exist, or is private"),
+        ("/revision/", 404, "RevisionNotFound", "no_revision", "has no such revision"),
+        ("/tree/", 404, "RevisionNotFound", "no_revision", "has no such revision"),
+        ("model-00001", 404, "EntryNotFound", "missing_file", "has no file model-00001-of"),
+        ("/tree/", 400, "", "unavailable", "the Hub answered 400"),
     ],
 )
-def test_a_refusal_says_what_to_do(hub: Hub, tmp_path: Path, status: int, code: str, advice: str) -> None:
-    hub.refusals[STAGE_1] = (status, code)
-    message = refusal(ZH_COT, tmp_path)
-    assert STAGE_1 in message and advice in message
+def test_a_refusal_says_what_to_do(
+    hub: HubServer, tmp_path: Path, path: str, status: int, code: str, reason: str, advice: str
+) -> None:
+    hub.fault(path, status=status, error_code=code, times=None)
+    error = refusal(ZH_COT, tmp_path)
+    assert STAGE_1 in str(error) and advice in str(error)
+    assert error.reason == reason
 
 
-def test_an_empty_cache_without_a_network_says_what_to_do(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gated_repository_opens_with_a_token(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gate(STAGE_1, "secret")
+    assert refusal(ZH_COT, tmp_path).reason == "gated"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+
+
+def test_an_empty_cache_offline_says_what_to_do(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    message = refusal(ZH_COT, tmp_path)
-    assert "HF_HUB_OFFLINE" in message and "YUE_WEIGHTS" in message
+    error = refusal(ZH_COT, tmp_path)
+    assert error.reason == "offline"
+    assert "HF_HUB_OFFLINE" in str(error) and "YUE_WEIGHTS" in str(error)
+    assert hub.count() == 0
 
 
-def test_a_hub_that_is_not_there_says_what_to_do(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_there_is_named(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert "cannot be fetched" in refusal(ZH_COT, tmp_path)
+    error = refusal(ZH_COT, tmp_path)
+    assert error.reason == "unavailable" and "cannot be reached" in str(error)
 
 
-def test_a_repository_of_something_else_is_refused(hub: Hub, tmp_path: Path) -> None:
-    hub.files[STAGE_1] = {"README.md": b"a data set"}
-    assert "holds none of the files of a model" in refusal(ZH_COT, tmp_path)
+def test_a_repository_of_something_else_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    error = refusal(catalog.find(catalog.CODEC.name), tmp_path)
+    assert error.reason == "missing_file" and "holds none of the files of a model" in str(error)
 
 
-def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
-    class Endless(bytes):
-        def __len__(self) -> int:
-            return 10**18
-
-    hub.files[STAGE_1] = LANGUAGE_MODEL | {"model.safetensors": Endless()}
-    message = refusal(ZH_COT, tmp_path)
-    assert "needs 1,000,000,000,000,000," in message and "are free" in message
+def test_a_repository_without_its_tokenizer_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    (hub.root / STAGE_1 / "tokenizer.model").unlink()
+    error = refusal(ZH_COT, tmp_path)
+    assert error.reason == "missing_file" and "lacks tokenizer.model" in str(error)
 
 
 # -- the process
 
 
-def test_a_cancelled_download_ends_at_once(hub: Hub, tmp_path: Path) -> None:
-    hub.released.clear()
-    process = DownloadProcess(ZH_COT, tmp_path)
+def test_a_cancelled_download_ends_and_is_continued(hub: HubServer, tmp_path: Path) -> None:
+    held = hub.fault("model-00001", effect="hold")
+    running = process(ZH_COT, tmp_path)
     errors: list[DownloadError] = []
 
     def run() -> None:
         try:
-            process.run()
+            running.run()
         except DownloadError as error:
             errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert hub.holding.wait(60)  # in the middle of a file
-    process.cancel()
-    thread.join(60)
-    assert [str(error) for error in errors] == ["the download was cancelled"]
+    assert held.reached.wait(SECONDS)  # in the middle of a file
+    running.cancel()
+    thread.join(SECONDS)
+    assert [(str(error), error.reason) for error in errors] == [("the download was cancelled", "cancelled")]
+    held.release()
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
 
 
-def test_a_download_cancelled_before_it_began_does_not_begin(hub: Hub, tmp_path: Path) -> None:
-    process = DownloadProcess(ZH_COT, tmp_path)
-    process.cancel()
+def test_a_download_cancelled_before_it_began_does_not_begin(hub: HubServer, tmp_path: Path) -> None:
+    running = process(ZH_COT, tmp_path)
+    running.cancel()
     with pytest.raises(DownloadError, match="cancelled"):
-        process.run()
-    assert hub.requests == []
+        running.run()
+    assert hub.count() == 0
 
 
-def test_the_process_ends_when_its_parent_is_gone(hub: Hub, tmp_path: Path) -> None:
-    hub.released.clear()
-    command = [sys.executable, "-m", "inference.download", "--end-with-stdin", "--model", "zh-cot"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen([*command, "--cache", str(tmp_path)], stdin=pipe, stdout=pipe) as child:
-        assert hub.holding.wait(60)
+def test_the_process_ends_when_its_parent_is_gone(hub: HubServer, tmp_path: Path) -> None:
+    held = hub.fault("model-00001", effect="hold")
+    with subprocess.Popen([*command(tmp_path), "--end-with-stdin"], stdin=-1, stdout=-1) as child:
+        assert held.reached.wait(SECONDS)
         assert child.stdin is not None
         child.stdin.close()  # what the system does for a parent that died
-        assert child.wait(60) == 1
+        assert child.wait(SECONDS) == 1
 
 
-def run_module(*arguments: str) -> tuple[int, list[dict[str, object]]]:
+def test_a_second_download_waits_for_the_first(hub: HubServer, tmp_path: Path) -> None:
+    held = hub.fault("model-00001", effect="hold")
+    both = [Progress(), Progress()]
+    threads = [threading.Thread(target=process(EN_COT, tmp_path).run, args=(progress,)) for progress in both]
+    threads[0].start()
+    assert held.reached.wait(SECONDS)
+    threads[1].start()
+    deadline = time.monotonic() + SECONDS
+    while not both[1].waits() and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    held.release()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert "another process fetches" in str(both[1].waits())
+    assert hub.count("model-00001", "GET") == 1
+
+
+def test_killed_at_any_moment_the_next_run_completes(hub: HubServer, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    hub.fault("/resolve/", effect="slow", times=None)
+    for _ in range(KILLS):
+        lines = chance.randrange(25)  # of progress, before the end
+        with subprocess.Popen(command(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            for _ in range(lines):
+                child.stdout.readline()
+            child.send_signal(signal.SIGKILL)
+    hub.heal()
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+    assert blobs(tmp_path, ".partial") == []
+
+
+def test_what_other_programs_left_is_removed_unless_they_still_run(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    blob = (files.stage2 / "model.safetensors").resolve()
+    stale = blob.with_name("0123.abcd.incomplete")
+    stale.touch()
+    running = blob.with_name("4567.abcd.incomplete")
+    running.touch()
+    lock = tmp_path / "hf/hub/.locks" / blob.parent.parent.name / "4567.lock"
+    blob.unlink()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=-1, stdout=-1) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # now it holds the lock
+        process(EN_COT, tmp_path).run()
+    assert not stale.exists() and running.exists()
+
+
+def command(cache: Path, model: str = "zh-cot") -> list[str]:
+    return [sys.executable, "-m", "inference.download", "--model", model, "--cache", str(cache)]
+
+
+def run_module(cache: Path, model: str, *more: str) -> tuple[int, list[dict[str, object]]]:
     """Exit code, and every line of standard output as JSON."""
-    command = [sys.executable, "-m", "inference.download", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run([*command(cache, model), *more], stdout=-1, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_every_line_is_json_and_the_last_names_the_files(hub: Hub, tmp_path: Path) -> None:
-    code, events = run_module("--model", "zh-cot", "--cache", str(tmp_path))
+def test_every_line_is_json_and_the_last_names_the_files(hub: HubServer, tmp_path: Path) -> None:
+    code, events = run_module(tmp_path, "zh-cot")
     assert code == 0
     assert {event["event"] for event in events[:-1]} == {"progress"}
     files = events[-1]["files"]
     assert isinstance(files, dict) and sorted(files) == ["codec", "model", "revision", "stage1", "stage2"]
+    code, events = run_module(tmp_path, "zh-cot", "--force")
+    assert code == 0 and {event["event"] for event in events[:-1]} == {"proving"}
 
 
-def test_an_error_is_a_line_and_an_exit_code(hub: Hub, tmp_path: Path) -> None:
-    code, events = run_module("--model", "nobody/nothing", "--cache", str(tmp_path))
+def test_an_error_is_a_line_and_an_exit_code(hub: HubServer, tmp_path: Path) -> None:
+    code, events = run_module(tmp_path, "nobody/nothing")
     assert code == 1
-    assert (events[-1]["event"], events[-1]["error"]) == ("error", "DownloadError")
-    code, events = run_module("--model", "nonsense", "--cache", str(tmp_path))
+    last = events[-1]
+    assert (last["event"], last["error"], last["reason"]) == ("error", "DownloadError", "no_repository")
+    code, events = run_module(tmp_path, "nonsense")
     assert (code, events[-1]["error"]) == (1, "UnknownModel")
 
 
@@ -285,32 +415,15 @@ def test_importing_it_imports_neither_torch_nor_the_hub() -> None:
 
 
 def test_the_tiny_model_is_made_in_the_cache(tmp_path: Path) -> None:
-    files = DownloadProcess(catalog.find("tiny"), tmp_path).run()
+    files = process(catalog.find("tiny"), tmp_path).run()
     assert files.model == "tiny" and files.stage1.is_relative_to(tmp_path)
     assert files == fetch(catalog.find("tiny"), tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot be written" in refusal(catalog.find("tiny"), tmp_path / "file" / "cache")
-
-
-@pytest.mark.parametrize(
-    "folders",
-    [("stage1", "stage2", "codec"), ("YuE-s1-7B-anneal-zh-cot", "YuE-s2-1B-general", "xcodec_mini_infer")],
-)
-def test_local_weights_are_used_where_they_lie(tmp_path: Path, folders: tuple[str, str, str]) -> None:
-    stage1, stage2, codec = (tmp_path / name for name in folders)
-    for folder in (stage1, stage2, codec):
-        folder.mkdir()
-    files = DownloadProcess(ZH_COT, tmp_path / "cache", local=tmp_path).run()
-    assert files == ModelFiles("zh-cot", "local", stage1, stage2, codec)
-
-
-def test_a_missing_local_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "stage1").mkdir()
-    message = refusal(ZH_COT, tmp_path, local=tmp_path)
-    assert "'YuE-s2-1B-general' or 'stage2'" in message
+    error = refusal(catalog.find("tiny"), tmp_path / "file" / "cache")
+    assert error.reason == "not_writable" and "cannot be written" in str(error)
 
 
 class TestCacheFolder:

@@ -1,0 +1,118 @@
+"""Proves that files are what they should be, once, and remembers it by their sizes and times.
+
+It does not know where files come from, or what to do about a wrong one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+CHUNK_BYTES = 4 << 20
+SHA256, GIT = "sha256", "git"  # how a digest is spelled: "sha256:…", "git:…" (a git blob's id)
+
+
+@dataclass(frozen=True)
+class WantedFile:
+    """A file as its source describes it. `digest` None: the source tells no more than the size."""
+
+    path: str  # inside its repository
+    size_bytes: int
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A file that was proven, and what it looked like then."""
+
+    file: WantedFile
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a repository: the commit that was resolved, and its files, proven."""
+
+    revision: str
+    files: tuple[Proven, ...]
+
+    def holds(self, folder: Path) -> bool:
+        """Whether all its files lie in `folder` just as they were proven."""
+        return bool(self.files) and all(looks_proven(folder / proven.file.path, proven) for proven in self.files)
+
+
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more."""
+
+    def hexdigest(self) -> str:
+        """Of all that was taken in."""
+
+
+def hasher(file: WantedFile) -> Hash:
+    """A new hash of the kind that the file's digest needs."""
+    if file.digest is not None and file.digest.startswith(GIT):
+        return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+def agrees(file: WantedFile, digest: Hash) -> bool:
+    """Whether the hash of the whole content is the file's."""
+    return file.digest is None or digest.hexdigest() == file.digest.partition(":")[2]
+
+
+def is_whole(path: Path, file: WantedFile) -> bool:
+    """Whether the file at `path` has the size and the content that it should have; reads all of it."""
+    if not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    digest = hasher(file)
+    if file.digest is not None:
+        read_into(path, digest)
+    return agrees(file, digest)
+
+
+def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    """Hash what is at `path`."""
+    with path.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+
+
+def proven(path: Path, file: WantedFile) -> Proven:
+    """The stamp of a file that was just proven."""
+    return Proven(file, path.stat().st_mtime_ns)
+
+
+def looks_proven(path: Path, stamp: Proven) -> bool:
+    """Whether the file still has the size and the time of its stamp; reads nothing of it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (stamp.file.size_bytes, stamp.mtime_ns)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at `path`; None where there is none, or one that was cut short."""
+    try:
+        content = json.loads(path.read_bytes())
+        files = (Proven(WantedFile(**entry["file"]), entry["mtime_ns"]) for entry in content["files"])
+        return Record(content["revision"], tuple(files))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # then everything is proven anew
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write the record, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

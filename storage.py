@@ -1,0 +1,113 @@
+"""One folder or bucket: a local path, or `gs://`, `s3://`, `az://`, `file://`, all used alike.
+
+It does not know what is kept in it, and tries nothing twice: whoever asks decides what is worth another try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from inference.errors import StorageError
+
+SCHEMES = ("gs", "s3", "az", "file")
+ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
+CHUNK_BYTES = 4 << 20
+OWN_RETRIES = 0  # obstore's own would wait in silence
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file in a storage."""
+
+    path: str
+    size_bytes: int
+
+
+def is_address(place: str) -> bool:
+    """Whether `place` is one of the addresses, and not a path on this machine."""
+    scheme, separator, rest = place.partition("://")
+    return bool(separator) and scheme in SCHEMES and bool(rest.strip("/"))
+
+
+class Storage:
+    """Files under one root, named by paths with `/`. Every method raises StorageError."""
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store = store
+        self.name = name
+
+    @classmethod
+    def at(cls, place: str | Path) -> Storage:
+        """The storage at a path or address; a path's folder is made where it is missing."""
+        name = str(place)
+        if "://" in name and not is_address(name):
+            raise StorageError(f"{name} is no place for files; allowed: {ALLOWED}", "invalid")
+        with _translated(name):
+            if is_address(name):
+                return cls(from_url(name, retry_config={"max_retries": OWN_RETRIES}), name)
+            return cls(LocalStore(Path(name).absolute(), mkdir=True), name)
+
+    def get(self, path: str) -> bytes:
+        """The whole file."""
+        with _translated(self._title(path)):
+            return bytes(obstore.get(self._store, path).bytes())
+
+    def stream(self, path: str, offset: int = 0) -> Iterator[bytes]:
+        """The file in pieces, from `offset` on, which lies inside it."""
+        with _translated(self._title(path)):
+            rest = {"range": {"offset": offset}} if offset else None  # an empty file has no range
+            answer = obstore.get(self._store, path, options=rest)  # type: ignore[arg-type]
+            for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Every file under the folder `prefix`, in any depth, sorted by path."""
+        with _translated(self._title(prefix)):
+            pages = obstore.list(self._store, prefix=prefix or None)
+            entries = [Entry(item["path"], item["size"]) for page in pages for item in page]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def put(self, path: str, content: bytes, *, create: bool = False) -> None:
+        """Write the file, whole or not at all; with `create` only where there is none yet."""
+        with _translated(self._title(path)):
+            obstore.put(self._store, path, content, mode="create" if create else "overwrite")
+
+    def delete(self, path: str) -> None:
+        """Remove the file; that it is gone already is no error."""
+        with _translated(self._title(path)):
+            try:
+                obstore.delete(self._store, path)
+            except FileNotFoundError:
+                return
+
+    def _title(self, path: str) -> str:
+        return f"{self.name.rstrip('/')}/{path}"
+
+
+@contextmanager
+def _translated(title: str) -> Iterator[None]:
+    """obstore's errors as ours."""
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError) as error:
+        raise StorageError(f"{title} does not exist", "missing") from error
+    except AlreadyExistsError as error:
+        raise StorageError(f"{title} exists already", "exists") from error
+    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+        raise StorageError(f"{title} may not be used with these credentials", "denied") from error
+    except (BaseError, OSError, ValueError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"{title}: {cause}", "unavailable") from error

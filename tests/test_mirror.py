@@ -1,0 +1,195 @@
+"""Weights in a bucket or in a local folder instead of on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inference import catalog
+from inference.catalog import ModelFiles
+from inference.download import PARTS, DownloadProcess, fetch
+from inference.errors import DownloadError, StorageError
+from inference.mirror import SUMS, MirrorSource, parse_sums
+from inference.transfer import Patience
+from inference.weights import Holding, Supply, supply
+from storage import Storage
+
+ZH_COT = catalog.find("zh-cot")
+NAMES = ("YuE-s1-7B-anneal-zh-cot", "YuE-s2-1B-general", "xcodec_mini_infer")
+WEIGHTS = "model.safetensors"
+
+
+class Events:
+    """Notes what is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, dict[str, object]]] = []
+
+    def __call__(self, event: str, **fields: object) -> None:
+        self.all.append((event, fields))
+
+    def named(self, event: str) -> list[dict[str, object]]:
+        return [fields for name, fields in self.all if name == event]
+
+
+@pytest.fixture
+def weights(tiny_files: ModelFiles, tmp_path: Path) -> Path:
+    """A folder that holds the three repositories by their names."""
+    for part, name in zip(PARTS, NAMES, strict=True):
+        shutil.copytree(getattr(tiny_files, part), tmp_path / "weights" / name)
+    return tmp_path / "weights"
+
+
+def write_sums(folder: Path) -> None:
+    """What `sha256sum` would write."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def spoil(path: Path) -> None:
+    """Change a byte; neither size nor times tell."""
+    status = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def refusal(local: Path | str, cache: Path) -> DownloadError:
+    with pytest.raises(DownloadError) as caught:
+        fetch(ZH_COT, cache, local)
+    return caught.value
+
+
+# -- a local folder
+
+
+def test_local_weights_are_used_where_they_lie(weights: Path, tmp_path: Path) -> None:
+    files = DownloadProcess(ZH_COT, tmp_path / "cache", local=weights).run()
+    assert files == ModelFiles("zh-cot", "local", *(weights / name for name in NAMES))
+
+
+def test_a_folder_may_have_its_part_s_name(weights: Path, tmp_path: Path) -> None:
+    for part, name in zip(PARTS, NAMES, strict=True):
+        (weights / name).rename(weights / part)
+    assert fetch(ZH_COT, tmp_path / "cache", weights).stage2 == weights / "stage2"
+
+
+def test_a_missing_local_folder_is_named(weights: Path, tmp_path: Path) -> None:
+    shutil.rmtree(weights / NAMES[1])
+    error = refusal(weights, tmp_path / "cache")
+    assert error.reason == "no_repository" and "'YuE-s2-1B-general' or 'stage2'" in str(error)
+
+
+def test_a_missing_local_file_is_named(weights: Path, tmp_path: Path) -> None:
+    (weights / NAMES[1] / "tokenizer.model").unlink()
+    error = refusal(weights, tmp_path / "cache")
+    assert error.reason == "missing_file" and "tokenizer.model" in str(error) and NAMES[1] in str(error)
+
+
+def test_local_files_are_held_against_their_sums(weights: Path, tmp_path: Path) -> None:
+    write_sums(weights / NAMES[1])
+    fetch(ZH_COT, tmp_path / "first", weights)
+    spoil(weights / NAMES[1] / WEIGHTS)
+    error = refusal(weights, tmp_path / "second")
+    assert error.reason == "corrupted" and str(weights / NAMES[1] / WEIGHTS) in str(error)
+    assert (weights / NAMES[1] / WEIGHTS).exists()  # it is not ours to remove
+
+
+def test_local_files_are_proven_once_unless_forced(weights: Path, tmp_path: Path) -> None:
+    write_sums(weights / NAMES[1])
+    fetch(ZH_COT, tmp_path / "cache", weights)
+    spoil(weights / NAMES[1] / WEIGHTS)
+    events = Events()
+    fetch(ZH_COT, tmp_path / "cache", weights, emit=events)
+    assert events.all == []
+    with pytest.raises(DownloadError, match=WEIGHTS):
+        fetch(ZH_COT, tmp_path / "cache", weights, force=True)
+
+
+def test_sums_that_nobody_can_read_are_refused() -> None:
+    assert parse_sums(b"%s *./a b\n" % (b"AB" * 32)) == {"a b": "sha256:" + "ab" * 32}
+    with pytest.raises(DownloadError, match="SHA256SUMS, line 2: got 'nonsense'"):
+        parse_sums(b"%s  a\nnonsense\n" % (b"ab" * 32))
+
+
+# -- a mirror
+
+
+def test_a_mirror_is_copied_once(weights: Path, tmp_path: Path) -> None:
+    events = Events()
+    files = DownloadProcess(ZH_COT, tmp_path / "cache", f"file://{weights}").run()
+    for part, name in zip(PARTS, NAMES, strict=True):
+        folder = getattr(files, part)
+        assert folder.is_relative_to(tmp_path / "cache")
+        wanted = {
+            path.relative_to(weights / name): path.read_bytes()
+            for path in (weights / name).rglob("*.*")
+            if path.is_file()
+        }
+        assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == wanted
+    for name in NAMES:
+        shutil.rmtree(weights / name)  # it is not asked again
+    assert fetch(ZH_COT, tmp_path / "cache", f"file://{weights}", emit=events) == files
+    assert events.all == []
+
+
+def test_a_file_that_is_not_what_the_mirror_s_sums_say_is_refused(weights: Path, tmp_path: Path) -> None:
+    write_sums(weights / NAMES[2])
+    spoil(weights / NAMES[2] / "decoders/decoder_131000.pth")
+    error = refusal(f"file://{weights}", tmp_path / "cache")
+    assert error.reason == "corrupted" and "decoder_131000.pth" in str(error)
+
+
+def test_a_changed_mirror_is_copied_anew_when_forced(weights: Path, tmp_path: Path) -> None:
+    first = fetch(ZH_COT, tmp_path / "cache", f"file://{weights}")
+    (weights / NAMES[0] / "config.json").write_text("{}")
+    second = fetch(ZH_COT, tmp_path / "cache", f"file://{weights}", force=True)
+    assert (second.stage1 / "config.json").read_text() == "{}"
+    assert second.revision != first.revision and second.stage2 == first.stage2
+
+
+def test_a_mirror_larger_than_the_disk_is_refused_before_the_first_byte(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch(ZH_COT, tmp_path / "cache", f"file://{weights}", free_bytes=lambda folder: 1_234_567)
+    message = str(caught.value)
+    assert caught.value.reason == "no_space" and "only 1,234,567 are free" in message
+    assert all(repository in message for repository in NAMES)
+    total = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
+    assert f"{total:,} bytes are needed" in message
+    assert not (tmp_path / "cache" / "proofs").exists()
+
+
+class Unsteady(Storage):
+    """Breaks off `times` times, each time after so many bytes."""
+
+    def __init__(self, inner: Storage, times: int) -> None:
+        super().__init__(inner._store, inner.name)
+        self.times = times
+        self.offsets: list[int] = []
+
+    def stream(self, path: str, offset: int = 0) -> Iterator[bytes]:
+        self.offsets.append(offset)
+        chunks = super().stream(path, offset)
+        if self.times:
+            self.times -= 1
+            yield next(chunks)[:1_000]
+            raise StorageError("the bucket went away", "unavailable")
+        yield from chunks
+
+
+def test_a_mirror_that_breaks_off_is_read_on(weights: Path, tmp_path: Path) -> None:
+    bucket = Unsteady(Storage.at(weights), 3)
+    events, waits = Events(), list[float]()
+    source = MirrorSource(ZH_COT.stage2, "stage2", bucket, tmp_path)
+    terms = Supply(tmp_path / "proofs", events, Patience(sleep=waits.append))
+    holding = Holding(ZH_COT.stage2, source, terms)
+    supply([holding], terms)
+    assert (holding.folder / WEIGHTS).read_bytes() == (weights / NAMES[1] / WEIGHTS).read_bytes()
+    assert waits == [1.0] * 3 and 1_000 in bucket.offsets
+    assert "the bucket went away" in str(events.named("waiting")[0]["reason"])

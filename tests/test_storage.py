@@ -1,0 +1,79 @@
+"""A folder, or an address of one, as a storage."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from inference.errors import StorageError
+from storage import Entry, Storage, is_address
+
+
+@pytest.fixture(params=["path", "address"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage.at(tmp_path if request.param == "path" else f"file://{tmp_path}")
+
+
+def kind(error: pytest.ExceptionInfo[StorageError]) -> str:
+    return error.value.kind
+
+
+def test_what_is_put_is_got_and_listed(storage: Storage) -> None:
+    storage.put("a/b/two", b"22")
+    storage.put("a/one", b"1")
+    storage.put("c", b"")
+    assert storage.get("a/b/two") == b"22"
+    assert storage.entries("a") == [Entry("a/b/two", 2), Entry("a/one", 1)]
+    assert storage.entries() == [Entry("a/b/two", 2), Entry("a/one", 1), Entry("c", 0)]
+    assert storage.entries("nothing") == []
+
+
+def test_a_file_is_streamed_from_any_point(storage: Storage) -> None:
+    content = bytes(range(256)) * 50_000  # several pieces
+    storage.put("song", content)
+    assert b"".join(storage.stream("song")) == content
+    assert b"".join(storage.stream("song", 7_000_001)) == content[7_000_001:]
+
+
+def test_only_one_creates_a_file(storage: Storage) -> None:
+    storage.put("claim", b"first", create=True)
+    with pytest.raises(StorageError, match="claim exists already") as caught:
+        storage.put("claim", b"second", create=True)
+    assert kind(caught) == "exists" and storage.get("claim") == b"first"
+    storage.put("claim", b"third")
+    assert storage.get("claim") == b"third"
+
+
+def test_what_is_deleted_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
+    storage.put("old", b"x")
+    storage.delete("old")
+    storage.delete("old")
+    assert storage.entries() == []
+
+
+def test_a_missing_file_is_named(storage: Storage) -> None:
+    with pytest.raises(StorageError, match=r"/nothing/here does not exist$") as caught:
+        storage.get("nothing/here")
+    assert kind(caught) == "missing"
+    with pytest.raises(StorageError):
+        list(storage.stream("nothing/here"))
+
+
+@pytest.mark.parametrize("place", ["ftp://host/x", "gs://", "s3:///", "http://host/x"])
+def test_other_addresses_are_refused_with_what_is_allowed(place: str) -> None:
+    assert not is_address(place)
+    with pytest.raises(StorageError, match="gs://, s3://, az://") as caught:
+        Storage.at(place)
+    assert kind(caught) == "invalid" and place in str(caught.value)
+
+
+def test_paths_are_no_addresses() -> None:
+    assert not is_address("/models") and not is_address("gs/models")
+    assert is_address("gs://bucket") and is_address("s3://bucket/models")
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(StorageError("x does not exist", "missing")))
+    assert (str(error), error.kind) == ("x does not exist", "missing")
