@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import soundfile
+import yaml
 
 from inference.catalog import ModelFiles
 from tests.hub_server import HubServer, serve_tiny
@@ -218,6 +219,34 @@ def begin_download(command: list[str], environment: dict[str, str], hub: HubServ
     )
     assert held.reached.wait(PATIENCE_S)
     return begun
+
+
+# -- the build in the cloud
+
+
+def test_the_cloud_builds_and_pushes_the_image_and_keeps_its_packages(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$*"\n')
+    docker.chmod(0o755)
+    build = yaml.safe_load((PROJECT / "cloudbuild.yaml").read_text())
+    (step,) = build["steps"]
+    given = {"${_IMAGE}": "registry/yue-server:v1", "${_BAKE_MODEL}": "en-cot"}
+    assert {f"${{{name}}}" for name in build["substitutions"]} == set(given)
+    assert {"machineType", "diskSizeGb"} <= set(build["options"])
+    variables = dict(line.split("=") for line in step["env"])
+    settings = {name: given.get(value, value) for name, value in variables.items()}
+    script = ["sh", "-c", step["script"]]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    done = subprocess.run(script, env=path | settings, check=True, capture_output=True, text=True)
+    packages, image, *pushes = done.stdout.splitlines()
+    assert "--target packages --tag registry/yue-server:packages" in packages
+    assert "--tag registry/yue-server:v1" in image and "BAKE_MODEL=en-cot" in image
+    assert "--cache-from registry/yue-server:packages" in image
+    assert pushes == ["push registry/yue-server:packages", "push registry/yue-server:v1"]
+
+    nameless = subprocess.run(script, env=path | settings | {"IMAGE": ""}, capture_output=True, text=True)
+    assert nameless.returncode and "_IMAGE: got nothing" in nameless.stderr and not nameless.stdout
 
 
 # -- the stand-in itself, before a container whose health is a file and which answers as it is told

@@ -155,13 +155,16 @@ class Deployment:
         """SIGTERM, then SIGKILL for all that is left: a container ends with everything in it."""
         container = self._container
         assert container is not None
-        if container.poll() is None:
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        try:
+            if container.poll() is None:
                 os.kill(self._find_main(container.pid), signal.SIGTERM)
                 container.wait(self._probes.grace_s)
-        with suppress(ProcessLookupError):
-            os.killpg(container.pid, signal.SIGKILL)
-            self.left_behind = True
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass  # it has ended meanwhile, or will not by itself
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(container.pid, signal.SIGKILL)
+                self.left_behind = True
         return container.wait()
 
     def _watch_life(self) -> None:
