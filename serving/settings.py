@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference import catalog
 from inference.errors import UnknownModel
+from storage import is_address
 
 STARTUP = "startup"
 LONGEST_WAIT_SECONDS = 3_600  # the longest that a Vertex AI endpoint can be told to wait
@@ -20,6 +21,8 @@ VERTEX_WAIT_SECONDS = 50  # under the 60 s after which a shared Vertex AI endpoi
 RESERVED_THREADS = 16  # never used by requests that wait, so that /health is always answered
 ROUTE = r"^/[^<>?#\s]*$"
 ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
+
+WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
 
 
 class Settings(BaseSettings):
@@ -37,7 +40,12 @@ class Settings(BaseSettings):
     aip_mode: str | None = Field(default=None, validation_alias="AIP_MODE", description="what Vertex AI sets")
     model: str = Field(default=catalog.TINY, description=catalog.ALLOWED_NAMES)
     loading: Literal["on_demand", "startup"] = Field(default="on_demand", description="on_demand or startup")
-    weights: Path | None = Field(default=None, description="a folder on this machine that holds the weights")
+    aip_storage_uri: Path | str | None = Field(
+        default=None, exclude=True, validation_alias="AIP_STORAGE_URI", description=WEIGHTS_TEXT
+    )
+    weights: Path | str | None = Field(
+        default_factory=lambda data: data.get("aip_storage_uri"), description=WEIGHTS_TEXT
+    )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16 or float16"
@@ -86,12 +94,14 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return name
 
-    @field_validator("weights")
+    @field_validator("weights", "aip_storage_uri", mode="before")
     @classmethod
-    def _is_a_folder(cls, weights: Path | None) -> Path | None:
-        if weights is not None and not weights.is_dir():
+    def _is_a_place(cls, weights: Path | str | None) -> Path | str | None:
+        if weights is None or is_address(str(weights)):
+            return weights
+        if "://" in str(weights) or not Path(weights).is_dir():
             raise ValueError("no such folder")
-        return weights and weights.resolve()  # processes of ours start in another folder
+        return Path(weights).resolve()  # processes of ours start in another folder
 
     @property
     def http_port(self) -> int:

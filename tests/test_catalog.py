@@ -60,3 +60,16 @@ def test_a_reference_is_for_icl_models_and_the_tiny_one() -> None:
 def test_the_tiny_model_names_no_repository_of_the_hub() -> None:
     model = catalog.find("tiny")
     assert {model.stage1.name, model.stage2.name, model.codec.name} == {"tiny"}
+
+
+def test_only_the_files_that_sing_are_wanted() -> None:
+    wants = catalog.STAGE_2.wants
+    assert all(map(wants, ["config.json", "tokenizer.model", "model-1.safetensors", "model.safetensors.index.json"]))
+    assert not any(map(wants, ["README.md", "pytorch_model.bin", "old/model.safetensors", "old/config.json"]))
+    assert catalog.CODEC.wants("decoders/decoder_131000.pth")
+    assert not catalog.CODEC.wants("decoder_131000.pth")
+
+
+def test_files_without_which_nobody_sings_are_missed() -> None:
+    assert catalog.STAGE_2.lacking(["config.json", "model.safetensors"]) == ["tokenizer.model"]
+    assert catalog.STAGE_2.lacking(["config.json", "model.safetensors", "tokenizer.model"]) == []

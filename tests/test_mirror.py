@@ -17,6 +17,7 @@ from inference.errors import DownloadError, StorageError
 from inference.mirror import SUMS, MirrorSource, parse_sums
 from inference.transfer import Patience
 from inference.weights import Holding, Supply, supply
+from serving.settings import InvalidSettings, Settings, read_settings
 from storage import Storage
 
 ZH_COT = catalog.find("zh-cot")
@@ -193,3 +194,30 @@ def test_a_mirror_that_breaks_off_is_read_on(weights: Path, tmp_path: Path) -> N
     assert (holding.folder / WEIGHTS).read_bytes() == (weights / NAMES[1] / WEIGHTS).read_bytes()
     assert waits == [1.0] * 3 and 1_000 in bucket.offsets
     assert "the bucket went away" in str(events.named("waiting")[0]["reason"])
+
+
+# -- where the settings say that the weights are
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name in ("YUE_WEIGHTS", "AIP_STORAGE_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return read_settings()
+
+
+def test_what_vertex_names_counts_unless_the_setting_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings(monkeypatch, AIP_STORAGE_URI="gs://vertex/model").weights == "gs://vertex/model"
+    both = settings(monkeypatch, AIP_STORAGE_URI="gs://vertex/model", YUE_WEIGHTS="s3://own")
+    assert both.weights == "s3://own"
+    assert settings(monkeypatch).weights is None
+
+
+@pytest.mark.parametrize("variable", ["YUE_WEIGHTS", "AIP_STORAGE_URI"])
+@pytest.mark.parametrize("place", ["/no/such/folder", "http://host/weights"])
+def test_a_place_that_cannot_hold_weights_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, place: str
+) -> None:
+    with pytest.raises(InvalidSettings, match=f"{variable}: got '{place}'; allowed: a folder .*gs://"):
+        settings(monkeypatch, **{variable: place})
