@@ -72,7 +72,7 @@ def make_manager(settings: Settings) -> ModelManager:
     """The real one: downloads and the engine in processes of their own."""
 
     def fetch(model: Model, force: bool) -> Fetch:
-        return DownloadProcess(model, cache_folder(), settings.weights)
+        return DownloadProcess(model, cache_folder(), settings.weights, force=force)
 
     def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
         return EngineProcess.start(files, settings.device, settings.dtype, on_loading)

@@ -100,6 +100,21 @@ def test_at_startup_health_is_good_exactly_when_the_models_are_ready(start: Star
     assert_sings(server)
 
 
+def test_force_mends_the_loaded_model(start: Start, hub: HubServer, tmp_path: Path) -> None:
+    server = start()
+    server.wait_until_answered()
+    server.ask("/download-models", {})
+    (spoiled,) = tmp_path.glob(f"hf/hub/*{STAGE_1.split('/')[1]}/snapshots/*/tokenizer.model")
+    right = spoiled.read_bytes()
+    spoiled.resolve().write_bytes(right[::-1])
+    (old,) = server.children(ENGINE)
+    assert server.ask("/download-models", {"force": True})[0] == 200
+    assert spoiled.read_bytes() == right
+    assert until(lambda: [pid for pid in server.children(ENGINE) if pid != old])
+    until(lambda: not is_running(old))
+    assert_sings(server)
+
+
 @pytest.mark.parametrize("loading", ["on_demand", "startup"])
 def test_the_port_is_bound_while_nothing_can_be_downloaded(start: Start, hub: HubServer, loading: str) -> None:
     hub.fault("", times=None, effect="hold")
@@ -199,6 +214,7 @@ def test_a_gated_model_is_an_error_at_startup_until_the_next_call_works(start: S
     assert server.ask("/health")[0] == 503
     assert health["models"]["status"] == "error"
     assert "is gated" in health["models"]["last_error"]["detail"]
+    assert health["models"]["last_error"]["reason"] == "gated"
     assert server.models()["last_error"] == health["models"]["last_error"]
     status, problem = server.ask("/download-models", {})
     assert status == 503 and "is gated" in problem["detail"]
