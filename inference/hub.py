@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx2
 from huggingface_hub import constants, hf_hub_url
+from huggingface_hub._tree_cache import TreeCacheEntry, read_tree_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -60,12 +61,17 @@ class HubSource:
         revision = self._repository.revision or constants.DEFAULT_REVISION
         if _COMMIT.fullmatch(revision):
             return revision
+        reference = self._cache / self._folder / "refs" / revision
+        if constants.is_offline_mode() and reference.is_file():
+            return reference.read_text()
         sha = self._ask(f"revision/{quote(revision, safe='')}").json()["sha"]
         assert isinstance(sha, str)
         return sha
 
     def listing(self, revision: str) -> list[WantedFile]:
-        """All files with their sizes and digests."""
+        """All files with their sizes and digests; offline, as another program of this cache listed them."""
+        if constants.is_offline_mode() and (listed := read_tree_cache(str(self._cache / self._folder), revision)):
+            return [_listed(path, entry) for path, entry in listed.items()]
         response = self._ask(f"tree/{revision}?recursive=true")
         entries: list[dict[str, Any]] = response.json()
         while "next" in response.links:
@@ -180,6 +186,12 @@ def _wanted(entry: dict[str, Any]) -> WantedFile:
     lfs = entry.get("lfs")
     digest = f"{SHA256}:{lfs['oid']}" if lfs else f"{GIT}:{entry['oid']}"
     return WantedFile(entry["path"], lfs["size"] if lfs else entry["size"], digest)
+
+
+def _listed(path: str, entry: TreeCacheEntry) -> WantedFile:
+    if entry.lfs_sha256 is not None and entry.lfs_size is not None:
+        return WantedFile(path, entry.lfs_size, f"{SHA256}:{entry.lfs_sha256}")
+    return WantedFile(path, entry.size, f"{GIT}:{entry.blob_id}")
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:

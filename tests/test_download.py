@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,15 +180,19 @@ def test_a_file_that_stays_corrupted_is_named(hub: HubServer, tmp_path: Path) ->
     assert error.reason == "corrupted" and "config.json" in str(error)
 
 
-def test_weights_that_another_program_fetched_are_proven_and_used(hub: HubServer, tmp_path: Path) -> None:
+def test_weights_that_another_program_fetched_are_proven_and_used(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "import sys; from huggingface_hub import snapshot_download as s; s(sys.argv[1], revision=sys.argv[2])"
     for part in PARTS:
-        repository = getattr(EN_COT, part)
-        command = [sys.executable, "-c", code, repository.name, repository.revision]
+        repository = getattr(ZH_COT, part)
+        command = [sys.executable, "-c", code, repository.name, repository.revision or "main"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     hub.forget()
-    process(EN_COT, tmp_path).run()
+    files = process(ZH_COT, tmp_path).run()
     assert hub.count("resolve") == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert process(ZH_COT, tmp_path / "without records").run() == files
 
 
 # -- trouble that passes
@@ -274,6 +279,40 @@ def test_a_hub_that_is_not_there_is_named(hub: HubServer, tmp_path: Path, monkey
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     error = refusal(ZH_COT, tmp_path)
     assert error.reason == "unavailable" and "cannot be reached" in str(error)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("only who may mount a file system has a disk that is full")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a broken download may still be closing files
+
+
+def test_a_disk_that_is_too_small_is_refused_with_both_numbers(
+    hub: HubServer, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(small_disk))
+    error = refusal(EN_COT, tmp_path)
+    needed = sum(hub.size_bytes(getattr(EN_COT, part).name, UNWANTED) for part in PARTS)
+    assert error.reason == "no_space"
+    assert f"{needed:,} bytes are needed" in str(error) and "are free at" in str(error)
+    assert hub.count("resolve") == 0
+
+
+def test_a_disk_that_others_fill_meanwhile_is_named(hub: HubServer, tmp_path: Path, small_disk: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch(EN_COT, small_disk, f"file://{mirror(hub)}", free_bytes=lambda folder: 10**12)
+    assert caught.value.reason == "no_space" and "the disk is full" in str(caught.value)
+
+
+def mirror(hub: HubServer) -> Path:
+    """The Hub's folder, as a mirror."""
+    return hub.root / "m-a-p"
 
 
 def test_a_repository_of_something_else_is_refused(hub: HubServer, tmp_path: Path) -> None:
