@@ -14,7 +14,7 @@ Usage: entrypoint.sh [serve | download]
 Environment (all settings are in README.md):
   YUE_MODEL       default tiny: fabricated weights that make noise, not music; en-cot sings
   YUE_LOADING     on_demand (default): weights come with the first song; startup: when the server starts
-  YUE_WEIGHTS     where the weights are already, instead of the Hub
+  YUE_WEIGHTS     where the weights are already, instead of the Hub: a folder, or a gs://, s3:// or az:// address
   PORT            default 8080; Vertex AI's AIP_HTTP_PORT counts first
   HF_HOME         where weights from the Hub are kept
   XDG_CACHE_HOME  where everything else that is made once is kept
@@ -46,8 +46,8 @@ serve() {
 # The first process of a container gets no signal that it does not ask for, and Python does not ask for SIGTERM:
 # so this shell stays, and passes it on.
 download() {
-  local code=0 arguments=(--model "${YUE_MODEL:-tiny}" --cache "$cache")
-  [[ -z ${YUE_WEIGHTS:-} ]] || arguments+=(--local "$YUE_WEIGHTS")
+  local code=0 weights=${YUE_WEIGHTS:-${AIP_STORAGE_URI:-}} arguments=(--model "${YUE_MODEL:-tiny}" --cache "$cache")
+  [[ -z $weights ]] || arguments+=(--local "$weights")
   trap stop INT TERM
   python3 -m inference.download "${arguments[@]}" &
   [[ -z $stopped ]] || stop
@@ -68,7 +68,7 @@ check_folders() {
   local base=${XDG_CACHE_HOME:-${HOME:?entrypoint.sh: neither HOME nor XDG_CACHE_HOME is set}/.cache}
   cache=$base/yue-server
   check_writable XDG_CACHE_HOME "$cache"
-  if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-} && -z ${HF_HUB_OFFLINE:-} ]]; then
+  if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-}${AIP_STORAGE_URI:-} && -z ${HF_HUB_OFFLINE:-} ]]; then
     check_writable HF_HOME "${HF_HUB_CACHE:-${HF_HOME:-$base/huggingface}}"
   fi
   if [[ -n ${YUE_DATA:-} && $YUE_DATA != *://* ]]; then # else it is a bucket
