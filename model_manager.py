@@ -30,11 +30,21 @@ from model_states import ERROR, LOADING, NOT_LOADED, Attempt, Engine, Loaded, Ma
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE_SECONDS = 5.0  # before what went wrong is tried again by itself; doubled with each setback in a row
+LONGEST_PAUSE_SECONDS = 600.0
+SOUND_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
+
 
 class ModelManager:
     """Which model is here, and how to get it here. Every method may be called from any thread."""
 
-    def __init__(self, model: Model, fetch: MakeFetch, start_engine: StartEngine) -> None:
+    def __init__(
+        self,
+        model: Model,
+        fetch: MakeFetch,
+        start_engine: StartEngine,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.models_loaded = threading.Event()
         self.models_downloading = threading.Event()
         self.load_lock = threading.Lock()  # held while files are fetched and an engine starts
@@ -48,6 +58,9 @@ class ModelManager:
         self._trouble: Trouble | None = None  # of the last attempt, or of an engine that ended
         self._unloaded = NOT_LOADED  # the status while nothing is loaded or being loaded
         self._engine_ended = False  # by itself, and nothing was begun since
+        self._clock = clock
+        self._setbacks = 0  # attempts that failed and engines that ended, since one sang for long
+        self._recover_at = 0.0  # when, by the clock, `recover` may begin again
         self._stopping = False
 
     @property
@@ -68,10 +81,15 @@ class ModelManager:
             if not self._living() and not self._attempt:
                 self._begin(self._model)
 
-    def replace_ended_engine(self) -> None:
-        """Begin again if an engine ended by itself. A failed or cancelled attempt waits for somebody who asks."""
+    def recover(self) -> None:
+        """Begin again where an engine ended by itself or an attempt failed, each time in a row after a longer pause.
+
+        What was cancelled waits for somebody who asks.
+        """
         with self._guard:
-            if not self._living() and not self._attempt and self._engine_ended and not self._stopping:
+            if self._living() or self._attempt or self._stopping:
+                return
+            if (self._engine_ended or self._unloaded == ERROR) and self._clock() >= self._recover_at:
                 self._begin(self._model)
 
     def load(self, model: str | None = None, revision: str | None = None, force: bool = False) -> Future[Loaded]:
@@ -186,7 +204,10 @@ class ModelManager:
             self._loaded.engine.close()  # at once, for it is dead; its pipe and process id are given back
             ended = EngineError("the engine's process ended; it is started again when needed")
             self._trouble = Trouble(ended, self._loaded.model)
+            if self._clock() - self._loaded.ready_at > SOUND_SECONDS:
+                self._setbacks = 0
             self._loaded, self._unloaded, self._engine_ended = None, NOT_LOADED, True
+            self._note_setback(at_once=not self._setbacks)
             self.models_loaded.clear()
             log.warning("the engine ended by itself")
         return self._loaded
@@ -226,7 +247,7 @@ class ModelManager:
         attempt.state = LOADING
         self._make_room(attempt)
         engine = self._start_engine(files, attempt.note_part)
-        return Loaded(attempt.model, files, engine, time.monotonic() - attempt.began)
+        return Loaded(attempt.model, files, engine, time.monotonic() - attempt.began, self._clock())
 
     def _make_room(self, attempt: Attempt) -> None:
         """Close the old engine, between two songs, where a GPU's memory may not hold both."""
@@ -267,6 +288,13 @@ class ModelManager:
                 return
             log.error("model %s: not loaded", attempt.model.name, exc_info=error)
             self._end(attempt, error, ERROR)
+            self._note_setback()
+
+    def _note_setback(self, at_once: bool = False) -> None:
+        """Put off the next attempt that nobody asks for. The guard is held."""
+        pause_s = 0.0 if at_once else min(FIRST_PAUSE_SECONDS * 2**self._setbacks, LONGEST_PAUSE_SECONDS)
+        self._setbacks += 1
+        self._recover_at = self._clock() + pause_s
 
     def _end(self, attempt: Attempt, error: Exception, unloaded: str) -> None:
         """End an attempt without an engine; what had to make room for it sings again. The guard is held."""

@@ -61,6 +61,7 @@ class Loaded:
     files: ModelFiles
     engine: Engine
     seconds: float  # from the first byte to ready
+    ready_at: float = 0.0  # by the manager's clock
     users: int = 0
     retired: bool = False  # another takes its place: no new song begins in it
 

@@ -103,8 +103,8 @@ class Services:
     def health(self) -> tuple[Response, int]:
         """Whether requests may be sent here."""
         models = self.manager.status()
-        if self.settings.loading == STARTUP and models["status"] == NOT_LOADED:
-            self.manager.replace_ended_engine()
+        if self.settings.loading == STARTUP and models["status"] in (NOT_LOADED, ERROR):
+            self.manager.recover()
             models = self.manager.status()
         if self.settings.loading != STARTUP or models["status"] == READY:
             return jsonify(status="healthy", models=models), 200

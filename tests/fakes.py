@@ -144,10 +144,24 @@ class FakeFetch:
         self._may_end.set()
 
 
+class FakeClock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        return self._now_s
+
+    def advance(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
 class FakeModels:
     """Makes fetches and engines for a ModelManager, and remembers them."""
 
     def __init__(self, may_fetch: bool = True, may_sing: bool = True) -> None:
+        self.clock = FakeClock()
         self.may_fetch = threading.Event()
         self.errors: list[YueError] = []  # each ends one fetch
         self.start_errors: list[YueError] = []  # each ends one start
@@ -184,7 +198,7 @@ class FakeModels:
         return self.engine
 
     def manager(self, model: str = "tiny") -> ModelManager:
-        return ModelManager(catalog.find(model), self.fetch, self.start_engine)
+        return ModelManager(catalog.find(model), self.fetch, self.start_engine, self.clock)
 
 
 class Served:

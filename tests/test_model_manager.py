@@ -309,16 +309,36 @@ def test_a_cancel_while_loading_leaves_the_old_engine(manager: ModelManager, mod
 def test_an_engine_that_ended_is_replaced_but_no_cancelled_download_is_begun_again(
     manager: ModelManager, models: FakeModels
 ) -> None:
-    manager.replace_ended_engine()
+    manager.recover()
     assert not models.fetches
     manager.ensure_models_available()
     models.engine.die()
     models.may_fetch.clear()
-    manager.replace_ended_engine()
+    manager.recover()
     assert manager.status()["status"] == "downloading"
     manager.cancel()
-    manager.replace_ended_engine()
+    models.clock.advance(3_600)
+    manager.recover()
     assert manager.status()["status"] == "not_loaded"
+
+
+def test_what_fails_again_and_again_is_tried_again_after_ever_longer_pauses(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    models.errors += [DownloadError("no disk") for _ in range(3)]
+    with pytest.raises(DownloadError):
+        manager.ensure_models_available()
+    for attempts, pause_s in enumerate((5, 10), start=1):
+        models.clock.advance(pause_s - 1)
+        manager.recover()
+        assert len(models.fetches) == attempts
+        models.clock.advance(1)
+        models.may_fetch.clear()
+        manager.recover()
+        assert len(models.fetches) == attempts + 1
+        outcome = manager.load()  # joins what runs
+        models.may_fetch.set()
+        assert isinstance(outcome.exception(SECONDS), DownloadError)
 
 
 def test_after_stop_nothing_is_loaded_but_an_engine_sings_on(manager: ModelManager, models: FakeModels) -> None:
