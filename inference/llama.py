@@ -6,15 +6,15 @@ It does not know what the tokens mean, how they are chosen, or which song a row 
 A row is one sequence. Each row's next token stands at its own position, so a row of 400 tokens and a row of one
 can take a step together:
 
-    row 0   k k k k k k k k q        start 8, reads 9 keys
-    row 1   k q                      start 1, reads 2 keys
+    row 0   k k k k k k k k q        length 8, reads 9 keys
+    row 1   k q                      length 1, reads 2 keys
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,41 +24,56 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 ATTENTION = "live_rows"
 PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory that a long prompt's attention takes
+# From four rows on, a CPU's float32 matrix product gives each row the same bits however many others there are; for
+# fewer it takes other paths. So fewer are filled up, and what a row holds never depends on its neighbours.
+MIN_EXACT_ROWS = 4
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence: its place in a cache and how many tokens it holds. Feeding it makes it longer."""
+
+    cache: RowCache
+    index: int
+    length: int = 0
 
 
 class RowCache:
-    """Keys and values of `rows` sequences: for each layer two tensors (rows, kv_heads, capacity, head_dim)."""
+    """Room for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, head_dim)."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, capacity, head_dim)
-        self.capacity = capacity
+        shape = (rows, config.num_key_value_heads, capacity, _head_dim(config))
         layers = range(config.num_hidden_layers)
+        self.capacity = capacity
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
+        self._free = list(range(rows))
+
+    @property
+    def n_free(self) -> int:
+        """How many more rows can be taken."""
+        return len(self._free)
+
+    def take(self) -> Row:
+        """An empty row, the lowest that is free: neighbours can share work."""
+        assert self._free, "every row is taken"
+        return Row(self, heapq.heappop(self._free))
+
+    def give_back(self, row: Row) -> None:
+        """End a row's use."""
+        assert row.cache is self and row.index not in self._free, "a row is given back once, to its own cache"
+        heapq.heappush(self._free, row.index)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Neighbouring rows of equal length, which can share one attention call."""
+    """Rows that are neighbours in one cache and equally long, which can share one attention call."""
 
+    cache: RowCache
     batch: slice  # in the tokens of this forward
     rows: slice  # in the cache
     start: int  # position of the first new token
     mask: Tensor | None  # (Q, start + Q), True where a query may look; None where it may look everywhere
-
-    @staticmethod
-    def plan(starts: Sequence[int], first_row: int, n_new: int, device: torch.device) -> list[_Run]:
-        runs, batch = [], 0
-        for start, group in groupby(starts):
-            n_rows = len(list(group))
-            mask = None
-            if n_new > 1:
-                mask = torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(diagonal=start)
-            row = first_row + batch
-            runs.append(_Run(slice(batch, batch + n_rows), slice(row, row + n_rows), start, mask))
-            batch += n_rows
-        return runs
 
 
 class Llama:
@@ -70,44 +85,76 @@ class Llama:
         self.config: LlamaConfig = model.config
         self.device: torch.device = model.lm_head.weight.device
         self.dtype: torch.dtype = model.lm_head.weight.dtype
+        self._min_rows = MIN_EXACT_ROWS if self.device.type == "cpu" else 1
 
     @property
     def context(self) -> int:
         """How many positions a row may have."""
         return int(self.config.max_position_embeddings)
 
-    @property
-    def head(self) -> Tensor:
-        """The output matrix (vocabulary, hidden): logits of some ids are `hidden @ head[ids].T`."""
-        return self.model.lm_head.weight
-
     def new_cache(self, rows: int, capacity: int) -> RowCache:
         """Room for `rows` sequences of up to `capacity` tokens."""
         assert capacity <= self.context, f"{capacity} positions asked for, the model has {self.context}"
         return RowCache(self.config, rows, capacity, self.device, self.dtype)
 
-    def prefill(self, cache: RowCache, first_row: int, tokens: Tensor) -> Tensor:
-        """Read sequences of equal length (R, T) into rows `first_row` … from 0 on; the last hidden states (R, H)."""
-        hidden = None
-        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-            chunk = tokens[:, start : start + PREFILL_CHUNK]
-            hidden = self.forward(cache, chunk, [start] * len(chunk), first_row)
-        assert hidden is not None, "an empty sequence has no last token"
-        return hidden
+    def cache_bytes(self, capacity: int) -> int:
+        """The memory that a row of `capacity` tokens takes."""
+        elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
+        return capacity * elements * self.dtype.itemsize
 
-    def forward(self, cache: RowCache, tokens: Tensor, starts: Sequence[int], first_row: int = 0) -> Tensor:
-        """Feed tokens (R, Q) to rows `first_row` …, row r from `starts[r]` on; the last hidden states (R, H)."""
-        n_new = tokens.shape[1]
-        assert max(starts) + n_new <= cache.capacity, "a row is full"
+    def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
+        """Feed sequences of equal length (R, T) to empty rows, in chunks; the last hidden states (R, H)."""
+        assert not any(row.length for row in rows), "a row is read from its beginning"
+        hidden = [self.forward(rows, chunk) for chunk in tokens.split(PREFILL_CHUNK, dim=1)]
+        return hidden[-1]
+
+    def forward(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
+        """Feed tokens (R, Q) to the rows; the hidden states (R, H) of each row's last one."""
+        n_rows, n_new = tokens.shape
+        assert n_rows == len(rows) and all(row.length + n_new <= row.cache.capacity for row in rows), "a row is full"
+        runs = _runs(rows, n_new, self.device)
+        filled = self._filled(tokens)
+        starts = [row.length for row in rows] + [0] * (len(filled) - n_rows)
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(n_new, device=self.device)
-        output = self.model.model(
-            input_ids=tokens,
-            position_ids=positions,
-            use_cache=False,
-            row_cache=cache,
-            row_runs=_Run.plan(starts, first_row, n_new, self.device),
-        )
-        return output.last_hidden_state[:, -1]
+        output = self.model.model(input_ids=filled, position_ids=positions, use_cache=False, row_runs=runs)
+        for row in rows:
+            row.length += n_new
+        return output.last_hidden_state[:n_rows, -1]
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        """The logits (R, V) of hidden states (R, H), or (R, ids) of some neighbouring ids only."""
+        head = self.model.lm_head.weight
+        if ids is not None:
+            return functional.linear(self._filled(hidden), head[ids.start : ids.stop])[: len(hidden)]
+        if self.device.type != "cpu":
+            return functional.linear(hidden, head)
+        # On a CPU the whole head times few rows is up to four times faster this way round. Four rows at a time,
+        # always: products of other widths differ in their last bits.
+        tiles = [head @ self._filled(tile).T for tile in hidden.split(MIN_EXACT_ROWS)]
+        return torch.cat(tiles, dim=1)[:, : len(hidden)].T.contiguous()
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """At least as many rows as the device needs to compute each as if it were alone."""
+        missing = self._min_rows - len(rows)
+        return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+
+
+def _runs(rows: Sequence[Row], n_new: int, device: torch.device) -> list[_Run]:
+    runs, first = [], 0
+    for end in range(1, len(rows) + 1):
+        row, last = rows[first], rows[end - 1]
+        if end < len(rows) and _share(last, rows[end]):
+            continue
+        mask = None
+        if n_new > 1:
+            mask = torch.ones(n_new, row.length + n_new, dtype=torch.bool, device=device).tril(diagonal=row.length)
+        runs.append(_Run(row.cache, slice(first, end), slice(row.index, last.index + 1), row.length, mask))
+        first = end
+    return runs
+
+
+def _share(row: Row, following: Row) -> bool:
+    return following.cache is row.cache and following.index == row.index + 1 and following.length == row.length
 
 
 def _attend(
@@ -116,21 +163,21 @@ def _attend(
     key: Tensor,  # (R, kv_heads, Q, head_dim)
     value: Tensor,
     attention_mask: None,
-    row_cache: RowCache,
     row_runs: list[_Run],
     scaling: float,
     **_: object,  # what transformers passes to every attention: dropout, position ids, …
 ) -> tuple[Tensor, None]:
     """Store the new keys and values, then let each run of rows read its live keys and no others."""
-    keys, values = row_cache.keys[module.layer_idx], row_cache.values[module.layer_idx]
-    outputs = []
+    n_rows, n_heads, n_new, head_dim = query.shape
+    output = query.new_zeros(n_rows, n_new, n_heads, head_dim)
     for run in row_runs:
-        live = run.start + query.shape[2]
-        keys[run.rows, :, run.start : live] = key[run.batch]
-        values[run.rows, :, run.start : live] = value[run.batch]
-        k, v = keys[run.rows, :, :live], values[run.rows, :, :live]
-        outputs.append(_grouped_attention(query[run.batch], k, v, run.mask, scaling))
-    return torch.cat(outputs), None
+        live = run.start + n_new
+        keys = run.cache.keys[module.layer_idx][run.rows, :, :live]
+        values = run.cache.values[module.layer_idx][run.rows, :, :live]
+        keys[:, :, run.start :] = key[run.batch]
+        values[:, :, run.start :] = value[run.batch]
+        output[run.batch] = _grouped_attention(query[run.batch], keys, values, run.mask, scaling)
+    return output, None
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -146,6 +193,10 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     folded_mask = None if mask is None else mask.repeat(group, 1)
     output = functional.scaled_dot_product_attention(folded, key, value, attn_mask=folded_mask, scale=scaling)
     return output.reshape(n_rows, n_heads, n_new, head_dim).transpose(1, 2)
+
+
+def _head_dim(config: LlamaConfig) -> int:
+    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
 
 
 AttentionInterface.register(ATTENTION, _attend)

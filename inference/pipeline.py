@@ -1,57 +1,49 @@
 """One song, from request to encoded audio: the only place that knows the order of the steps.
 
-It does not know how any step works, who asked for the song, or in which process it runs.
+It does not know how any step works, which other songs are being made, or in which process.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from inference import audio, checkpoints, lyrics, prompt, stage1, stage2, vocoder
+from inference import audio, checkpoints, lyrics, prompt, stage1, vocoder
 from inference.catalog import ModelFiles
 from inference.codec import Codec
 from inference.llama import Llama
-from inference.lyrics import Lyrics
 from inference.progress import Meter
-from inference.prompt import Prompt
 from inference.sampling import Sampling
 from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
 from inference.stage1 import Composition, Stage1Settings
+from inference.stage2 import Piece
 from inference.tokenizer import Tokenizer
-from inference.vocabulary import FRAME_RATE_HZ, TRACKS, VOCODER_RATE_HZ
+from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
 from inference.vocoder import Vocos
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
 SHORTENED = "the song is longer than the model's memory: its later sections were sung without the earliest ones"
-
-
-@dataclass(frozen=True)
-class Voices:
-    """The waveforms (samples,) of one track: two siblings of the same codes."""
-
-    codec: np.ndarray  # 16 kHz
-    vocoder: np.ndarray  # 44.1 kHz
+# What the codec and the vocoder see to either side of a frame: 11 and 29 frames. With so many more, a part of a track
+# sounds as it does in the whole.
+CONTEXT_FRAMES = 32
 
 
 class Pipeline:
-    """Every network of one model, loaded, and the road of a song through them."""
+    """Every network of one model, loaded."""
 
     def __init__(
         self, model: str, tokenizer: Tokenizer, composer: Llama, upsampler: Llama, codec: Codec, vocoders: list[Vocos]
     ) -> None:
-        self._name = model
-        self._tokenizer = tokenizer
-        self._composer = composer
-        self._upsampler = upsampler
-        self._codec = codec
-        self._vocoders = vocoders  # in the order of TRACKS
-        self._loading_seconds = 0.0
+        self.model = model
+        self.tokenizer = tokenizer
+        self.composer = composer  # stage 1
+        self.upsampler = upsampler  # stage 2
+        self.codec = codec
+        self.vocoders = vocoders  # in the order of TRACKS
+        self.loading_seconds = 0.0
 
     @classmethod
     def load(
@@ -77,78 +69,178 @@ class Pipeline:
         on_loading("vocoders")
         vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in DECODERS]
         pipeline = cls(files.model, tokenizer, composer, upsampler, codec, vocoders)
-        pipeline._loading_seconds = time.monotonic() - began
+        pipeline.loading_seconds = time.monotonic() - began
         return pipeline
-
-    def sing(self, request: SongRequest, observe: Callable[[Progress], None] = lambda progress: None) -> Song:
-        """One song. `observe` hears of its progress every few tokens or frames; what it raises ends the song.
-
-        Raises InvalidField for a request that cannot be sung.
-        """
-        words = lyrics.parse(request.lyrics)
-        meter = Meter(request.segments or len(words.sections), request.max_new_tokens, observe)
-        with meter.stage("prompt"):
-            song_prompt = self._prompt(request, words)
-        with meter.stage("stage1"):
-            composition = self._compose(request, song_prompt, meter)
-        vocal, instrumental, frames = stage1.tracks(composition.sections)
-        with meter.stage("stage2"):
-            codes = stage2.upsample(
-                self._upsampler, (vocal, instrumental), lambda rows, done: meter.upsampled(rows, done, 2 * len(vocal))
-            )
-        with meter.stage("decode"):
-            voices = [self._voices(track, row) for track, row in enumerate(codes)]
-        with meter.stage("encode"):
-            files = self._files(request, voices)
-        return Song(
-            audio=files,
-            format=request.format,
-            sample_rate=VOCODER_RATE_HZ,
-            duration_seconds=sum(frames) / FRAME_RATE_HZ,
-            seed=request.seed,
-            segments=_spans(words, frames),
-            timings=meter.timings,
-            warnings=(*words.warnings, *([SHORTENED] if composition.shortened else [])),
-        )
 
     def info(self) -> dict[str, object]:
         """Where and how the model is loaded."""
-        device = self._composer.device
+        device = self.composer.device
         memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
         return {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "dtype": str(self._composer.dtype).removeprefix("torch."),
+            "dtype": str(self.composer.dtype).removeprefix("torch."),
             "memory_bytes": memory,
-            "loading_seconds": round(self._loading_seconds, 3),
+            "loading_seconds": round(self.loading_seconds, 3),
         }
 
-    def _prompt(self, request: SongRequest, words: Lyrics) -> Prompt:
+
+class SongInProgress:
+    """One song on its way: what it needs next from the models, and what it has got from them.
+
+        prompt -> composition, sung by stage 1 -> pieces, filled in by stage 2 -> waveforms -> files
+
+    A piece is ready for stage 2 as soon as its frames are sung, and its sound can be decoded while later ones are made.
+    """
+
+    def __init__(self, pipeline: Pipeline, request: SongRequest, observe: Callable[[Progress], None]) -> None:
+        """Read the request. Raises InvalidField for one that cannot be sung."""
+        self.request = request
+        self.words = lyrics.parse(request.lyrics)
+        self.meter = Meter(request.segments or len(self.words.sections), request.max_new_tokens, observe)
+        self.meter.enter("prompt")
+        self._pipeline = pipeline
+        self.composition = self._composition()
+        self.pieces: dict[str, list[Piece]] = {track: [] for track in TRACKS}
+        self._codec_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 16 kHz
+        self._vocoder_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 44.1 kHz
+        self._decoded_frames = 0
+        self.meter.enter("stage1")
+
+    @property
+    def in_stage_2(self) -> bool:
+        """Whether stage 2 works on pieces of this song."""
+        return any(not piece.done for pieces in self.pieces.values() for piece in pieces)
+
+    @property
+    def awaits_first_piece(self) -> bool:
+        """Whether nothing of this song can be heard before stage 2 goes on."""
+        return self.in_stage_2 and not self._played_frames
+
+    @property
+    def fully_played(self) -> bool:
+        """Whether stage 2 has nothing more to do for this song."""
+        return self.composition.finished and self._played_frames == self._piece_frames == self.composition.n_frames
+
+    @property
+    def fully_decoded(self) -> bool:
+        """Whether every frame has become sound."""
+        return self.fully_played and self._decoded_frames == self.composition.n_frames
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the next part has all the codes that its sound depends on."""
+        end = self._next_end()
+        whole = self.fully_played
+        return self._decoded_frames < end and (whole or self._played_frames >= end + CONTEXT_FRAMES)
+
+    def new_pieces(self) -> list[Piece]:
+        """The pieces that stage 1 has completed since the last call, of both tracks."""
+        sung, finished = self.composition.n_frames, self.composition.finished
+        available = sung if finished else sung - sung % PIECE_FRAMES
+        handed_over = self._piece_frames
+        if available == handed_over:
+            return []
+        new = []
+        for track, codes in zip(TRACKS, stage1.tracks(self.composition.sections), strict=True):
+            pieces = [Piece(part) for part in codes[handed_over:available].split(PIECE_FRAMES)]
+            self.pieces[track] += pieces
+            new += pieces
+        return new
+
+    def tell_progress(self) -> None:
+        """Let the observer know how far the song is."""
+        if not self.composition.finished:
+            self.meter.sung(len(self.composition.sections), self.composition.n_tokens)
+        every = [piece for pieces in self.pieces.values() for piece in pieces]
+        frames = sum(piece.n_done for piece in every)
+        budget = self.request.max_new_tokens // len(TRACKS) * self.meter.sections
+        expected = len(TRACKS) * (self.composition.n_frames if self.composition.finished else budget)
+        self.meter.upsampled(sum(piece.done for piece in every), frames, frames / expected)
+
+    def decode_part(self) -> None:
+        """Make sound of the next part of both tracks.
+
+            decoded          next end
+        |-- done --|---- this part ----|- context -|
+        """
+        if self.fully_played and self.meter.stage == "stage2":
+            self.meter.enter("decode")
+        first, end = self._decoded_frames, self._next_end()
+        left, right = max(0, first - CONTEXT_FRAMES), min(end + CONTEXT_FRAMES, self._played_frames)
+        for track, vocos in zip(TRACKS, self._pipeline.vocoders, strict=True):
+            codes = torch.cat([piece.codes for piece in self.pieces[track] if piece.done], dim=1)[:, left:right]
+            for parts, waveform in (
+                (self._codec_parts, self._pipeline.codec.decode(codes)),
+                (self._vocoder_parts, vocos(self._pipeline.codec.embed(codes))),
+            ):
+                hop = exact_div(len(waveform), right - left)
+                parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
+        self._decoded_frames = end
+
+    def finish(self) -> Song:
+        """Mix and encode what has been decoded."""
+        self.meter.enter("encode")
+        files = self._files()
+        self.meter.finish()
+        frames = self.composition.section_frames
+        return Song(
+            audio=files,
+            format=self.request.format,
+            sample_rate=VOCODER_RATE_HZ,
+            duration_seconds=sum(frames) / FRAME_RATE_HZ,
+            seed=self.request.seed,
+            segments=self._spans(frames),
+            timings=self.meter.timings,
+            warnings=(*self.words.warnings, *([SHORTENED] if self.composition.shortened else [])),
+        )
+
+    @property
+    def _piece_frames(self) -> int:
+        return sum(piece.n_frames for piece in self.pieces[TRACKS[0]])
+
+    @property
+    def _played_frames(self) -> int:
+        """Frames from the beginning whose eight codes are there in both tracks."""
+        return min(_leading_frames(pieces) for pieces in self.pieces.values())
+
+    def _next_end(self) -> int:
+        """Where the next part ends: at fixed places, so that a song sounds the same however its pieces come."""
+        parts = len(self._codec_parts[TRACKS[0]])
+        end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
+        return min(end, self.composition.n_frames) if self.composition.finished else end
+
+    def _composition(self) -> Composition:
+        request, composer = self.request, self._pipeline.composer
         reference_ids = self._reference_ids(request.reference) if request.reference else []
-        return prompt.build(self._tokenizer.encode, request.genres, words.sections, request.segments, reference_ids)
+        encode = self._pipeline.tokenizer.encode
+        song_prompt = prompt.build(encode, request.genres, self.words.sections, request.segments, reference_ids)
+        sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
+        settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
+        return Composition(song_prompt, settings, request.seed, composer.context)
 
     def _reference_ids(self, reference: Reference) -> list[int]:
         waveforms = audio.read_reference(reference)
-        return stage1.interleave([self._codec.encode(torch.from_numpy(waveform)) for waveform in waveforms])
+        codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
+        return stage1.interleave(codes)
 
-    def _compose(self, request: SongRequest, song_prompt: Prompt, meter: Meter) -> Composition:
-        sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
-        settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
-        composition = Composition(song_prompt, settings, request.seed, self._composer.context)
-        stage1.compose(self._composer, composition, meter.sung)
-        return composition
-
-    def _voices(self, track: int, codes: Tensor) -> Voices:
-        codec, voice = self._codec.decode(codes), self._vocoders[track](self._codec.embed(codes))
-        return Voices(codec.cpu().numpy(), voice.cpu().numpy())
-
-    def _files(self, request: SongRequest, voices: Sequence[Voices]) -> dict[str, bytes]:
-        by_track = dict(zip(TRACKS, voices, strict=True))
-        tags = _tags(self._name, request.seed)
+    def _files(self) -> dict[str, bytes]:
+        codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
+        stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
+        tags = _tags(self._pipeline.model, self.request.seed)
         files = {}
-        for name in request.tracks:
-            waveform = _mixed(voices) if name == MIX else by_track[name].vocoder
-            files[name] = audio.encode(waveform, VOCODER_RATE_HZ, request.format, tags)
+        for name in self.request.tracks:
+            waveform = audio.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
+            files[name] = audio.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
         return files
+
+    def _spans(self, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
+        ends = np.cumsum(frames) / FRAME_RATE_HZ
+        starts = [0.0, *ends[:-1]]
+        sung = self.words.sections[: len(frames)]
+        return tuple(
+            SectionSpan(section.tag, float(start), float(end))
+            for section, start, end in zip(sung, starts, ends, strict=True)
+        )
 
 
 def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -160,21 +252,15 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return torch.device(device), getattr(torch, dtype)
 
 
+def _leading_frames(pieces: Sequence[Piece]) -> int:
+    frames = 0
+    for piece in pieces:
+        if not piece.done:
+            break
+        frames += piece.n_frames
+    return frames
+
+
 def _tags(model: str, seed: int) -> dict[str, str]:
     origin = f"AI-generated with YuE, model {model}, seed {seed}"
     return {"title": "YuE song", "comment": origin, "software": "yue-server"}
-
-
-def _mixed(voices: Sequence[Voices]) -> np.ndarray:
-    vocal, instrumental = voices
-    return audio.merge_bands(vocal.codec, instrumental.codec, vocal.vocoder, instrumental.vocoder)
-
-
-def _spans(words: Lyrics, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
-    ends = np.cumsum(frames) / FRAME_RATE_HZ
-    starts = [0.0, *ends[:-1]]
-    sung = words.sections[: len(frames)]
-    return tuple(
-        SectionSpan(section.tag, float(start), float(end))
-        for section, start, end in zip(sung, starts, ends, strict=True)
-    )

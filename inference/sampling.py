@@ -9,7 +9,7 @@ candidates instead of the vocabulary's 83,968. Index 0 is `<EOA>`, index 1 + c i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,48 +51,62 @@ def seen_candidates(ids: Iterable[int]) -> Tensor:
     return seen
 
 
-def guide(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
-    """Scores (S, 1025) from the logits (S, V) of both branches: g · (c − u) + u on log-probabilities, not renormalised.
+class Samplers:
+    """The settings of S songs as tensors (S, 1), so that all of them draw at once, each in its own way."""
 
-    Without an unconditional branch the scores are the plain logits, as `generate` has them when guidance is off.
-    """
-    if unconditional is None:
-        return _candidates(conditional).float()
+    def __init__(self, songs: Sequence[Sampling], device: torch.device) -> None:
+        def column(values: Iterable[float]) -> Tensor:
+            return torch.tensor([[value] for value in values], dtype=torch.float32, device=device)
+
+        self.n_ranks = max(sampling.n_ranks for sampling in songs)
+        self.greedy = column(sampling.temperature == 0 for sampling in songs).bool()
+        self.temperature = column(sampling.temperature or 1.0 for sampling in songs)
+        self.top_p = column(sampling.top_p for sampling in songs)
+        self.penalty = column(sampling.repetition_penalty for sampling in songs)
+        ranks = torch.arange(self.n_ranks, device=device)
+        self.outranked = ranks >= column(sampling.n_ranks for sampling in songs)  # (S, K)
+
+    def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """What can be drawn: probabilities (S, K), falling, and their candidates (S, K); K is `n_ranks`.
+
+        Top-p keeps the fewest likeliest candidates whose mass reaches `top_p`, at least one.
+        """
+        top, candidates = torch.topk(scores / self.temperature, self.n_ranks, dim=-1)
+        top = top.masked_fill(self.outranked, -torch.inf)
+        mass = torch.softmax(top, dim=-1)
+        mass_from_here = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
+        dropped = mass_from_here <= 1.0 - self.top_p
+        dropped[:, 0] = False
+        return torch.softmax(top.masked_fill(dropped, -torch.inf), dim=-1), candidates
+
+    def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
+        """One candidate for each song (S,). `noise` (S, K) is exponential: argmax(p / noise) is a draw from p."""
+        chances, candidates = self.probabilities(scores)
+        drawn = candidates.gather(-1, (chances / noise).argmax(-1, keepdim=True))
+        return torch.where(self.greedy, scores.argmax(-1, keepdim=True), drawn).squeeze(-1)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """Scores (S, 1025) from both branches' logits (S, V): g · (c − u) + u on log-probabilities, not renormalised."""
     with_prompt, without = _log_probabilities(conditional), _log_probabilities(unconditional)
     return scale * (with_prompt - without) + without
 
 
-def penalise(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def unguided(logits: Tensor) -> Tensor:
+    """Scores (S, 1025) without guidance: the plain logits, as `generate` has them when guidance is off."""
+    return torch.cat([logits[:, EOA_ID : EOA_ID + 1], logits[:, _CODES.start : _CODES.stop]], dim=-1).float()
+
+
+def penalise(scores: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
     """Make what was `seen` (S, 1025) less likely: a negative score times the penalty, a positive one divided by it."""
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def forbid_end(scores: Tensor) -> Tensor:
-    """`<EOA>` taken out of the running, while a section is shorter than it must be."""
+def forbid_end(scores: Tensor, too_short: Tensor) -> Tensor:
+    """`<EOA>` taken out of the running for the songs (S,) whose section is shorter than it must be."""
     scores = scores.clone()
-    scores[:, EOA_CANDIDATE] = -torch.inf
+    scores[too_short, EOA_CANDIDATE] = -torch.inf
     return scores
-
-
-def probabilities(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """What can be drawn: probabilities (S, K), falling, and their candidates (S, K); K is `sampling.n_ranks`.
-
-    Top-p keeps the fewest likeliest candidates whose mass reaches `top_p`, at least one.
-    """
-    top, candidates = torch.topk(scores / sampling.temperature, sampling.n_ranks, dim=-1)
-    mass = torch.softmax(top, dim=-1)
-    mass_before = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
-    dropped = mass_before <= 1.0 - sampling.top_p
-    dropped[:, 0] = False
-    return torch.softmax(top.masked_fill(dropped, -torch.inf), dim=-1), candidates
-
-
-def draw(scores: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
-    """One candidate for each song (S,). `noise` (S, K) is exponential: argmax(p / noise) is a draw from p."""
-    if sampling.temperature == 0:
-        return scores.argmax(-1)
-    chances, candidates = probabilities(scores, sampling)
-    return candidates.gather(-1, (chances / noise).argmax(-1, keepdim=True)).squeeze(-1)
 
 
 class Noise:
@@ -104,18 +118,14 @@ class Noise:
         self._used = 0
 
     def next(self) -> Tensor:
-        """The noise (1, K) of the song's next step."""
+        """The noise (K,) of the song's next step."""
         if self._used == len(self._block):
             self._block = torch.empty(_NOISE_BLOCK, self._block.shape[1]).exponential_(generator=self._generator)
             self._used = 0
         self._used += 1
-        return self._block[self._used - 1 : self._used]
-
-
-def _candidates(logits: Tensor) -> Tensor:
-    return torch.cat([logits[:, EOA_ID : EOA_ID + 1], logits[:, _CODES.start : _CODES.stop]], dim=-1)
+        return self._block[self._used - 1]
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
     logits = logits.float()
-    return _candidates(logits) - logits.logsumexp(-1, keepdim=True)
+    return unguided(logits) - logits.logsumexp(-1, keepdim=True)

@@ -11,6 +11,7 @@ MIX = "mix"
 TRACK_NAMES = (MIX, "vocal", "instrumental")
 MIME_TYPES = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
 REFERENCE_SECONDS = 30.0
+MAX_NEW_TOKENS = 6_000  # the largest budget of a section
 
 
 @dataclass(frozen=True)

@@ -1,130 +1,171 @@
-"""Stage 2: codebook 0 of each track in, all eight codebooks out.
+"""Stage 2: codebook 0 of a track in, all eight codebooks out, for the rows of any number of tracks at once.
 
-It knows nothing of songs, sections or sound. Every 6 s of every track are a row; all rows are decoded together,
-greedily, frame by frame, each on one persistent cache:
+It knows nothing of songs, sections or sound. Every 6 s of a track are a row; all rows are decoded together, greedily,
+frame by frame, each on one persistent cache:
 
     <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …
     '----------- prefix ---------------'   '--- frame 0 ---'   '--- frame 1 ---'
 
-Codebook k may only stand at position k of a frame. The last code of a frame and the first of the next are both
-known before the model is asked again, so they are fed together: seven forwards a frame, not eight.
+Codebook k may only stand at position k of a frame. The token before a frame and the frame's first are both known when
+the frame begins, so they are fed together: seven forwards a frame, not eight.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from inference.llama import Llama, RowCache
+from inference.llama import Llama, Row
 from inference.vocabulary import FIRST_CODE_ID, N_CODEBOOKS, PIECE_FRAMES, SOA_ID, STAGE_1_ID, STAGE_2_ID, code_ids
 
 MAX_ROWS = 32
+PREFIX_TOKENS = 3  # <SOA>, <stage_1> and <stage_2>, around the codes
+ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a whole piece
 _FRAMES_A_REPORT = 4
+
+
+class Piece:
+    """Up to 6 s of one track: codebook 0 in, `codes` (8, T) out once it is `done`."""
+
+    def __init__(self, codebook0: Tensor) -> None:
+        assert 0 < len(codebook0) <= PIECE_FRAMES, f"a piece has 1 to {PIECE_FRAMES} frames, not {len(codebook0)}"
+        self.ids = torch.empty(N_CODEBOOKS, len(codebook0), dtype=torch.long)  # what the model reads and writes
+        self.ids[0] = codebook0 + FIRST_CODE_ID
+        self.n_done = 0  # frames
+        self.row: Row | None = None
+        self.last_id = STAGE_2_ID  # the token before the frame that comes next
+
+    @property
+    def n_frames(self) -> int:
+        """T."""
+        return self.ids.shape[1]
+
+    @property
+    def done(self) -> bool:
+        """Whether every frame has its eight codes."""
+        return self.n_done == self.n_frames
+
+    @property
+    def codes(self) -> Tensor:
+        """(8, T)."""
+        assert self.done, "a piece has its codes when it is done"
+        return self.ids - torch.tensor([code_ids(k).start for k in range(N_CODEBOOKS)])[:, None]
+
+
+class Orchestra:
+    """The pieces that stage 2 works on together. A piece joins at the beginning of a frame and leaves when it is done.
+
+    Who joins or leaves changes no other piece: its row is computed as if alone.
+    """
+
+    def __init__(self, llama: Llama, max_rows: int = MAX_ROWS) -> None:
+        self._llama = llama
+        self._cache = llama.new_cache(max_rows, ROW_TOKENS)
+        self._waiting: deque[Piece] = deque()
+        self._playing: list[Piece] = []
+
+    @property
+    def n_waiting(self) -> int:
+        """Pieces that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def n_playing(self) -> int:
+        """Pieces that have begun and are not done."""
+        return len(self._playing)
+
+    @property
+    def n_free(self) -> int:
+        """How many more pieces can play at once."""
+        return self._cache.n_free
+
+    def join(self, piece: Piece) -> None:
+        """Work on this piece too, as soon as a row is free."""
+        self._waiting.append(piece)
+
+    def leave(self, piece: Piece) -> None:
+        """Work on this piece no further. Nothing happens to one that is done."""
+        if piece in self._waiting:
+            self._waiting.remove(piece)
+        if piece.row is not None:
+            self._playing.remove(piece)
+            self._cache.give_back(piece.row)
+            piece.row = None
+
+    def step(self) -> None:
+        """Take every piece one frame further; those that are done leave."""
+        with torch.inference_mode():
+            self._begin_waiting()
+            if self._playing:
+                self._play_frame()
+        for piece in [piece for piece in self._playing if piece.done]:
+            self.leave(piece)
+
+    def _begin_waiting(self) -> None:
+        """Read the prefixes of all pieces that find a row, those of equal length together."""
+        new = []
+        while self._waiting and self._cache.n_free:
+            piece = self._waiting.popleft()
+            piece.row = self._cache.take()
+            new.append(piece)
+        self._playing = sorted([*self._playing, *new], key=_row_index)  # neighbours share work
+        for n_frames in {piece.n_frames for piece in new}:
+            alike = sorted((piece for piece in new if piece.n_frames == n_frames), key=_row_index)
+            lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(len(alike), -1)
+            tokens = torch.cat([lead, torch.stack([piece.ids[0] for piece in alike])], dim=1)
+            self._llama.prefill([_row(piece) for piece in alike], tokens.to(self._llama.device))
+
+    def _play_frame(self) -> None:
+        rows = [_row(piece) for piece in self._playing]
+        device = self._llama.device
+        pairs = [[piece.last_id, int(piece.ids[0, piece.n_done])] for piece in self._playing]
+        chosen = []
+        tokens = torch.tensor(pairs, device=device)
+        for codebook in range(1, N_CODEBOOKS):
+            hidden = self._llama.forward(rows, tokens)
+            ids = code_ids(codebook)
+            tokens = self._llama.logits(hidden, ids).argmax(-1, keepdim=True) + ids.start
+            chosen.append(tokens)
+        frame = torch.cat(chosen, dim=1).cpu()  # (R, 7)
+        for piece, codes in zip(self._playing, frame, strict=True):
+            piece.ids[1:, piece.n_done] = codes
+            piece.last_id = int(codes[-1])
+            piece.n_done += 1
+
+
+def pieces(track: Tensor) -> list[Piece]:
+    """Codes (T,) of codebook 0, cut into pieces; the last may be shorter."""
+    return [Piece(part) for part in track.split(PIECE_FRAMES)]
 
 
 def upsample(
     llama: Llama, tracks: Sequence[Tensor], report: Callable[[int, int], None], max_rows: int = MAX_ROWS
 ) -> list[Tensor]:
-    """Codes (8, T) for each of `tracks`, codes (T,) of codebook 0.
+    """Codes (8, T) for each of `tracks`, codes (T,) of codebook 0, at most `max_rows` rows together.
 
-    At most `max_rows` rows are decoded together. `report(rows, frames)`, both summed over what is done, is called
-    every few frames and may raise to stop.
+    `report(rows, frames)`, both summed over what is done, is called every few frames and may raise to stop.
     """
-    pieces = [piece for track in tracks for piece in track.split(PIECE_FRAMES)]
-    # Longest first: rows that end early leave the batch from its end.
-    order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index]))
-    done: dict[int, Tensor] = {}
-    frames_done = 0
-    with torch.inference_mode():
-        for first in range(0, len(order), max_rows):
-            chosen = order[first : first + max_rows]
-
-            def report_chunk(frames: int, rows_before: int = first, frames_before: int = frames_done) -> None:
-                report(rows_before, frames_before + frames)
-
-            rows = _Rows(llama, [pieces[index] for index in chosen])
-            done |= zip(chosen, rows.decode(report_chunk), strict=True)
-            frames_done += sum(len(pieces[index]) for index in chosen)
-            report(first + len(chosen), frames_done)
-    return _joined(tracks, [done[index] for index in range(len(pieces))])
+    orchestra = Orchestra(llama, max_rows)
+    by_track = [pieces(track) for track in tracks]
+    every = [piece for track in by_track for piece in track]
+    for piece in every:
+        orchestra.join(piece)
+    steps = 0
+    while not all(piece.done for piece in every):
+        orchestra.step()
+        steps += 1
+        if steps % _FRAMES_A_REPORT == 0 or not orchestra.n_playing:
+            report(sum(piece.done for piece in every), sum(piece.n_done for piece in every))
+    return [torch.cat([piece.codes for piece in track], dim=1) for track in by_track]
 
 
-class _Rows:
-    """A batch of rows while it is decoded; longest first."""
-
-    def __init__(self, llama: Llama, pieces: Sequence[Tensor]) -> None:
-        self._llama = llama
-        self._lengths = [len(piece) for piece in pieces]
-        self._cb0 = torch.nn.utils.rnn.pad_sequence([*pieces], batch_first=True).to(llama.device) + FIRST_CODE_ID
-        self._starts = [0] * len(pieces)
-        self._cache: RowCache = llama.new_cache(len(pieces), _capacity(max(self._lengths)))
-        # (R, 8, T): every code id, codebook 0 as given
-        self._ids = self._cb0[:, None].repeat(1, N_CODEBOOKS, 1)
-
-    def decode(self, report: Callable[[int], None]) -> list[Tensor]:
-        """Codes (8, T_r) of each row, on the CPU."""
-        hidden = self._read_prefixes()
-        for frame in range(max(self._lengths)):
-            active = sum(length > frame for length in self._lengths)
-            if frame > 0:  # the last code of the frame before, and this frame's first
-                pair = torch.stack([self._ids[:active, -1, frame - 1], self._cb0[:active, frame]], dim=1)
-                hidden = self._feed(pair)
-            for codebook in range(1, N_CODEBOOKS):
-                if codebook > 1:
-                    hidden = self._feed(self._ids[:active, codebook - 1, frame, None])
-                self._ids[:active, codebook, frame] = self._likeliest(hidden, codebook)
-            if frame % _FRAMES_A_REPORT == 0:
-                report(sum(min(length, frame + 1) for length in self._lengths))
-        first_ids = torch.tensor([code_ids(k).start for k in range(N_CODEBOOKS)])[:, None]
-        codes = self._ids.cpu() - first_ids
-        return [row[:, :length] for row, length in zip(codes, self._lengths, strict=True)]
-
-    def _read_prefixes(self) -> Tensor:
-        """Prefill every row with its prefix and its first frame's codebook 0; the last hidden states (R, H)."""
-        hidden, first = [], 0
-        while first < len(self._lengths):
-            length = self._lengths[first]
-            end = first + self._lengths.count(length)  # equal lengths stand together
-            tokens = _prefix(self._cb0[first:end, :length])
-            hidden.append(self._llama.prefill(self._cache, first, tokens))
-            self._starts[first:end] = [tokens.shape[1]] * (end - first)
-            first = end
-        return torch.cat(hidden)
-
-    def _feed(self, tokens: Tensor) -> Tensor:
-        """Tokens (A, Q) to the first A rows; the last hidden states (A, H)."""
-        active, n_new = tokens.shape
-        hidden = self._llama.forward(self._cache, tokens, self._starts[:active])
-        self._starts[:active] = [start + n_new for start in self._starts[:active]]
-        return hidden
-
-    def _likeliest(self, hidden: Tensor, codebook: int) -> Tensor:
-        """The ids (A,) that the model takes in `codebook`."""
-        ids = code_ids(codebook)
-        return (hidden @ self._llama.head[ids.start : ids.stop].T).argmax(-1) + ids.start
+def _row(piece: Piece) -> Row:
+    assert piece.row is not None, "a playing piece has a row"
+    return piece.row
 
 
-def _prefix(cb0: Tensor) -> Tensor:
-    """What stage 2 reads before its first choice, for rows of ids (R, T): (R, T + 4)."""
-
-    def column(token: int) -> Tensor:
-        return torch.full((len(cb0), 1), token, device=cb0.device)
-
-    return torch.cat([column(SOA_ID), column(STAGE_1_ID), cb0, column(STAGE_2_ID), cb0[:, :1]], dim=1)
-
-
-def _capacity(frames: int) -> int:
-    prefix = 3 + frames
-    return prefix + N_CODEBOOKS * frames
-
-
-def _joined(tracks: Sequence[Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
-    """The pieces (8, t) of each track in a row again: (8, T)."""
-    joined, rest = [], list(pieces)
-    for track in tracks:
-        n_pieces = len(track.split(PIECE_FRAMES))
-        joined.append(torch.cat(rest[:n_pieces], dim=1))
-        rest = rest[n_pieces:]
-    return joined
+def _row_index(piece: Piece) -> int:
+    return _row(piece).index

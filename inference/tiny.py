@@ -114,7 +114,20 @@ def write(folder: Path) -> None:
         _write_json(folder / stage / "config.json", config)
         _write_shards(folder / stage, _llama_tensors(stage, config), shards)
     _write_json(folder / "stage1" / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
-    _write_codec(folder / "codec")
+    write_codec(folder / "codec", CODEC_WIDTHS, VOCOS_WIDTHS)
+
+
+def write_codec(folder: Path, codec_widths: CodecWidths, vocos_widths: VocosWidths) -> None:
+    """Write X-Codec and both vocoders, of any widths, laid out as their repository is."""
+    for name in ("final_ckpt", "decoders", "semantic_ckpts/hf_1_325000"):
+        (folder / name).mkdir(parents=True)
+    _write_json(folder / "semantic_ckpts/hf_1_325000/config.json", _hubert_config(codec_widths))
+    codec = {name: fabricate(f"xcodec.{name}", shape) for name, shape in codec_shapes(codec_widths).items()}
+    torch.save({"codec_model": codec}, folder / "final_ckpt/ckpt_00360000.pth")
+    for track, file in (("vocal", "decoder_131000.pth"), ("instrumental", "decoder_151000.pth")):
+        vocos = {name: fabricate(f"{track}.{name}", shape) for name, shape in vocos_shapes(vocos_widths).items()}
+        vocos["head.istft.window"] = torch.hann_window(VOCOS_FFT)
+        torch.save(vocos, folder / "decoders" / file)
 
 
 def fabricate(key: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
@@ -175,18 +188,6 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) ->
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     # Not `save_file`, whose files nobody but their owner may read, whatever the umask says.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
-
-
-def _write_codec(folder: Path) -> None:
-    for name in ("final_ckpt", "decoders", "semantic_ckpts/hf_1_325000"):
-        (folder / name).mkdir(parents=True)
-    _write_json(folder / "semantic_ckpts/hf_1_325000/config.json", _hubert_config(CODEC_WIDTHS))
-    codec = {name: fabricate(f"xcodec.{name}", shape) for name, shape in codec_shapes(CODEC_WIDTHS).items()}
-    torch.save({"codec_model": codec}, folder / "final_ckpt/ckpt_00360000.pth")
-    for track, file in (("vocal", "decoder_131000.pth"), ("instrumental", "decoder_151000.pth")):
-        vocos = {name: fabricate(f"{track}.{name}", shape) for name, shape in vocos_shapes(VOCOS_WIDTHS).items()}
-        vocos["head.istft.window"] = torch.hann_window(VOCOS_FFT)
-        torch.save(vocos, folder / "decoders" / file)
 
 
 def _hubert_config(widths: CodecWidths) -> dict[str, Any]:

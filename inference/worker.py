@@ -17,20 +17,26 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference.catalog import ModelFiles
-from inference.errors import Cancelled, EngineError, YueError
+from inference.errors import EngineError, YueError
 from inference.song import Progress, Song, SongRequest
+
+if TYPE_CHECKING:
+    from inference.engine import Engine
 
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS_TO_END = 5.0
+STALL_SECONDS = 120.0  # the longest pass, a codec's over a minute of sound on a CPU, takes a small part of it
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,12 @@ class Load:
     files: ModelFiles
     device: str
     dtype: str
+    max_songs: int | None  # None: as many as fit
 
 
 @dataclass(frozen=True)
 class Sing:
-    """To the child: sing this song, after those that were sent before."""
+    """To the child: sing this song, together with others while there is room, after them where there is none."""
 
     song_id: str
     request: SongRequest
@@ -95,24 +102,44 @@ class Failed:
     error: YueError
 
 
+@dataclass(frozen=True)
+class Broken:
+    """From the child, its last word: the engine failed, and every song in it."""
+
+    error: YueError
+
+
 class EngineProcess:
     """The parent's side. Every method may be called from any thread; none but `start` and `close` waits."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
         self._process = process
         self._connection = connection
         self._send_lock = threading.Lock()
         self._songs_lock = threading.Lock()
         self._songs: dict[str, tuple[Future[Song], Callable[[Progress], None]]] = {}
         self._info: dict[str, object] = {}
+        self._stall_seconds = stall_seconds
+        self._heard_at = time.monotonic()  # the child's last sign of life, or the song it had to give one for
+        self._reason = ""  # why the child ended, where more is known than its exit code
         self._closed = False
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
 
     @classmethod
     def start(
-        cls, files: ModelFiles, device: str, dtype: str, on_loading: Callable[[str], None] = lambda part: None
+        cls,
+        files: ModelFiles,
+        device: str,
+        dtype: str,
+        on_loading: Callable[[str], None] = lambda part: None,
+        max_songs: int | None = None,
+        stall_seconds: float = STALL_SECONDS,
     ) -> EngineProcess:
-        """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError."""
+        """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
+
+        At most `max_songs` are sung together (None: as many as the device has room for). A child that gives no sign of
+        life for `stall_seconds` while it has songs is killed.
+        """
         ours, theirs = Pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "inference.worker", str(theirs.fileno())],
@@ -123,9 +150,9 @@ class EngineProcess:
             start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
         )
         theirs.close()
-        engine = cls(process, ours)
+        engine = cls(process, ours, stall_seconds)
         try:
-            engine._load(Load(files, device, dtype), on_loading)
+            engine._load(Load(files, device, dtype, max_songs), on_loading)
         except BaseException:
             engine.close()
             raise
@@ -147,9 +174,10 @@ class EngineProcess:
         return {**self._info, "pid": self.pid}
 
     def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Have a song sung after those already sent. The future ends in a Song or raises a YueError."""
+        """Have a song sung. The future ends in a Song or raises a YueError."""
         future: Future[Song] = Future()
         with self._songs_lock:
+            self._heard_at = time.monotonic()
             assert song_id not in self._songs, f"song {song_id} is being sung"
             self._songs[song_id] = future, on_progress
         try:
@@ -199,7 +227,12 @@ class EngineProcess:
     def _listen(self) -> None:
         try:
             while True:
-                self._hear(self._connection.recv())
+                if self._connection.poll(self._stall_seconds / 4):
+                    self._heard_at = time.monotonic()
+                    self._hear(self._connection.recv())
+                elif self._stalled:
+                    self._reason = f"gave no sign of life for {self._stall_seconds:g} s"
+                    self._process.kill()
         except (EOFError, OSError):
             self._fail_songs()
 
@@ -214,6 +247,8 @@ class EngineProcess:
                 self._take(song_id).set_result(song)
             case Failed(str(song_id), error):
                 self._take(song_id).set_exception(error)
+            case Broken(error):
+                self._reason = f"failed ({error})"
             case _:
                 raise AssertionError(f"the engine's process sent {message!r}")
 
@@ -227,11 +262,18 @@ class EngineProcess:
         for future, _ in songs.values():
             future.set_exception(EngineError(f"the engine's process {self._ending()} while the song was in it"))
 
+    @property
+    def _stalled(self) -> bool:
+        with self._songs_lock:
+            return bool(self._songs) and time.monotonic() - self._heard_at > self._stall_seconds
+
     def _ending(self) -> str:
         try:
             code = self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
+        if self._reason:
+            return self._reason
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _send(self, message: object) -> None:
@@ -245,54 +287,60 @@ class _Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._orders: queue.SimpleQueue[Load | Sing] = queue.SimpleQueue()
-        self._cancelled: set[str] = set()
+        self._orders: queue.SimpleQueue[Load | Sing | Cancel] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Load, then sing until the parent is gone."""
+        """Load, then sing until the parent is gone or the engine fails."""
         # Listening starts before torch is imported, so that an early end of the parent is noticed.
         threading.Thread(target=self._listen, name="parent-listener", daemon=True).start()
         load = self._orders.get()
         assert isinstance(load, Load)
         try:
-            sing = self._loaded(load)
+            engine = self._loaded(load)
         except Exception as error:
             self._send(Failed(None, _for_parent(error)))
             return
-        while True:
-            order = self._orders.get()
-            assert isinstance(order, Sing)
-            self._send(self._sing(sing, order))
+        try:
+            self._sing(engine)
+        except Exception as error:  # the engine is in no known state: only a new process helps
+            self._send(Broken(_for_parent(error)))
 
-    def _loaded(self, load: Load) -> Callable[[SongRequest, Callable[[Progress], None]], Song]:
+    def _loaded(self, load: Load) -> Engine:
         self._send(Loading("libraries"))
+        from inference.engine import Engine, chosen_limits
         from inference.pipeline import Pipeline
 
         pipeline = Pipeline.load(load.files, load.device, load.dtype, lambda part: self._send(Loading(part)))
-        self._send(Ready(pipeline.info()))
-        return pipeline.sing
+        engine = Engine(pipeline, chosen_limits(pipeline, load.max_songs))
+        self._send(Ready({**pipeline.info(), "max_songs": engine.limits.songs, "max_rows": engine.limits.rows}))
+        return engine
 
-    def _sing(self, sing: Callable[[SongRequest, Callable[[Progress], None]], Song], order: Sing) -> Sung | Failed:
-        def observe(progress: Progress) -> None:
-            if order.song_id in self._cancelled:
-                raise Cancelled("the song was cancelled")
-            self._send(Advanced(order.song_id, progress))
+    def _sing(self, engine: Engine) -> None:
+        while True:
+            self._take_orders(engine)
+            for outcome in engine.step():
+                match outcome.result:
+                    case Song() as song:
+                        self._send(Sung(outcome.song_id, song))
+                    case error:
+                        self._send(Failed(outcome.song_id, error))
 
-        try:
-            return Sung(order.song_id, sing(order.request, observe))
-        except Exception as error:
-            return Failed(order.song_id, _for_parent(error))
-        finally:
-            self._cancelled.discard(order.song_id)
+    def _take_orders(self, engine: Engine) -> None:
+        """Do what the parent has asked for since; wait for it while there is nothing to sing."""
+        while engine.idle or not self._orders.empty():
+            match self._orders.get():
+                case Sing(song_id, request):
+                    engine.add(song_id, request, self._observer(song_id))
+                case Cancel(song_id):
+                    engine.cancel(song_id)
+
+    def _observer(self, song_id: str) -> Callable[[Progress], None]:
+        return lambda progress: self._send(Advanced(song_id, progress))
 
     def _listen(self) -> None:
         try:
             while True:
-                match self._connection.recv():
-                    case Cancel(song_id):
-                        self._cancelled.add(song_id)
-                    case order:
-                        self._orders.put(order)
+                self._orders.put(self._connection.recv())
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone, and with it everyone who could want a song
 

@@ -13,6 +13,7 @@ import pytest
 
 from inference import tiny
 from inference.catalog import ModelFiles
+from inference.engine import Engine
 from inference.pipeline import Pipeline
 
 TESTS = Path(__file__).parent
@@ -58,3 +59,9 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
     """The tiny model, loaded."""
     return Pipeline.load(tiny_files, "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_pipeline: Pipeline) -> Engine:
+    """The tiny model, ready to sing."""
+    return Engine(tiny_pipeline)

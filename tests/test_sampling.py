@@ -13,12 +13,11 @@ from inference.sampling import (
     EOA_CANDIDATE,
     N_CANDIDATES,
     Noise,
+    Samplers,
     Sampling,
-    draw,
     forbid_end,
     guide,
     penalise,
-    probabilities,
     seen_candidates,
     token_id,
 )
@@ -35,32 +34,36 @@ def test_distributions_equal_the_published_algorithms(parity_dir: Path) -> None:
     for key, expected in steps.items():
         step, kind = key.split("/")
         forced = case["forced_tokens"][: int(step)]
-        sampling = Sampling(top_k=50 if kind == "top_p_top_k" else 0)
-        chances, candidates = probabilities(scores_after(llama, prompt, forced), sampling)
+        sampler = one(Sampling(top_k=50 if kind == "top_p_top_k" else 0))
+        chances, candidates = sampler.probabilities(scores_after(llama, prompt, forced))
         found = {token_id(int(c)): float(p) for c, p in zip(candidates[0], chances[0], strict=True) if p > 0}
         assert sorted(found) == expected["ids"]
         assert [found[i] for i in expected["ids"]] == pytest.approx(expected["probs"], abs=1e-5)
 
 
+def one(sampling: Sampling) -> Samplers:
+    return Samplers([sampling], torch.device("cpu"))
+
+
 def scores_after(llama: Llama, prompt: list[int], forced: list[int]) -> torch.Tensor:
     branches = [prompt + forced, [prompt[-1], *forced]]
     cache = llama.new_cache(2, len(prompt) + len(forced))
-    hidden = [llama.prefill(cache, row, torch.tensor([ids])) for row, ids in enumerate(branches)]
-    logits = torch.cat(hidden) @ llama.head.T
-    return forbid_end(penalise(guide(logits[:1], logits[1:], 1.5), seen_candidates(branches[0])[None], 1.1))
+    logits = [llama.logits(llama.prefill([cache.take()], torch.tensor([ids]))) for ids in branches]
+    scores = penalise(guide(*logits, 1.5), seen_candidates(branches[0])[None], 1.1)
+    return forbid_end(scores, torch.tensor([True]))
 
 
 def test_draws_follow_the_probabilities() -> None:
     scores = torch.full((1, N_CANDIDATES), -20.0)
     scores[0, 10:13] = torch.tensor([0.5, 0.3, 0.2]).log()
-    sampling, noise, counts = Sampling(top_p=1.0), Noise(3, 50), torch.zeros(3)
+    sampler, noise, counts = one(Sampling(top_p=1.0)), Noise(3, 50), torch.zeros(3)
     for _ in range(4_000):
-        counts[draw(scores, sampling, noise.next()) - 10] += 1
+        counts[sampler.draw(scores, noise.next()[None]) - 10] += 1
     assert torch.allclose(counts / 4_000, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
-    streams = [torch.cat([noise.next() for _ in range(150)]) for noise in (Noise(1, 50), Noise(1, 50), Noise(2, 50))]
+    streams = [torch.stack([noise.next() for _ in range(150)]) for noise in (Noise(1, 50), Noise(1, 50), Noise(2, 50))]
     assert torch.equal(streams[0], streams[1])
     assert not torch.equal(streams[0], streams[2])
     assert len(streams[0].unique()) > 7_000  # no block is used twice
@@ -68,19 +71,19 @@ def test_noise_depends_on_the_seed_alone() -> None:
 
 def test_a_single_candidate_is_left_when_top_p_is_tiny() -> None:
     scores = torch.randn(1, N_CANDIDATES, generator=seeded(4))
-    chances, candidates = probabilities(scores, Sampling(top_p=1e-6))
+    chances, candidates = one(Sampling(top_p=1e-6)).probabilities(scores)
     assert chances[0, 0] == 1.0
     assert candidates[0, 0] == scores.argmax()
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     scores = torch.randn(1, N_CANDIDATES, generator=seeded(5))
-    assert draw(scores, Sampling(temperature=0), Noise(0, 50).next()) == scores.argmax()
+    assert one(Sampling(temperature=0)).draw(scores, Noise(0, 50).next()[None]) == scores.argmax()
 
 
 def test_a_higher_temperature_flattens_the_distribution() -> None:
     scores = torch.randn(1, N_CANDIDATES, generator=seeded(6))
-    cool, warm = (probabilities(scores, Sampling(temperature=t, top_p=1.0))[0][0, 0] for t in (0.5, 2.0))
+    cool, warm = (one(Sampling(temperature=t, top_p=1.0)).probabilities(scores)[0][0, 0] for t in (0.5, 2.0))
     assert cool > warm
 
 
@@ -99,3 +102,17 @@ def test_guidance_moves_away_from_the_unconditional_branch() -> None:
     plain = guide(conditional, unconditional, 1.0)
     assert torch.allclose(plain, conditional.log_softmax(-1)[:, [EOA_ID, *range(FIRST_CODE_ID, FIRST_CODE_ID + 1024)]])
     assert not torch.allclose(guide(conditional, unconditional, 1.5), plain)
+
+
+def test_songs_that_draw_together_draw_as_if_alone() -> None:
+    scores = torch.randn(3, N_CANDIDATES, generator=seeded(7))
+    settings = [Sampling(temperature=0), Sampling(top_k=5, top_p=0.5, temperature=1.7), Sampling(top_k=0, top_p=1.0)]
+    noise = torch.ones(3, N_CANDIDATES)
+    for row, sampling in zip(noise, settings, strict=True):
+        row[: sampling.n_ranks].exponential_(generator=seeded(8))
+    together = Samplers(settings, torch.device("cpu")).draw(scores, noise)
+    alone = [
+        one(sampling).draw(scores[i : i + 1], noise[i : i + 1, : sampling.n_ranks]).item()
+        for i, sampling in enumerate(settings)
+    ]
+    assert together.tolist() == alone

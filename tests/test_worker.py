@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from inference.catalog import ModelFiles
+from inference.engine import Engine
 from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField
-from inference.pipeline import Pipeline
 from inference.song import Progress
 from inference.worker import PROJECT, EngineProcess
 from tests.songs import request
@@ -50,18 +50,36 @@ def long_song(engine: EngineProcess, song_id: str) -> tuple:
     return future, started
 
 
-def test_a_song_from_the_process_is_the_song_of_the_pipeline(engine: EngineProcess, tiny_pipeline: Pipeline) -> None:
+def test_a_song_from_the_process_is_the_song_of_the_pipeline(engine: EngineProcess, tiny_engine: Engine) -> None:
     song = engine.sing("a", request(format="mp3"), ignore).result(PATIENCE_S)
-    assert song.audio == tiny_pipeline.sing(request(format="mp3")).audio
+    assert song.audio == tiny_engine.sing(request(format="mp3")).audio
 
 
-def test_songs_are_sung_in_the_order_they_were_sent(engine: EngineProcess) -> None:
-    finished: list[str] = []
-    futures = [engine.sing(name, request(segments=1), ignore) for name in ("first", "second", "third")]
-    for name, future in zip(("first", "second", "third"), futures, strict=True):
-        future.add_done_callback(lambda _, name=name: finished.append(name))
-    futures[-1].result(PATIENCE_S)
-    assert finished == ["first", "second", "third"]
+def test_songs_are_sung_together_and_each_is_its_own(engine: EngineProcess, tiny_engine: Engine) -> None:
+    futures = [engine.sing(f"song {seed}", request(segments=1, seed=seed), ignore) for seed in range(3)]
+    for seed, future in enumerate(futures):
+        assert future.result(PATIENCE_S).audio == tiny_engine.sing(request(segments=1, seed=seed)).audio
+
+
+def test_a_short_song_does_not_wait_for_a_long_one(engine: EngineProcess) -> None:
+    running, started = long_song(engine, "endless")
+    assert started.wait(PATIENCE_S)
+    assert engine.sing("short", request(segments=1), ignore).result(PATIENCE_S).audio
+    assert not running.done()
+    engine.cancel("endless")
+    with pytest.raises(Cancelled):
+        running.result(PATIENCE_S)
+
+
+def test_a_process_that_hangs_is_killed(tiny_files: ModelFiles) -> None:
+    engine = EngineProcess.start(tiny_files, "cpu", "float32", stall_seconds=2.0)
+    running, started = long_song(engine, "hung")
+    assert started.wait(PATIENCE_S)
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match="no sign of life"):
+        running.result(PATIENCE_S)
+    assert not engine.alive
+    engine.close()
 
 
 def test_progress_reaches_the_parent(engine: EngineProcess) -> None:

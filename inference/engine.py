@@ -1,0 +1,224 @@
+"""Many songs at once on one device: who sings, whose pieces are filled in, what is decoded next.
+
+It knows nothing of processes or messages. The steps of each song are those of `inference/pipeline.py`; this room only
+decides when each is taken, and takes as many songs as fit along with every pass through a model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from inference.errors import Cancelled, EngineError, YueError
+from inference.llama import Llama
+from inference.pipeline import Pipeline, SongInProgress
+from inference.song import MAX_NEW_TOKENS, Progress, Song, SongRequest
+from inference.stage1 import Choir
+from inference.stage2 import ROW_TOKENS, Orchestra
+
+log = logging.getLogger(__name__)
+
+TOKENS_A_STEP = 16  # of stage 1; a cancelled song leaves after as many at the most
+FRAMES_A_STEP = 4  # of stage 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many songs sing together, and how many stage-2 rows play together."""
+
+    songs: int
+    rows: int
+
+
+CPU_LIMITS = Limits(songs=8, rows=32)
+MOST = Limits(songs=32, rows=128)  # beyond it a larger batch gains nothing on the fastest cards
+ROWS_A_SONG = 3  # rows that keep one song's stage 2 busy
+RESERVED_BYTES = 2 << 30  # of the GPU, for activations and for the codec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a song ended."""
+
+    song_id: str
+    result: Song | YueError
+
+
+class Engine:
+    """Songs join and leave at any time; `step` takes all of them a little further. One thread calls it."""
+
+    def __init__(self, pipeline: Pipeline, limits: Limits | None = None) -> None:
+        self.limits = limits or measured_limits(pipeline.composer, pipeline.upsampler)
+        self._pipeline = pipeline
+        self._choir = Choir(pipeline.composer, self.limits.songs)
+        self._orchestra = Orchestra(pipeline.upsampler, self.limits.rows)
+        self._songs: dict[str, SongInProgress] = {}  # every song that has not ended, in the order they came
+        self._waiting: deque[str] = deque()  # for a place in the choir
+        self._singing: set[str] = set()
+        self._ended: list[Outcome] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do and nothing to tell."""
+        return not self._songs and not self._ended
+
+    @property
+    def n_free_songs(self) -> int:
+        """How many more songs can join at once."""
+        return self._choir.n_free
+
+    @property
+    def n_free_rows(self) -> int:
+        """How many more stage-2 rows can play at once."""
+        return self._orchestra.n_free
+
+    def add(self, song_id: str, request: SongRequest, observe: Callable[[Progress], None]) -> None:
+        """Sing this song as soon as there is room. A request that cannot be sung ends with the next step."""
+        assert song_id not in self._songs, f"song {song_id} is being sung"
+        try:
+            self._songs[song_id] = SongInProgress(self._pipeline, request, observe)
+        except (YueError, torch.OutOfMemoryError) as error:
+            self._ended.append(Outcome(song_id, _as_ours(error)))
+        else:
+            self._waiting.append(song_id)
+
+    def cancel(self, song_id: str) -> None:
+        """End this song now. Nothing happens to one that is unknown or has ended."""
+        if song_id in self._songs:
+            self._end(song_id, Cancelled("the song was cancelled"))
+
+    def step(self) -> list[Outcome]:
+        """A few tokens of stage 1, a few frames of stage 2, one part decoded; the songs that ended with it.
+
+        What it raises leaves no song in a known state: the engine must not be used again.
+        """
+        self._admit()
+        self._sing()
+        self._hand_over()
+        if self._stage_2_is_due():
+            self._play()
+        self._tell_progress()
+        self._decode_one_part()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def sing(self, request: SongRequest, observe: Callable[[Progress], None] = lambda progress: None) -> Song:
+        """One song, on its own. Raises its YueError, or what `observe` raises."""
+        assert self.idle, "others are being sung"
+        self.add("", request, observe)
+        try:
+            while not (ended := self.step()):
+                pass
+        except BaseException:
+            self.cancel("")
+            self._ended.clear()
+            raise
+        (outcome,) = ended
+        if isinstance(outcome.result, Song):
+            return outcome.result
+        raise outcome.result
+
+    def _admit(self) -> None:
+        while self._waiting and self._choir.n_free:
+            song_id = self._waiting.popleft()
+            self._choir.join(self._songs[song_id].composition)
+            self._singing.add(song_id)
+
+    def _sing(self) -> None:
+        for _ in range(TOKENS_A_STEP):
+            try:
+                self._choir.step()
+            except torch.OutOfMemoryError as error:
+                self._sacrifice(self._singing, error)
+
+    def _hand_over(self) -> None:
+        """Give stage 2 what has been sung."""
+        for song_id in sorted(self._singing):
+            song = self._songs[song_id]
+            for piece in song.new_pieces():
+                self._orchestra.join(piece)
+            if song.composition.finished:
+                self._singing.discard(song_id)
+                song.meter.enter("stage2")
+
+    def _stage_2_is_due(self) -> bool:
+        """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these."""
+        if self._orchestra.n_playing or self._orchestra.n_waiting >= self._orchestra.n_free:
+            return True
+        return any(song.composition.finished or song.awaits_first_piece for song in self._songs.values())
+
+    def _play(self) -> None:
+        for _ in range(FRAMES_A_STEP):
+            try:
+                self._orchestra.step()
+            except torch.OutOfMemoryError as error:
+                self._sacrifice({song_id for song_id, song in self._songs.items() if song.in_stage_2}, error)
+
+    def _decode_one_part(self) -> None:
+        for song_id, song in list(self._songs.items()):
+            if not song.can_decode:
+                continue
+            try:
+                song.decode_part()
+                if song.fully_decoded:
+                    self._end(song_id, song.finish())
+            except (YueError, torch.OutOfMemoryError) as error:
+                self._end(song_id, _as_ours(error))
+            return
+
+    def _tell_progress(self) -> None:
+        for song in list(self._songs.values()):
+            song.tell_progress()
+
+    def _sacrifice(self, song_ids: set[str], error: torch.OutOfMemoryError) -> None:
+        """End the song that came last of these, so that the others can go on. Raises where there is none."""
+        last = next((song_id for song_id in reversed(self._songs) if song_id in song_ids), None)
+        if last is None:
+            raise error
+        self._end(last, _as_ours(error))
+
+    def _end(self, song_id: str, result: Song | YueError) -> None:
+        """Take the song out of wherever it is, and tell its end."""
+        song = self._songs.pop(song_id)
+        if song_id in self._waiting:
+            self._waiting.remove(song_id)
+        if song_id in self._singing:
+            self._singing.discard(song_id)
+            self._choir.leave(song.composition)
+        for pieces in song.pieces.values():
+            for piece in pieces:
+                self._orchestra.leave(piece)
+        self._ended.append(Outcome(song_id, result))
+
+
+def chosen_limits(pipeline: Pipeline, max_songs: int | None) -> Limits:
+    """What the device has room for, and no more than `max_songs` songs. Raises EngineError."""
+    limits = measured_limits(pipeline.composer, pipeline.upsampler)
+    return limits if max_songs is None else Limits(min(max_songs, limits.songs), limits.rows)
+
+
+def measured_limits(composer: Llama, upsampler: Llama) -> Limits:
+    """What the device's free memory has room for. Raises EngineError where that is not even one song."""
+    if composer.device.type != "cuda":
+        return CPU_LIMITS
+    song_bytes = composer.cache_bytes(composer.context) + composer.cache_bytes(MAX_NEW_TOKENS + 1)
+    row_bytes = upsampler.cache_bytes(ROW_TOKENS)
+    free_bytes = torch.cuda.mem_get_info(composer.device)[0] - RESERVED_BYTES
+    songs = min(MOST.songs, free_bytes // (song_bytes + ROWS_A_SONG * row_bytes))
+    songs = max(songs, 1)
+    rows = min(MOST.rows, (free_bytes - songs * song_bytes) // row_bytes)
+    if rows < 1:
+        needed_gb = (song_bytes + row_bytes) / 1e9
+        raise EngineError(f"the GPU has {free_bytes / 1e9:.1f} GB left for songs, one needs {needed_gb:.1f} GB")
+    return Limits(songs, rows)
+
+
+def _as_ours(error: YueError | torch.OutOfMemoryError) -> YueError:
+    if isinstance(error, YueError):
+        return error
+    log.error("a song was ended", exc_info=error)
+    return EngineError("the GPU's memory was full; the song was ended so that the others could go on")

@@ -1,0 +1,191 @@
+"""Many songs at once: each is what it would be alone, whoever else sings and whenever it came."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from inference.engine import Engine, Limits, Outcome
+from inference.errors import Cancelled, EngineError, InvalidField
+from inference.pipeline import Pipeline
+from inference.song import Progress, Reference, Song, SongRequest
+from tests.songs import request, tone
+
+
+def ignore(progress: Progress) -> None:
+    """An observer who does not look."""
+
+
+def different_songs(n: int) -> list[SongRequest]:
+    """Songs that differ in everything that could leak from one to another."""
+    dice = random.Random(5)
+    return [
+        request(
+            seed=i,
+            genres=dice.choice(["folk calm", "metal male loud", "jazz"]),
+            max_new_tokens=dice.choice([100, 130, 220]),
+            segments=dice.choice([1, 2, 3]),
+            temperature=dice.choice([0.0, 0.8, 1.0, 1.3]),
+            top_k=dice.choice([0, 5, 50]),
+            top_p=dice.choice([0.5, 0.93, 1.0]),
+            guidance_scale=dice.choice([(1.5, 1.2), (1.0, 1.0), (1.0, 2.0)]),
+            tracks=("vocal", "instrumental"),
+        )
+        for i in range(n)
+    ]
+
+
+def run(engine: Engine, until_idle: Callable[[int], None] = lambda step: None) -> dict[str, Outcome]:
+    """Step until nothing is left; `until_idle(step)` may add or cancel songs before each step."""
+    outcomes: dict[str, Outcome] = {}
+    step = 0
+    while step == 0 or not engine.idle:
+        until_idle(step)
+        for outcome in engine.step():
+            assert outcome.song_id not in outcomes, "a song ends once"
+            outcomes[outcome.song_id] = outcome
+        step += 1
+    return outcomes
+
+
+def audio_of(outcome: Outcome) -> dict[str, bytes]:
+    assert isinstance(outcome.result, Song), outcome.result
+    return outcome.result.audio
+
+
+def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipeline) -> None:
+    songs = different_songs(8)
+    alone = [Engine(tiny_pipeline, Limits(1, 1)).sing(song).audio for song in songs]
+    dice = random.Random(11)
+    for _ in range(2):
+        engine = Engine(tiny_pipeline, Limits(songs=5, rows=7))
+        arrivals = sorted((dice.randrange(20), i) for i in range(8))
+        order = [i for _, i in arrivals]
+
+        def arrive(step: int, arrivals: list[tuple[int, int]] = arrivals, engine: Engine = engine) -> None:
+            while arrivals and (arrivals[0][0] <= step or engine.idle):
+                _, i = arrivals.pop(0)
+                engine.add(str(i), songs[i], ignore)
+
+        outcomes = run(engine, arrive)
+        assert len(outcomes) == 8
+        for i in order:
+            assert audio_of(outcomes[str(i)]) == alone[i], f"song {i}"
+
+
+def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None:
+    long_song = request(seed=1, max_new_tokens=800, segments=2, tracks=("vocal",))
+    alone = Engine(tiny_pipeline).sing(long_song)
+    assert alone.duration_seconds > 6.0
+    engine = Engine(tiny_pipeline, Limits(songs=2, rows=1))
+    engine.add("long", long_song, ignore)
+    engine.add("short", request(), ignore)
+    assert audio_of(run(engine)["long"]) == alone.audio
+
+
+def test_more_songs_than_places_are_all_sung(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline, Limits(songs=2, rows=2))
+    for i in range(5):
+        engine.add(str(i), request(seed=i, segments=1), ignore)
+    outcomes = run(engine)
+    assert {song_id for song_id, outcome in outcomes.items() if isinstance(outcome.result, Song)} == set("01234")
+
+
+def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    engine.add("bad", request(lyrics="no tag"), ignore)
+    engine.add("good", request(segments=1), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["bad"].result, InvalidField)
+    assert isinstance(outcomes["good"].result, Song)
+
+
+@pytest.mark.parametrize("stage", ["prompt", "stage1", "stage2"])
+def test_a_cancelled_song_leaves_its_place_at_once(tiny_pipeline: Pipeline, stage: str) -> None:
+    engine = Engine(tiny_pipeline, Limits(songs=1, rows=2))
+    seen: list[str] = []
+    engine.add("first", request(max_new_tokens=400, segments=1), lambda progress: seen.append(progress.stage))
+    engine.add("second", request(segments=1), ignore)
+    while stage not in seen:
+        engine.step()
+    engine.cancel("first")
+    engine.cancel("unknown")
+    outcomes = run(engine)
+    assert isinstance(outcomes["first"].result, Cancelled)
+    assert isinstance(outcomes["second"].result, Song)
+
+
+def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) -> None:
+    """Memory runs out in the middle of stage 1, as an allocation in a forward would."""
+    engine = Engine(tiny_pipeline)
+    songs = {str(i): request(seed=i, segments=1) for i in range(3)}
+    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    for name, song in songs.items():
+        engine.add(name, song, ignore)
+    engine.step()
+    composer = tiny_pipeline.composer
+    real_forward, calls = composer.forward, iter([False, False, True])
+
+    def failing_forward(*arguments: object) -> torch.Tensor:
+        if next(calls, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real_forward(*arguments)  # type: ignore[arg-type]
+
+    composer.forward = failing_forward  # type: ignore[method-assign]
+    try:
+        outcomes = run(engine)
+    finally:
+        del composer.forward
+    assert isinstance(outcomes["2"].result, EngineError)  # the one that came last
+    assert all(audio_of(outcomes[name]) == alone[name] for name in "01")
+    engine.add("next", songs["2"], ignore)
+    assert audio_of(run(engine)["next"]) == alone["2"]
+
+
+def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    engine.add("song", request(), ignore)
+    head = tiny_pipeline.composer.model.lm_head.weight
+    kept = head[50_000].clone()
+    head[50_000] = torch.nan
+    try:
+        with pytest.raises(EngineError, match="not numbers"):
+            run(engine)
+    finally:
+        head[50_000] = kept
+
+
+def test_no_place_is_lost_over_many_random_lives(tiny_pipeline: Pipeline) -> None:
+    dice = random.Random(3)
+    engine = Engine(tiny_pipeline, Limits(songs=3, rows=3))
+    made = 0
+
+    def live(step: int) -> None:
+        nonlocal made
+        if made < 40 and dice.random() < 0.5:
+            engine.add(str(made), request(seed=made, segments=dice.choice([1, 2]), max_new_tokens=100), ignore)
+            made += 1
+        if dice.random() < 0.3:
+            engine.cancel(str(dice.randrange(40)))
+
+    ended = 0
+    for step in range(10_000):
+        live(step)
+        ended += len(engine.step())
+        if made == 40 and engine.idle:
+            break
+    assert ended == 40
+    assert (engine.n_free_songs, engine.n_free_rows) == (3, 3)
+
+
+def test_a_reference_is_heard_by_its_own_song_only(tiny_pipeline: Pipeline) -> None:
+    plain, referred = request(segments=1), request(segments=1, reference=Reference(mix=tone(2.0)))
+    alone = [Engine(tiny_pipeline).sing(song).audio for song in (plain, referred)]
+    engine = Engine(tiny_pipeline)
+    engine.add("plain", plain, ignore)
+    engine.add("referred", referred, ignore)
+    outcomes = run(engine)
+    assert [audio_of(outcomes[name]) for name in ("plain", "referred")] == alone
