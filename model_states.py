@@ -65,6 +65,13 @@ class Loaded:
     users: int = 0
     retired: bool = False  # another takes its place: no new song begins in it
 
+    @property
+    def max_songs(self) -> int:
+        """How many songs the engine sings together."""
+        songs = self.engine.info().get("max_songs", 1)
+        assert isinstance(songs, int)
+        return songs
+
     def status(self) -> dict[str, object]:
         """As /models/status shows it."""
         return {

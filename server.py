@@ -75,7 +75,7 @@ def make_manager(settings: Settings) -> ModelManager:
         return DownloadProcess(model, cache_folder(), settings.weights, force=force)
 
     def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
-        return EngineProcess.start(files, settings.device, settings.dtype, on_loading)
+        return EngineProcess.start(files, settings.device, settings.dtype, on_loading, settings.max_songs)
 
     return ModelManager(catalog.find(settings.model), fetch, start_engine)
 

@@ -1,10 +1,11 @@
-"""Songs as jobs: a bounded queue, one song after the other, found again by id, cancelled by id.
+"""Songs as jobs: a bounded queue, as many sung together as the engine takes, found again and cancelled by id.
 
 It knows nothing of HTTP, nor of how models are loaded or songs are made.
 
     queued -> running -> succeeded | failed | cancelled
 
 A job stays queued while the models are loaded for it; where that fails, all that wait for them fail with it.
+A song whose engine ended under it is queued once more, ahead of all others.
 Jobs live in memory; the oldest finished ones make room.
 """
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 FINISHED = (SUCCEEDED, FAILED, CANCELLED)
+MOST_ATTEMPTS = 2  # a song that ends its engine twice is likely the reason
 KEPT_JOBS = 1_000
 KEPT_BYTES = 512 * 1024 * 1024
 
@@ -67,6 +69,7 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     engine: Engine | None = None  # while the song is in it
+    attempts: int = 0  # how often it was begun
 
     @property
     def finished(self) -> bool:
@@ -80,7 +83,7 @@ class Job:
 
 
 class Jobs:
-    """All the jobs, and the thread that has them sung. Every method may be called from any thread."""
+    """All the jobs, and the threads that have them sung. Every method may be called from any thread."""
 
     def __init__(
         self, models: Models, max_queue: int, kept_jobs: int = KEPT_JOBS, kept_bytes: int = KEPT_BYTES
@@ -91,9 +94,10 @@ class Jobs:
         self._jobs: dict[str, Job] = {}  # in the order they came
         self._ids: dict[str, str] = {}  # request id -> job id
         self._queue: deque[Job] = deque()
-        self._running: Job | None = None
         self._closed = False
-        self._dispatcher: threading.Thread | None = None
+        self._capacity = 1  # songs that the engine sings together, as far as is known
+        self._busy = 0  # dispatchers that have a song, or are about to take one
+        self._dispatchers: list[threading.Thread] = []
 
     def submit(self, job: Job) -> Job:
         """Queue a job; one with the same request id that is here already is returned instead.
@@ -112,7 +116,7 @@ class Jobs:
             if job.request_id:
                 self._ids[job.request_id] = job.id
             self._queue.append(job)
-            self._start_dispatcher()
+            self._start_dispatchers()
             self._changed.notify_all()
         log.info("job %s: queued", job.id)
         return job
@@ -131,8 +135,12 @@ class Jobs:
 
     def wait(self, job: Job, seconds: float) -> bool:
         """Wait until the job is finished, so long at most; whether it is."""
+        return self.wait_until(lambda: job.finished, seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a change makes `condition` true, so long at most; whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: job.finished, seconds)
+            return self._changed.wait_for(condition, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once while it is queued, soon while it is sung. A finished one stays as it is."""
@@ -149,7 +157,7 @@ class Jobs:
         return job
 
     def close(self) -> None:
-        """Take no more songs, end those that are here, the models with them, and the thread."""
+        """Take no more songs, end those that are here, the models with them, and the threads."""
         with self._changed:
             self._closed = True
             while self._queue:
@@ -158,8 +166,8 @@ class Jobs:
                 )
             self._changed.notify_all()
         self._models.close()  # which is what wakes a dispatcher that waits for an engine
-        if self._dispatcher:
-            self._dispatcher.join()
+        for dispatcher in self._dispatchers:
+            dispatcher.join()
 
     def _known(self, job: Job) -> Job | None:
         known = self._jobs.get(self._ids.get(job.request_id or "", ""))
@@ -168,14 +176,16 @@ class Jobs:
             raise conflict(detail, field="request_id", job_id=known.id)
         return known
 
-    def _start_dispatcher(self) -> None:
-        """With the first job, not before: building an app starts no thread."""
-        if self._dispatcher is None:
-            self._dispatcher = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
-            self._dispatcher.start()
+    def _start_dispatchers(self) -> None:
+        """A thread for each song that could be sung now, none before there is one. The lock is held."""
+        wanted = min(self._capacity, self._busy + len(self._queue))
+        while len(self._dispatchers) < wanted and not self._closed:
+            dispatcher = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
+            self._dispatchers.append(dispatcher)
+            dispatcher.start()
 
     def _dispatch(self) -> None:
-        while self._head():
+        while self._begin():
             try:
                 with self._models.borrowed() as loaded:
                     job = self._next(loaded)
@@ -183,16 +193,25 @@ class Jobs:
                         self._sing(job, loaded.engine)
             except Exception as error:  # no engine for those who waited for it; later songs try again
                 self._fail_queued(error)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
 
-    def _head(self) -> Job | None:
-        """The job that is next, still queued; None once closed."""
+    def _begin(self) -> bool:
+        """Wait for a job, and for room in the engine; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            return self._queue[0] if self._queue else None
+            self._changed.wait_for(lambda: self._closed or (self._queue and self._busy < self._capacity))
+            if self._closed:
+                return False
+            self._busy += 1
+            return True
 
     def _next(self, loaded: Loaded) -> Job | None:
         """Take the next job out of the queue, unless all were cancelled while the models were loaded."""
         with self._changed:
+            self._capacity = loaded.max_songs
+            self._start_dispatchers()
             if not self._queue:
                 return None
             job = self._queue.popleft()
@@ -200,6 +219,7 @@ class Jobs:
                 self._finish(job, FAILED, error=another_model(job.wanted_model, loaded.model.name))
                 return None
             job.model = loaded.model.name
+            job.attempts += 1
             job.started_at, job.state, job.engine = _now(), RUNNING, loaded.engine
             self._changed.notify_all()
         log.info("job %s: running on %s", job.id, job.model)
@@ -216,9 +236,23 @@ class Jobs:
             self._end(job, CANCELLED, error=error)
         except Exception as error:  # of any kind: the job must end, and the next one must get its turn
             log.error("job %s", job.id, exc_info=error)
-            self._end(job, FAILED, error=error)
+            if not engine.alive and job.cancel_requested:
+                self._end(job, CANCELLED, error=Cancelled("the song was cancelled, and its engine ended"))
+            elif engine.alive or not self._queued_again(job):
+                self._end(job, FAILED, error=error)
         else:
             self._end(job, SUCCEEDED, song=song)
+
+    def _queued_again(self, job: Job) -> bool:
+        """Whether the job, whose engine ended under it, gets its second and last chance."""
+        with self._changed:
+            if self._closed or job.attempts >= MOST_ATTEMPTS:
+                return False
+            job.state, job.engine, job.progress = QUEUED, None, None
+            self._queue.appendleft(job)
+            self._changed.notify_all()
+        log.warning("job %s: queued again", job.id)
+        return True
 
     def _observer(self, job: Job) -> Callable[[Progress], None]:
         def observe(progress: Progress) -> None:

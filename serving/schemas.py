@@ -21,7 +21,7 @@ from inference import catalog, lyrics, prompt
 from inference.audio import read_reference
 from inference.catalog import Model
 from inference.errors import InvalidField
-from inference.song import MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
+from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
 from serving.jobs import another_model
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
@@ -100,7 +100,7 @@ class Parameters(_Strict):
     lyrics: str | None = Field(None, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
     segments: Whole | None = _whole_number(1, 100)
     seed: Whole | None = _whole_number(0, LARGEST_SEED)
-    max_new_tokens: Whole | None = _whole_number(100, 6_000)
+    max_new_tokens: Whole | None = _whole_number(100, MAX_NEW_TOKENS)
     temperature: float | None = _number(0, 2)
     top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, up to 1")
     top_k: Whole | None = _whole_number(0, 1_024)

@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16 or float16"
     )
+    max_songs: int | None = Field(default=None, ge=1, le=1_000, description="a whole number from 1 to 1000")
     max_queue: int = Field(default=64, ge=1, le=10_000, description="a whole number from 1 to 10000")
     max_instances: int = Field(default=8, ge=1, le=1_000, description="a whole number from 1 to 1000")
     max_request_bytes: int = Field(

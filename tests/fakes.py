@@ -39,6 +39,8 @@ def audio_of(request: SongRequest, track: str) -> bytes:
 class FakeEngine:
     """Sings one song after the other in a thread of its own, each as soon as `may_sing` is set."""
 
+    max_songs = 1  # that it says it takes together
+
     def __init__(self, may_sing: bool = True, memory_bytes: int | None = None) -> None:
         self.memory_bytes = memory_bytes
         self.may_sing = threading.Event()
@@ -67,7 +69,7 @@ class FakeEngine:
             self._wake.notify_all()
 
     def info(self) -> dict[str, object]:
-        return {"device": "fake", "memory_bytes": self.memory_bytes}
+        return {"device": "fake", "memory_bytes": self.memory_bytes, "max_songs": self.max_songs}
 
     @property
     def alive(self) -> bool:

@@ -151,14 +151,36 @@ def test_a_song_that_fails_leaves_the_next_one_alone(held_jobs: Jobs, held_model
     assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
 
 
-def test_after_the_engine_dies_the_next_job_gets_a_new_one(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_a_song_whose_engine_dies_is_sung_by_the_next_one(held_jobs: Jobs, held_models: FakeModels) -> None:
     first = held_jobs.submit(song())
     held_models.engine.wait_until_begun(1)
     held_models.may_sing = True  # the next engine
     held_models.engine.die()
-    assert isinstance(finished(held_jobs, first).error, EngineError)
+    assert finished(held_jobs, first).state == "succeeded"
     assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
     assert len(held_models.engines) == 2
+
+
+def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
+    held_jobs: Jobs, held_models: FakeModels
+) -> None:
+    first = held_jobs.submit(song())
+    for engines in (1, 2):
+        assert held_jobs.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
+        held_models.engine.wait_until_begun(1)
+        held_models.may_sing = engines == 2  # of the next engine
+        held_models.engine.die()
+    assert isinstance(finished(held_jobs, first).error, EngineError)
+    assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
+    assert len(held_models.engines) == 3
+
+
+def test_songs_are_sung_together_as_far_as_the_engine_takes_them(held_jobs: Jobs, held_models: FakeModels) -> None:
+    held_models.engine.max_songs = 2
+    songs = [held_jobs.submit(song(seed)) for seed in range(3)]
+    assert held_jobs.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
+    held_models.engine.sing_on()
+    assert [finished(held_jobs, job).state for job in songs] == ["succeeded"] * 3
 
 
 def test_a_download_that_fails_fails_all_who_waited_for_it_and_no_later_one() -> None:
