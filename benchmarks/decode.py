@@ -2,9 +2,7 @@
 
     python -m benchmarks.decode
 
-It measures one song on its own and knows nothing of the server. The published way is one Hugging Face `generate` call
-for each section in stage 1, with guidance as a second forward, and one `generate` call for each frame in stage 2, which
-reads the whole row again. Weights are fabricated; the work is the same for any weights.
+It measures one song on its own and knows nothing of the server. Weights are fabricated; the work is the same for any.
 """
 
 from __future__ import annotations
@@ -13,31 +11,20 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import published
 from inference import stage1, stage2
 from inference.llama import Llama
 from inference.prompt import Prompt
 from inference.stage1 import Composition, Stage1Settings
 from inference.tiny import fabricate
-from inference.vocabulary import (
-    CODEBOOK_SIZE,
-    EOA_ID,
-    FIRST_CODE_ID,
-    N_CODEBOOKS,
-    PIECE_FRAMES,
-    SOA_ID,
-    STAGE_1_ID,
-    STAGE_2_ID,
-    XCODEC_ID,
-    code_ids,
-)
+from inference.vocabulary import CODEBOOK_SIZE, PIECE_FRAMES, SOA_ID, XCODEC_ID
 
 PROMPT_TOKENS = 400
 ROWS = 4
@@ -69,19 +56,6 @@ class Result:
         return f"| {self.stage} | {self.steps} | {self.published_s:.1f} | {self.ours_s:.1f} | **{ratio:.1f} ×** |"
 
 
-class OnlyIds(LogitsProcessor):
-    """Lets a range of ids and `<EOA>` through, as the published script's masks do."""
-
-    def __init__(self, allowed: range) -> None:
-        blocked = [i for i in range(SMALL.vocab_size) if i not in allowed and i != EOA_ID]
-        self._blocked = blocked
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (R, V) with every other id at minus infinity."""
-        scores[:, self._blocked] = -torch.inf
-        return scores
-
-
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,63 +84,23 @@ def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
     """One section of exactly `n_tokens` tokens, sampled."""
     lead = torch.randint(32_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = [*lead, SOA_ID, XCODEC_ID]
-    published = timed(lambda: published_stage1(network, ids, n_tokens))
+    published_s = timed(lambda: published.sing_section(network, ids, n_tokens))
     llama = Llama(network)
     settings = Stage1Settings(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
 
     def ours() -> None:
         stage1.compose(llama, Composition(Prompt("", (tuple(ids),), (0,)), settings, 0, llama.context), ignore)
 
-    return Result("1", f"{n_tokens} tokens, guidance 1.5", published, timed(ours))
+    return Result("1", f"{n_tokens} tokens, guidance 1.5", published_s, timed(ours))
 
 
 def measure_stage2(network: LlamaForCausalLM, n_frames: int) -> Result:
     """Four rows of `n_frames` frames, greedily."""
     rows = torch.randint(CODEBOOK_SIZE, (ROWS, n_frames), generator=torch.Generator().manual_seed(1))
-    published = timed(lambda: published_stage2(network, rows))
+    published_s = timed(lambda: published.fill_in_rows(network, rows))
     llama = Llama(network)
     ours = timed(lambda: stage2.upsample(llama, list(rows), ignore))
-    return Result("2", f"{ROWS} rows × {n_frames} frames", published, ours)
-
-
-def published_stage1(network: LlamaForCausalLM, ids: Sequence[int], n_tokens: int) -> None:
-    """One `generate` call with guidance for a section."""
-    network.set_attn_implementation("sdpa")
-    prompt = torch.tensor([ids])
-    network.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        negative_prompt_ids=prompt[:, -1:],
-        logits_processor=LogitsProcessorList([OnlyIds(code_ids(0))]),
-        generation_config=GenerationConfig(
-            max_new_tokens=n_tokens,
-            min_new_tokens=n_tokens,
-            do_sample=True,
-            top_p=0.93,
-            temperature=1.0,
-            repetition_penalty=1.1,
-            guidance_scale=1.5,
-            eos_token_id=EOA_ID,
-            pad_token_id=EOA_ID,
-        ),
-    )
-
-
-def published_stage2(network: LlamaForCausalLM, rows: Tensor) -> None:
-    """One `generate` call for each frame, over rows of codebook-0 codes (R, T)."""
-    network.set_attn_implementation("sdpa")
-    n_rows, n_frames = rows.shape
-    lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(n_rows, -1)
-    tokens = torch.cat([lead, rows + FIRST_CODE_ID, torch.full((n_rows, 1), STAGE_2_ID)], dim=1)
-    only_codes = LogitsProcessorList([OnlyIds(range(code_ids(1).start, code_ids(N_CODEBOOKS - 1).stop))])
-    settings = GenerationConfig(
-        max_new_tokens=N_CODEBOOKS - 1, min_new_tokens=N_CODEBOOKS - 1, eos_token_id=EOA_ID, pad_token_id=EOA_ID
-    )
-    for frame in range(n_frames):
-        tokens = torch.cat([tokens, rows[:, frame, None] + FIRST_CODE_ID], dim=1)
-        tokens = network.generate(
-            tokens, attention_mask=torch.ones_like(tokens), logits_processor=only_codes, generation_config=settings
-        )
+    return Result("2", f"{ROWS} rows × {n_frames} frames", published_s, ours)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -1,0 +1,324 @@
+"""Times the whole engine with 1, 2, 4, 8 and 16 songs together, beside the published way, in one run.
+
+    python -m benchmarks.engine                 # two CPU cores, minutes
+    python -m benchmarks.engine --size full     # the real networks' sizes; needs a GPU
+
+It knows nothing of the server. Weights are fabricated on the device, nothing is downloaded; the work is the same for
+any weights. The published way runs the same networks for a few tokens and frames, and its time is scaled from those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import published
+from inference import tiny, tiny_text, vocoder
+from inference.codec import Codec
+from inference.engine import Engine, Limits, measured_limits
+from inference.llama import Llama
+from inference.pipeline import DECODERS, Pipeline, resolve
+from inference.song import Progress, Song, SongRequest
+from inference.tiny_layers import CodecWidths, VocosWidths
+from inference.tokenizer import Tokenizer
+from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
+
+VOCABULARY = tiny.MODEL_VOCABULARY_SIZE
+SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
+LYRICS = "[verse]\nThe kettle hums, the window glows\nA slow train over the hill\n"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The networks of one size."""
+
+    stage1: LlamaConfig
+    stage2: LlamaConfig
+    codec: CodecWidths
+    vocos: VocosWidths
+    seconds: float  # of audio a song
+    songs: tuple[int, ...]
+    published_tokens: int
+    published_frames: int
+
+
+def _config(width: int, feed_forward: int, layers: int, heads: int, kv_heads: int, context: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
+REAL_CODEC = CodecWidths(
+    encoder=64,
+    decoder=1024,
+    acoustic=256,
+    semantic=768,
+    hubert_layers=12,
+    hubert_heads=12,
+    hubert_feed_forward=3072,
+    hubert_convolutions=512,
+)
+REAL_VOCOS = VocosWidths(codebook=REAL_CODEC.codebook, hidden=512, feed_forward=1536, layers=8)
+SIZES = {
+    "tiny": Size(
+        _config(64, 128, 2, 4, 2, 16_384),
+        _config(48, 96, 2, 3, 3, 8_192),
+        tiny.CODEC_WIDTHS,
+        tiny.VOCOS_WIDTHS,
+        seconds=6.0,
+        songs=(1, 2, 4, 8),
+        published_tokens=60,
+        published_frames=10,
+    ),
+    "small": Size(
+        _config(256, 704, 6, 8, 2, 16_384),
+        _config(128, 352, 6, 8, 8, 8_192),
+        tiny.CODEC_WIDTHS,
+        tiny.VOCOS_WIDTHS,
+        seconds=6.0,
+        songs=(1, 2, 4, 8),
+        published_tokens=100,
+        published_frames=20,
+    ),
+    "full": Size(
+        _config(4096, 11_008, 32, 32, 4, 16_384),
+        _config(2048, 5504, 32, 16, 16, 8_192),
+        REAL_CODEC,
+        REAL_VOCOS,
+        seconds=SCALED_TO_SECONDS,
+        songs=(1, 2, 4, 8, 16),
+        published_tokens=100,
+        published_frames=12,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of the engine; seconds are from the first song's arrival."""
+
+    songs: int
+    audio_s: float
+    total_s: float
+    stage1_s: float
+    stage2_s: float
+    decode_s: float
+    first_audio_s: float
+
+    @property
+    def row(self) -> str:
+        """A line of the table."""
+        tokens = self.audio_s * FRAME_RATE_HZ * len(TRACKS)
+        frames = self.audio_s * FRAME_RATE_HZ * len(TRACKS)
+        cells = (
+            f"{self.songs}",
+            f"{self.total_s / self.audio_s * SCALED_TO_SECONDS:.1f}",
+            f"{self.audio_s / self.total_s:.2f}",
+            f"{tokens / self.stage1_s:.0f}",
+            f"{frames / self.stage2_s:.0f}",
+            f"{self.stage1_s:.1f} / {self.stage2_s:.1f} / {self.decode_s:.1f}",
+            f"{self.first_audio_s:.1f}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+HEADINGS = (
+    "songs",
+    "s per 30 s of audio",
+    "audio s per s",
+    "stage-1 tokens/s",
+    "stage-2 frames/s",
+    "s in stage 1 / stage 2 / codec",
+    "first 6 s after, s",
+)
+
+
+class TimedEngine(Engine):
+    """The engine, with a clock on each kind of its work."""
+
+    def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
+        super().__init__(pipeline, limits)
+        self.seconds = {"stage1": 0.0, "stage2": 0.0, "decode": 0.0}
+        self.first_part_at: float | None = None
+
+    def _sing(self) -> None:
+        self._clocked("stage1", super()._sing)
+
+    def _play(self) -> None:
+        self._clocked("stage2", super()._play)
+
+    def _decode_one_part(self) -> None:
+        decodes = any(song.can_decode for song in self._songs.values())
+        self._clocked("decode", super()._decode_one_part)
+        if decodes and self.first_part_at is None:
+            self.first_part_at = time.perf_counter()
+
+    def _clocked(self, work: str, do: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        do()
+        if self._pipeline.composer.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[work] += time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _parser().parse_args()
+    size = SIZES[options.size]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, dtype = resolve(options.device, "auto")
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = fabricated(size, device, dtype, Path(folder))
+    print(f"{date.today()}, {_machine(device)}, {dtype}, torch {torch.__version__}, size {options.size}\n")
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---:|' * len(HEADINGS)}")
+    measurements = []
+    measure(pipeline, replace(size, seconds=2.0), 1)  # warm up
+    for songs in size.songs:
+        measurements.append(measure(pipeline, size, songs))
+        print(measurements[-1].row, flush=True)
+    stage1_s, stage2_s = published_seconds(pipeline, size)
+    one = measurements[0]
+    print(f"\nThe published way, scaled from {size.published_tokens} tokens and {size.published_frames} frames to")
+    print(f"{size.seconds:g} s of audio: stage 1 {stage1_s:.1f} s ({stage1_s / one.stage1_s:.1f} × ours),")
+    print(f"stage 2 {stage2_s:.1f} s ({stage2_s / one.stage2_s:.1f} × ours).")
+    if device.type == "cuda":
+        print(f"Peak memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
+    if options.plot:
+        plot(measurements, options.plot)
+
+
+def fabricated(size: Size, device: torch.device, dtype: torch.dtype, folder: Path) -> Pipeline:
+    """Networks of that size with made-up weights, on the device."""
+    tiny.write_codec(folder, size.codec, size.vocos)
+    (folder / "tokenizer.model").write_bytes(tiny_text.tokenizer_model())
+    return Pipeline(
+        "fabricated",
+        Tokenizer(folder / "tokenizer.model"),
+        Llama(_network(size.stage1, device, dtype)),
+        Llama(_network(size.stage2, device, dtype)),
+        Codec.load(folder, device),
+        [vocoder.load(folder / "decoders" / name, device) for name in DECODERS],
+    )
+
+
+def measure(pipeline: Pipeline, size: Size, songs: int) -> Measurement:
+    """`songs` songs of `size.seconds` each, all there from the start."""
+    limits = measured_limits(pipeline.composer, pipeline.upsampler)
+    engine = TimedEngine(pipeline, replace(limits, songs=min(songs, limits.songs)))
+    tokens = round(size.seconds * FRAME_RATE_HZ * len(TRACKS))
+    began = time.perf_counter()
+    for seed in range(songs):
+        request = SongRequest("folk calm", LYRICS, seed, max_new_tokens=tokens, tracks=("mix",))
+        engine.add(str(seed), request, _ignore)
+    audio_s = 0.0
+    while not engine.idle:
+        for outcome in engine.step():
+            assert isinstance(outcome.result, Song), outcome.result
+            audio_s += outcome.result.duration_seconds
+    total_s = time.perf_counter() - began
+    assert engine.first_part_at is not None, "no song was decoded"
+    return Measurement(
+        songs,
+        audio_s,
+        total_s,
+        stage1_s=engine.seconds["stage1"],
+        stage2_s=engine.seconds["stage2"],
+        decode_s=engine.seconds["decode"],
+        first_audio_s=engine.first_part_at - began,
+    )
+
+
+def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
+    """Seconds of stage 1 and stage 2 for one song's audio, scaled from a small part of each."""
+    prompt = torch.randint(32_000, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    n_frames = size.seconds * FRAME_RATE_HZ
+    n_rows = len(TRACKS) * math.ceil(n_frames / PIECE_FRAMES)
+    rows = torch.randint(CODEBOOK_SIZE, (n_rows, PIECE_FRAMES), generator=torch.Generator().manual_seed(1))
+    stage1_s = _timed(lambda: published.sing_section(pipeline.composer.model, prompt, size.published_tokens))
+    stage2_s = _timed(lambda: published.fill_in_rows(pipeline.upsampler.model, rows, size.published_frames))
+    tokens = n_frames * len(TRACKS)
+    # A row that is read again for each frame grows by eight tokens a frame: the middle frame's length is the mean.
+    shortest, mean = _read_tokens(0, size.published_frames), _read_tokens(0, PIECE_FRAMES)
+    return stage1_s * tokens / size.published_tokens, stage2_s * PIECE_FRAMES / size.published_frames * mean / shortest
+
+
+def plot(measurements: Sequence[Measurement], path: Path) -> None:
+    """Throughput against songs, as a PNG."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    axes.plot([m.songs for m in measurements], [m.audio_s / m.total_s for m in measurements], marker="o")
+    axes.set(xlabel="songs together", ylabel="seconds of audio per second", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _read_tokens(first_frame: int, last_frame: int) -> float:
+    """How long a stage-2 row is on average between two frames."""
+    return PIECE_FRAMES + N_CODEBOOKS * (first_frame + last_frame) / 2
+
+
+def _network(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(config)
+    model = empty.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.fill_(1.0)
+        else:
+            parameter.data.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    model.lm_head.weight.data[EOA_ID] = 0.0  # so that a section never ends before its budget
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    with torch.inference_mode():
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _ignore(progress: Progress) -> None:
+    """An observer who does not look."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--plot", type=Path, help="PNG file for a plot of throughput against songs")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
