@@ -29,7 +29,7 @@ from inference.engine import Engine, Limits, measured_limits
 from inference.llama import Llama
 from inference.pipeline import DECODERS, Pipeline, resolve
 from inference.song import Progress, Song, SongRequest
-from inference.tiny_layers import CodecWidths, VocosWidths
+from inference.tiny_layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
 from inference.tokenizer import Tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
 
@@ -66,17 +66,6 @@ def _config(width: int, feed_forward: int, layers: int, heads: int, kv_heads: in
     )
 
 
-REAL_CODEC = CodecWidths(
-    encoder=64,
-    decoder=1024,
-    acoustic=256,
-    semantic=768,
-    hubert_layers=12,
-    hubert_heads=12,
-    hubert_feed_forward=3072,
-    hubert_convolutions=512,
-)
-REAL_VOCOS = VocosWidths(codebook=REAL_CODEC.codebook, hidden=512, feed_forward=1536, layers=8)
 SIZES = {
     "tiny": Size(
         _config(64, 128, 2, 4, 2, 16_384),

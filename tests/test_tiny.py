@@ -67,23 +67,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_names_and_shapes_of_a_full_size_codec_are_the_real_ones(parity_dir: Path) -> None:
     real = json.loads((parity_dir / "xcodec_keys.json").read_text())
-    widths = tiny_layers.CodecWidths(
-        encoder=64,
-        decoder=1024,
-        acoustic=256,
-        semantic=768,
-        hubert_layers=12,
-        hubert_heads=12,
-        hubert_feed_forward=3072,
-        hubert_convolutions=512,
-    )
-    assert tiny_layers.codec_shapes(widths) == {name: tuple(shape) for name, shape in real.items()}
+    assert tiny_layers.codec_shapes(tiny_layers.REAL_CODEC) == {name: tuple(shape) for name, shape in real.items()}
 
 
 def test_names_and_shapes_of_a_full_size_vocos_are_the_real_ones(parity_dir: Path) -> None:
     real = json.loads((parity_dir / "vocos_keys.json").read_text())
-    widths = tiny_layers.VocosWidths(codebook=1024, hidden=512, feed_forward=1536, layers=8)
-    assert tiny_layers.vocos_shapes(widths) == {name: tuple(shape) for name, shape in real.items()}
+    assert tiny_layers.vocos_shapes(tiny_layers.REAL_VOCOS) == {name: tuple(shape) for name, shape in real.items()}
 
 
 def test_set_is_laid_out_as_the_repositories_are(files: ModelFiles) -> None:
