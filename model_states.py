@@ -124,7 +124,13 @@ class Attempt:
             "seconds": round(time.monotonic() - self.began, 3),
             "download": {**self.download, "repositories": self.repositories},
             "loading": self.part,
+            "replaces": self.replaces,
         }
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a model was here and made room: songs that come now wait for the new one, or for the old one again."""
+        return self.restores or self.displaced is not None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ class Services:
         if self.settings.loading == STARTUP and models["status"] in (NOT_LOADED, ERROR):
             self.manager.recover()
             models = self.manager.status()
-        if self.settings.loading != STARTUP or models["status"] == READY:
+        # A model that takes another's place is waited for by the songs; the server has shown that it can be ready.
+        if self.settings.loading != STARTUP or models["status"] == READY or models.get("replaces"):
             return jsonify(status="healthy", models=models), 200
         status = "unhealthy" if models["status"] in (NOT_LOADED, ERROR) else "starting"
         return jsonify(status=status, models=models), 503

@@ -118,6 +118,21 @@ def test_health_at_startup_waits_for_the_models() -> None:
     close_app(served.app)
 
 
+def test_health_at_startup_stays_good_while_a_gpu_changes_models() -> None:
+    served = Served(may_fetch=False, loading="startup")
+    served.models.on_a_gpu = True
+    served.models.may_fetch.set()
+    served.client.post("/download-models")
+    served.models.starting.clear()
+    served.models.may_start.clear()
+    served.client.post("/download-models", json={"model": "en-cot", "wait": False})
+    assert served.models.starting.wait(SECONDS)
+    health = served.client.get("/health")
+    assert (health.status_code, health.json["models"]["status"]) == (200, "loading")
+    served.models.may_start.set()
+    close_app(served.app)
+
+
 def test_health_at_startup_tells_the_error() -> None:
     models = FakeModels(may_fetch=False)
     models.errors.append(DownloadError("no disk"))
