@@ -129,7 +129,7 @@ class Attempt:
 
     @property
     def replaces(self) -> bool:
-        """Whether a model was here and made room: songs that come now wait for the new one, or for the old one again."""
+        """Whether a model was here and made room: songs wait for the new one, or for the old one again."""
         return self.restores or self.displaced is not None
 
 
@@ -142,13 +142,17 @@ class Trouble:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def as_dict(self) -> dict[str, object]:
-        """As /models/status shows it. `reason` is a word for programs, `detail` a sentence for people."""
+        """As /models/status shows it. `reason` is a word for programs, `detail` a sentence for people.
+
+        `permanent`: another try can only end the same way, until somebody acts.
+        """
         kind = type(self.error).__name__
         reason = getattr(self.error, "reason", None) if kind == "DownloadError" else None
         return {
             "error": kind,
             "reason": reason,
             "detail": str(self.error),
+            "permanent": getattr(self.error, "permanent", False),
             "model": self.model.name,
             "at": self.at.isoformat(timespec="milliseconds"),
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import NoReturn
 
 from flask import Flask, Response, g, jsonify, request, send_file
 from flask.typing import ResponseReturnValue
@@ -38,17 +40,33 @@ JSON = "application/json"
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
 
 
+GUNICORN_HALT = 3  # the exit code of a worker that cannot work: gunicorn ends itself with it
+
+
+def end_server(reason: str) -> NoReturn:
+    """End this worker, and with it gunicorn: the platform sees the exit code, and the log why."""
+    log.critical("the server ends: %s", reason)
+    os._exit(GUNICORN_HALT)
+
+
 def create_app(
-    settings: Settings | None = None, manager: ModelManager | None = None, jobs: Jobs | None = None
+    settings: Settings | None = None,
+    manager: ModelManager | None = None,
+    jobs: Jobs | None = None,
+    give_up: Callable[[str], None] = end_server,
 ) -> Flask:
-    """The server as a WSGI app. What is not passed in is made from the settings, and those from the environment."""
+    """The server as a WSGI app. What is not passed in is made from the settings, and those from the environment.
+
+    `give_up` is called where a server on Vertex AI must be ready at startup and never can be: there a container that
+    ends is noticed, one that stays unhealthy is paid for until the deployment times out.
+    """
     settings = settings or read_settings()
     manager = manager or make_manager(settings)
     jobs = jobs or Jobs(manager, settings.max_queue)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions[SERVICES] = services = Services(settings, manager, jobs)
+    app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
     app.before_request(_start_clock)
     app.after_request(_log_request)
@@ -96,13 +114,18 @@ Outcome = Pending | dict[str, object] | Problem  # an instance, begun
 class Services:
     """What the routes work with, and the routes themselves."""
 
-    def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs) -> None:
+    def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs, give_up: Callable[[str], None]) -> None:
         self.settings, self.manager, self.jobs = settings, manager, jobs
+        self._give_up = give_up
         self._seats = threading.Semaphore(settings.max_waiters)
 
     def health(self) -> tuple[Response, int]:
         """Whether requests may be sent here."""
         models = self.manager.status()
+        trouble = models["last_error"]
+        must_be_ready = self.settings.loading == STARTUP and self.settings.aip_mode
+        if must_be_ready and models["status"] == ERROR and isinstance(trouble, dict) and trouble["permanent"]:
+            self._give_up(trouble["detail"])
         if self.settings.loading == STARTUP and models["status"] in (NOT_LOADED, ERROR):
             self.manager.recover()
             models = self.manager.status()

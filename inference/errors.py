@@ -8,7 +8,12 @@ from __future__ import annotations
 
 
 class YueError(Exception):
-    """The root: `str(error)` is one sentence for the person who has to act on it."""
+    """The root: `str(error)` is one sentence for the person who has to act on it.
+
+    `permanent` says that trying again, with nothing else changed, can only end the same way.
+    """
+
+    permanent = False
 
 
 class InvalidField(YueError):
@@ -31,6 +36,8 @@ class CheckpointError(YueError):
 
     `path` is the file, `reason` names what is wrong with it, down to the tensor.
     """
+
+    permanent = True
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(str(path), reason)
@@ -66,6 +73,9 @@ DOWNLOAD_REASONS = {
 }
 
 
+PASSING_REASONS = ("unavailable", "cancelled", "failed")  # the others stay until somebody acts
+
+
 class DownloadError(YueError):
     """The weights could not be brought here; the message says what to do.
 
@@ -76,6 +86,7 @@ class DownloadError(YueError):
         super().__init__(message, reason)
         assert reason in DOWNLOAD_REASONS, reason
         self.message, self.reason = message, reason
+        self.permanent = reason not in PASSING_REASONS
 
     def __str__(self) -> str:
         return self.message

@@ -133,6 +133,23 @@ def test_health_at_startup_stays_good_while_a_gpu_changes_models() -> None:
     close_app(served.app)
 
 
+@pytest.mark.parametrize(
+    ("reason", "aip_mode", "given_up"),
+    [("gated", "PREDICTION", True), ("unavailable", "PREDICTION", False), ("gated", None, False)],
+)
+def test_on_vertex_a_server_that_can_never_be_ready_ends(reason: str, aip_mode: str | None, given_up: bool) -> None:
+    models = FakeModels(may_fetch=False)
+    models.errors.append(DownloadError("no weights", reason))
+    manager, reasons = models.manager(), []
+    app = create_app(Settings(loading="startup", aip_mode=aip_mode), manager, give_up=reasons.append)
+    outcome = manager.load()
+    models.may_fetch.set()
+    assert outcome.exception(SECONDS)
+    app.test_client().get("/health")
+    assert reasons == (["no weights"] if given_up else [])
+    close_app(app)
+
+
 def test_health_at_startup_tells_the_error() -> None:
     models = FakeModels(may_fetch=False)
     models.errors.append(DownloadError("no disk"))
