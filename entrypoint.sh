@@ -25,6 +25,7 @@ cache='' stopped=''
 
 main() {
   (($# <= 1)) || usage_error "got '$*'; allowed: one of serve, download, --help"
+  keep_folders
   cd "$(dirname "${BASH_SOURCE[0]}")"
   case ${1-serve} in
     serve | download) ;;
@@ -36,6 +37,17 @@ main() {
   esac
   check_folders
   "${1-serve}"
+}
+
+# A relative folder is the caller's, not this script's. An address, or a ~ that the Hub's library expands, stays.
+keep_folders() {
+  local variable
+  for variable in YUE_WEIGHTS AIP_STORAGE_URI YUE_DATA XDG_CACHE_HOME HF_HOME HF_HUB_CACHE; do
+    case ${!variable:-} in
+      '' | /* | *://* | \~*) ;;
+      *) export "$variable=$PWD/${!variable}" ;;
+    esac
+  done
 }
 
 # gunicorn takes this process's place: signals reach it. It reads and checks the settings, the port among them.
@@ -68,13 +80,19 @@ check_folders() {
   local base=${XDG_CACHE_HOME:-${HOME:?entrypoint.sh: neither HOME nor XDG_CACHE_HOME is set}/.cache}
   cache=$base/yue-server
   check_writable XDG_CACHE_HOME "$cache"
-  if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-}${AIP_STORAGE_URI:-} && -z ${HF_HUB_OFFLINE:-} ]]; then
+  if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-}${AIP_STORAGE_URI:-} ]] && ! is_offline; then
     check_writable HF_HOME "${HF_HUB_CACHE:-${HF_HOME:-$base/huggingface}}"
   fi
   if [[ -n ${YUE_DATA:-} && $YUE_DATA != *://* ]]; then # else it is a bucket
     check_writable YUE_DATA "$YUE_DATA"
   fi
 }
+
+# The words that the Hub's library takes for yes.
+is_offline() (
+  shopt -s nocasematch
+  [[ ${HF_HUB_OFFLINE:-} =~ ^(1|on|yes|true)$ ]]
+)
 
 check_writable() {
   local variable=$1 folder=$2

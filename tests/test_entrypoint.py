@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import soundfile
-import yaml
 
 from inference.catalog import ModelFiles
 from tests.hub_server import HubServer, serve_tiny
@@ -69,9 +68,11 @@ def hub(tiny_files: ModelFiles) -> Iterator[HubServer]:
 # -- usage and checks
 
 
-def entrypoint(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def entrypoint(
+    environment: dict[str, str], *arguments: str, folder: Path = PROJECT
+) -> subprocess.CompletedProcess[str]:
     command = [ENTRYPOINT, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_help_tells_the_commands_and_starts_nothing(environment: dict[str, str]) -> None:
@@ -95,6 +96,39 @@ def test_a_folder_that_cannot_be_written_is_named(variable: str, command: str, e
     done = entrypoint(environment | {"YUE_MODEL": "en-cot", variable: "/dev/null/folder"}, command)
     assert done.returncode == 1
     assert f"{variable}: /dev/null/folder" in done.stderr and "allowed" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "download"])
+def test_relative_folders_are_those_of_the_caller(command: str, environment: dict[str, str], tmp_path: Path) -> None:
+    relative = {"XDG_CACHE_HOME": "cache", "HF_HOME": "./hub", "YUE_WEIGHTS": "../weights", "YUE_DATA": "songs"}
+    done = entrypoint(seen_by_python(environment | relative, tmp_path), command, folder=tmp_path)
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert {name: seen[name] for name in relative} == {name: f"{tmp_path}/{path}" for name, path in relative.items()}
+    if command == "download":
+        assert f"--cache {tmp_path}/cache/yue-server --local {tmp_path}/../weights" in seen["arguments"]
+    assert (tmp_path / "cache").is_dir() and (tmp_path / "songs").is_dir()
+
+
+@pytest.mark.parametrize("place", ["gs://mirror/yue", "/mnt/weights"])
+def test_addresses_and_absolute_folders_stay(place: str, environment: dict[str, str], tmp_path: Path) -> None:
+    done = entrypoint(seen_by_python(environment | {"YUE_WEIGHTS": place}, tmp_path), "download", folder=tmp_path)
+    assert f"YUE_WEIGHTS={place}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("word", "code"), [("1", 0), ("yes", 0), ("True", 0), ("0", 1), ("no", 1), ("", 1)])
+def test_offline_needs_no_folder_of_the_hub(word: str, code: int, environment: dict[str, str], tmp_path: Path) -> None:
+    settings = {"YUE_MODEL": "en-cot", "HF_HOME": "/dev/null/folder", "HF_HUB_OFFLINE": word}
+    done = entrypoint(seen_by_python(environment | settings, tmp_path))
+    assert done.returncode == code and ("HF_HOME: /dev/null/folder" in done.stderr) == bool(code)
+
+
+def seen_by_python(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """With a python3 that only prints its arguments and its environment."""
+    python = folder / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "arguments=$*"\nenv\n')
+    python.chmod(0o755)
+    return environment | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
 
 
 def test_without_a_home_it_says_what_to_set(environment: dict[str, str]) -> None:
@@ -219,34 +253,6 @@ def begin_download(command: list[str], environment: dict[str, str], hub: HubServ
     )
     assert held.reached.wait(PATIENCE_S)
     return begun
-
-
-# -- the build in the cloud
-
-
-def test_the_cloud_builds_and_pushes_the_image_and_keeps_its_packages(tmp_path: Path) -> None:
-    docker = tmp_path / "docker"
-    docker.write_text('#!/bin/sh\necho "$*"\n')
-    docker.chmod(0o755)
-    build = yaml.safe_load((PROJECT / "cloudbuild.yaml").read_text())
-    (step,) = build["steps"]
-    given = {"${_IMAGE}": "registry/yue-server:v1", "${_BAKE_MODEL}": "en-cot"}
-    assert {f"${{{name}}}" for name in build["substitutions"]} == set(given)
-    assert {"machineType", "diskSizeGb"} <= set(build["options"])
-    variables = dict(line.split("=") for line in step["env"])
-    settings = {name: given.get(value, value) for name, value in variables.items()}
-    script = ["sh", "-c", step["script"]]
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-
-    done = subprocess.run(script, env=path | settings, check=True, capture_output=True, text=True)
-    packages, image, *pushes = done.stdout.splitlines()
-    assert "--target packages --tag registry/yue-server:packages" in packages
-    assert "--tag registry/yue-server:v1" in image and "BAKE_MODEL=en-cot" in image
-    assert "--cache-from registry/yue-server:packages" in image
-    assert pushes == ["push registry/yue-server:packages", "push registry/yue-server:v1"]
-
-    nameless = subprocess.run(script, env=path | settings | {"IMAGE": ""}, capture_output=True, text=True)
-    assert nameless.returncode and "_IMAGE: got nothing" in nameless.stderr and not nameless.stdout
 
 
 # -- the stand-in itself, before a container whose health is a file and which answers as it is told
