@@ -103,6 +103,8 @@ build_image() {
     return
   fi
   [[ $BAKE_WEIGHTS == no ]] || substitutions+=,_BAKE_MODEL=$YUE_MODEL
+  [[ -z $TORCH_REQUIREMENT ]] || substitutions+=,_TORCH_REQUIREMENT=$TORCH_REQUIREMENT
+  [[ -z $PIP_ARGS ]] || substitutions+=,_PIP_ARGS=$PIP_ARGS
   run gcloud builds submit . --config=cloudbuild.yaml --region="$REGION" --machine-type="$build_machine" \
     --disk-size="$build_disk" --timeout="$build_timeout" --substitutions="$substitutions" --project="$PROJECT_ID"
   built=yes
@@ -169,6 +171,7 @@ find_model() {
 environment() {
   local list=YUE_MODEL=$YUE_MODEL,YUE_LOADING=$1,YUE_MAX_QUEUE=$YUE_MAX_QUEUE,YUE_WAIT_SECONDS=$YUE_WAIT_SECONDS
   list+=,YUE_DATA=gs://$BUCKET
+  [[ -z $YUE_MAX_SONGS ]] || list+=,YUE_MAX_SONGS=$YUE_MAX_SONGS
   [[ -z $WEIGHTS ]] || list+=,YUE_WEIGHTS=$WEIGHTS
   [[ -z $HF_TOKEN ]] || list+=,HF_TOKEN=$HF_TOKEN
   printf '%s' "$list"

@@ -22,8 +22,11 @@ IMAGE_TAG;tag;;the image's tag (default: the commit)
 REBUILD;choice;no;yes: build the image even if this tag exists
 BAKE_WEIGHTS;choice;no;yes: put the weights into the image
 WEIGHTS;mirror;;gs://BUCKET/FOLDER with the weights, instead of the Hub
+TORCH_REQUIREMENT;requirement;;which torch is put into the image (default: the one of the Dockerfile)
+PIP_ARGS;words;;more arguments for pip install in the build, as --pip-args='--pre …'
 SHARED_MEMORY_MB;number;2048;the container's /dev/shm
 YUE_MAX_QUEUE;number;;songs that may wait (default: by ACCELERATOR)
+YUE_MAX_SONGS;number;;songs sung together (default: 1 with l4, else as many as fit)
 YUE_WAIT_SECONDS;number;3540;how long a request waits for its song; the endpoint hangs up after 3600
 HF_TOKEN;token;;the Hub's token; never printed, so no option, but whoever may see the model can read it
 POLL_SECONDS;count;15;time between two looks at what Google Cloud does
@@ -46,6 +49,7 @@ read_arguments() {
         ;;
       --*=*) set_option "${1%%=*}" "${1#*=}" ;;
       --*)
+        [[ ${2:-} != --* ]] || usage_error "$1: got nothing; allowed: a value, or $1=$2"
         set_option "$1" "${2:-}"
         shift
         ;;
@@ -75,7 +79,7 @@ set_option() {
   local wanted=$1 value=$2 name kind rest
   while IFS=';' read -r name kind rest; do
     if [[ $kind != token && $(option_of "$name") == "$wanted" ]]; then
-      [[ -n $value && $value != --* ]] || usage_error "$wanted: got nothing; allowed: a value"
+      [[ -n $value ]] || usage_error "$wanted: got nothing; allowed: a value"
       printf -v "$name" '%s' "$value"
       return
     fi
@@ -96,6 +100,7 @@ fill_settings() {
   BUCKET=${BUCKET:-$PROJECT_ID-$DEPLOYMENT_NAME}
   [[ -n $IMAGE_TAG ]] || name_image
   [[ $BAKE_WEIGHTS == no ]] || IMAGE_TAG+=-${YUE_MODEL//[\/@]/-}
+  [[ -z $TORCH_REQUIREMENT$PIP_ARGS ]] || IMAGE_TAG+=-$(checksum "$TORCH_REQUIREMENT" "$PIP_ARGS")
   image=$REGION-docker.pkg.dev/$PROJECT_ID/$REPOSITORY/server:$IMAGE_TAG
   email=$SERVICE_ACCOUNT@$PROJECT_ID.iam.gserviceaccount.com
   parent=projects/$PROJECT_ID/locations/$REGION
@@ -109,16 +114,18 @@ find_project() {
     fail "PROJECT_ID: got nothing; give --project-id=PROJECT or run: gcloud config set project PROJECT"
 }
 
-# The faster the GPU, the more songs may wait.
+# The faster the GPU, the more songs may wait. How many are sung together is left to the server, which measures what
+# fits; the smallest GPU is nearly full with one.
 choose_machine() {
-  local machine='' queue=''
+  local machine='' queue='' songs=''
   case $ACCELERATOR in
-    l4) gpu=nvidia-l4 quota=l4 machine=g2-standard-16 queue=8 ;;
+    l4) gpu=nvidia-l4 quota=l4 machine=g2-standard-16 queue=8 songs=1 ;;
     a100) gpu=nvidia-tesla-a100 quota=a100 machine=a2-highgpu-1g queue=16 ;;
     a100-80gb) gpu=nvidia-a100-80gb quota=a100_80gb machine=a2-ultragpu-1g queue=32 ;;
     h100) gpu=nvidia-h100-80gb quota=h100 machine=a3-highgpu-1g queue=32 ;;
   esac
   MACHINE_TYPE=${MACHINE_TYPE:-$machine} YUE_MAX_QUEUE=${YUE_MAX_QUEUE:-$queue}
+  YUE_MAX_SONGS=${YUE_MAX_SONGS:-$songs}
 }
 
 # The commit names the image, unless the files are not those of the commit: then it is built every time.
@@ -135,6 +142,8 @@ check_settings() {
   while IFS=';' read -r name kind default meaning; do
     [[ -z ${!name} ]] || check_setting "$name" "$kind"
   done < <(settings)
+  [[ $BAKE_WEIGHTS == no || -z $WEIGHTS ]] || # the server would prefer them to those in its image
+    usage_error "WEIGHTS: got '$WEIGHTS' with BAKE_WEIGHTS=yes; allowed: one of the two"
   ((MIN_REPLICAS <= MAX_REPLICAS)) || usage_error "MAX_REPLICAS: got '$MAX_REPLICAS'; allowed: $MIN_REPLICAS or more"
   ((YUE_WAIT_SECONDS < inference_timeout_s)) ||
     usage_error "YUE_WAIT_SECONDS: got '$YUE_WAIT_SECONDS'; allowed: 1 to $((inference_timeout_s - 1))"
@@ -150,6 +159,8 @@ check_setting() {
     mirror) form='gs://[a-z0-9][A-Za-z0-9._/-]+' allowed='gs://BUCKET/FOLDER' ;;
     model) form='[A-Za-z0-9._/@-]+' allowed='en-cot, zh-icl, … or owner/name@revision' ;;
     tag) form='[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' allowed='letters, digits, _, . and -' ;;
+    requirement) form='torch[A-Za-z0-9.=<>~!+_-]*' allowed='a requirement without commas such as torch==2.13.0' ;;
+    words) form='[A-Za-z0-9._:/=@+ -]+' allowed='words of letters, digits, and . _ : / = @ + -' ;;
     accelerator) form='l4|a100|a100-80gb|h100' allowed='l4, a100, a100-80gb, h100' ;;
     choice) form='yes|no' allowed='yes, no' ;;
     number) form='[1-9][0-9]{0,5}' allowed='a whole number from 1' ;;

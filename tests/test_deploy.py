@@ -88,17 +88,20 @@ def test_what_the_container_is_told_are_settings_of_the_server(person: Person, m
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "machine", "gpu"),
+    ("accelerator", "machine", "gpu", "max_songs"),
     [
-        ("l4", "g2-standard-16", "nvidia-l4"),
-        ("a100", "a2-highgpu-1g", "nvidia-tesla-a100"),
-        ("a100-80gb", "a2-ultragpu-1g", "nvidia-a100-80gb"),
-        ("h100", "a3-highgpu-1g", "nvidia-h100-80gb"),
+        ("l4", "g2-standard-16", "nvidia-l4", ["1"]),
+        ("a100", "a2-highgpu-1g", "nvidia-tesla-a100", []),  # the server measures what fits
+        ("a100-80gb", "a2-ultragpu-1g", "nvidia-a100-80gb", []),
+        ("h100", "a3-highgpu-1g", "nvidia-h100-80gb", []),
     ],
 )
-def test_an_accelerator_brings_its_machine(person: Person, accelerator: str, machine: str, gpu: str) -> None:
+def test_an_accelerator_brings_its_machine(
+    person: Person, accelerator: str, machine: str, gpu: str, max_songs: list[str]
+) -> None:
     printed = person.run("deploy_on_demand.sh", "--dry-run", "--accelerator", accelerator).stdout
     assert f" --machine-type={machine} --accelerator=type={gpu},count=1 " in printed
+    assert re.findall(r"YUE_MAX_SONGS=(\d+)", printed) == max_songs
 
 
 def test_a_second_run_changes_nothing(deployed: Person) -> None:
@@ -123,13 +126,6 @@ def test_an_image_built_anew_is_deployed_anew(deployed: Person) -> None:
     deployed.deploy("deploy_on_demand.sh", "--rebuild=yes")
     assert len(deployed.calls("gcloud", "builds", "submit")) == 2
     assert deployed.endpoint["deployedModels"][0]["modelVersionId"] == "2"
-
-
-def test_weights_are_put_into_the_image_when_asked_for(person: Person) -> None:
-    person.deploy("deploy_with_entrypoint.sh", "--bake-weights", "yes")
-    (build,) = person.calls("gcloud", "builds", "submit")
-    (substitutions,) = (word for word in build if word.startswith("--substitutions="))
-    assert substitutions.endswith("server:v1-en-cot,_BAKE_MODEL=en-cot")
 
 
 def test_a_deployment_longer_than_gcloud_waits_is_waited_for(person: Person) -> None:

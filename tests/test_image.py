@@ -1,0 +1,100 @@
+"""How the image is built: what the deploy scripts ask of Cloud Build, and what that asks of docker.
+
+It does not build one: that is done in test_container.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from cloud.person import Person
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path)
+
+
+def substitutions_of(person: Person) -> str:
+    (build,) = person.calls("gcloud", "builds", "submit")
+    (substitutions,) = (word for word in build if word.startswith("--substitutions="))
+    return substitutions
+
+
+def test_weights_are_put_into_the_image_when_asked_for(person: Person) -> None:
+    person.deploy("deploy_with_entrypoint.sh", "--bake-weights", "yes")
+    assert substitutions_of(person).endswith("server:v1-en-cot,_BAKE_MODEL=en-cot")
+    assert "YUE_WEIGHTS" not in person.cloud["models"]["yue-server"]["environment"]
+
+
+def test_weights_in_the_image_and_in_a_mirror_are_refused(person: Person) -> None:
+    """The server would prefer the mirror, and those in the image were for nothing."""
+    done = person.run("deploy_on_demand.sh", "--dry-run", "--bake-weights=yes", "--weights=gs://mirror/yue")
+    assert done.returncode == 2
+    assert "WEIGHTS: got 'gs://mirror/yue' with BAKE_WEIGHTS=yes; allowed: one of the two" in done.stderr
+
+
+def test_another_torch_is_put_into_an_image_of_its_own(person: Person) -> None:
+    settings = ("--torch-requirement=torch>=2.12", "--pip-args=--pre --no-deps")
+    printed = person.run("deploy_on_demand.sh", "--dry-run", *settings).stdout
+    (line,) = (line for line in printed.splitlines() if line.startswith("gcloud builds submit "))
+    (substitutions,) = (word for word in shlex.split(line) if word.startswith("--substitutions="))
+    assert substitutions.endswith(",_TORCH_REQUIREMENT=torch>=2.12,_PIP_ARGS=--pre --no-deps")
+    assert "server:v1-" in substitutions, "the image v1 may be there already, with the usual torch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--torch-requirement=torch>=2,<3"], "TORCH_REQUIREMENT: got 'torch>=2,<3'"),
+        (["--pip-args=--pre,_IMAGE=other"], "PIP_ARGS: got '--pre,_IMAGE=other'"),
+        (["--pip-args", "--pre"], "--pip-args: got nothing; allowed: a value, or --pip-args=--pre"),
+    ],
+)
+def test_what_cloud_build_would_misread_is_refused(person: Person, arguments: list[str], named: str) -> None:
+    done = person.run("deploy_on_demand.sh", "--dry-run", *arguments)
+    assert done.returncode == 2 and named in done.stderr
+
+
+def test_the_cloud_builds_and_pushes_the_image_and_keeps_its_packages(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$*"\n')
+    docker.chmod(0o755)
+    config = yaml.safe_load((PROJECT / "cloudbuild.yaml").read_text())
+    (step,) = config["steps"]
+    substitutions = config["substitutions"]
+    given = {
+        "${_IMAGE}": "registry/yue-server:v1",
+        "${_BAKE_MODEL}": "en-cot",
+        "${_TORCH_REQUIREMENT}": "torch==2.12.1",
+        "${_PIP_ARGS}": "--pre --no-deps",
+    }
+    assert {f"${{{name}}}" for name in substitutions} == set(given)
+    assert {"machineType", "diskSizeGb"} <= set(config["options"])
+    variables = dict(line.split("=", 1) for line in step["env"])
+    settings = {name: given.get(value, value) for name, value in variables.items()}
+    script = ["sh", "-c", step["script"]]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    done = subprocess.run(script, env=path | settings, check=True, capture_output=True, text=True)
+    packages, image, *pushes = done.stdout.splitlines()
+    assert "--target packages --tag registry/yue-server:packages" in packages
+    assert "--tag registry/yue-server:v1" in image and "BAKE_MODEL=en-cot" in image
+    assert "--cache-from registry/yue-server:packages" in image
+    for build in (packages, image):  # the same, or the packages of the first would not serve the second
+        assert "TORCH_REQUIREMENT=torch==2.12.1" in build and "PIP_ARGS=--pre --no-deps" in build
+    assert pushes == ["push registry/yue-server:packages", "push registry/yue-server:v1"]
+
+    # A setting that is not given is what the Dockerfile takes by itself.
+    dockerfile = (PROJECT / "Dockerfile").read_text()
+    assert all(f"ARG {name[1:]}={value}\n" in dockerfile for name, value in substitutions.items() if name != "_IMAGE")
+
+    nameless = subprocess.run(script, env=path | settings | {"IMAGE": ""}, capture_output=True, text=True)
+    assert nameless.returncode and "_IMAGE: got nothing" in nameless.stderr and not nameless.stdout
