@@ -38,8 +38,12 @@ WORKDIR /app
 # The weights come before the final stage, so that their layer is pushed once as long as they are the same.
 FROM runtime AS weights
 ARG BAKE_MODEL=
-COPY entrypoint.sh *.py ./
-COPY inference inference
+# No more than the download imports: a change of anything else does not fetch the weights anew.
+COPY entrypoint.sh storage.py ./
+COPY inference/__init__.py inference/catalog.py inference/download.py inference/errors.py inference/hub.py \
+     inference/mirror.py inference/proof.py inference/transfer.py inference/weights.py inference/
+# What makes the tiny model.
+COPY inference/tiny.py inference/tiny_layers.py inference/tiny_text.py inference/vocabulary.py inference/
 USER yue
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download; fi
 

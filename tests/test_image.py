@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,35 @@ def test_the_cloud_builds_and_pushes_the_image_and_keeps_its_packages(tmp_path: 
 
     nameless = subprocess.run(script, env=path | settings | {"IMAGE": ""}, capture_output=True, text=True)
     assert nameless.returncode and "_IMAGE: got nothing" in nameless.stderr and not nameless.stdout
+
+
+def test_the_stage_that_fetches_the_weights_holds_what_that_needs_and_no_more(tmp_path: Path) -> None:
+    stage = tmp_path / "app"
+    copied = copy_weights_stage(stage)
+    program = "import sys; from inference import download, hub, mirror, tiny, weights; import storage\n"
+    program += "print(*(getattr(module, '__file__', None) or '' for module in list(sys.modules.values())), sep='\\n')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("YUE_", "AIP_", "PYTHON"))}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path)}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=stage, env=environment, check=True, capture_output=True, text=True).stdout
+
+    imported = {Path(file) for file in run("python3", "-c", program).splitlines()}
+    used = {str(file.relative_to(stage)) for file in imported if file.is_relative_to(stage)}
+    assert used | {"entrypoint.sh"} == copied
+    assert '"event": "done"' in run("./entrypoint.sh", "download")  # the tiny model
+
+
+def copy_weights_stage(folder: Path) -> set[str]:
+    """Copies what the stage of the Dockerfile copies; the names."""
+    text = (PROJECT / "Dockerfile").read_text().replace("\\\n", " ")
+    stage = text.split(" AS weights\n")[1].split("\nFROM ")[0]
+    names: set[str] = set()
+    for line in stage.splitlines():
+        if line.startswith("COPY "):
+            names |= set(line.split()[1:-1])
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, folder / name)
+    return names
