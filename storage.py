@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import (
@@ -22,9 +23,14 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from inference.errors import StorageError
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 SCHEMES = ("gs", "s3", "az", "file")
 ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
 CHUNK_BYTES = 4 << 20
+# A file of gigabytes is one request, which obstore's own 30 s would cut.
+CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "timeout": "12h"}
 OWN_RETRIES = 0  # obstore's own would wait in silence
 
 
@@ -57,7 +63,9 @@ class Storage:
             raise StorageError(f"{name} is no place for files; allowed: {ALLOWED}", "invalid")
         with _translated(name):
             if is_address(name):
-                return cls(from_url(name, retry_config={"max_retries": OWN_RETRIES}), name)
+                return cls(
+                    from_url(name, client_options=CLIENT_OPTIONS, retry_config={"max_retries": OWN_RETRIES}), name
+                )
             return cls(LocalStore(Path(name).absolute(), mkdir=True), name)
 
     def get(self, path: str) -> bytes:

@@ -39,6 +39,7 @@ BROKEN_OFF = ".incomplete"  # what other programs' broken downloads leave in thi
 TIMEOUT_S = 30.0  # for a connection, and for the next bytes
 REQUEST_TIMEOUT, TOO_MANY, SERVER_ERROR = 408, 429, 500
 PARTIAL_CONTENT = 206
+UNAUTHORIZED = 401
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -179,6 +180,8 @@ class HubSource:
             return DownloadError(f"{title} has no such revision: check it, or leave it out", "no_revision")
         if isinstance(error, EntryNotFoundError):
             return DownloadError(f"{title} has no file {path}: check the name and the revision", "missing_file")
+        if error.response.status_code == UNAUTHORIZED:
+            return DownloadError(f"{title}: the Hub refused the token: set HF_TOKEN to one that is valid", "gated")
         return DownloadError(f"{title}: the Hub answered {error.response.status_code}; try again later, {OTHERWISE}")
 
 

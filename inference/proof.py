@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 CHUNK_BYTES = 4 << 20
+NS_PER_S = 10**9
 SHA256, GIT = "sha256", "git"  # how a digest is spelled: "sha256:…", "git:…" (a git blob's id)
 
 
@@ -31,7 +32,7 @@ class Proven:
     """A file that was proven, and what it looked like then."""
 
     file: WantedFile
-    mtime_ns: int
+    mtime_s: int  # whole seconds: the layers of an image keep no more
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda
 
 def proven(path: Path, file: WantedFile) -> Proven:
     """The stamp of a file that was just proven."""
-    return Proven(file, path.stat().st_mtime_ns)
+    return Proven(file, path.stat().st_mtime_ns // NS_PER_S)
 
 
 def looks_proven(path: Path, stamp: Proven) -> bool:
@@ -97,14 +98,14 @@ def looks_proven(path: Path, stamp: Proven) -> bool:
         status = path.stat()
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (stamp.file.size_bytes, stamp.mtime_ns)
+    return (status.st_size, status.st_mtime_ns // NS_PER_S) == (stamp.file.size_bytes, stamp.mtime_s)
 
 
 def read_record(path: Path) -> Record | None:
     """The record at `path`; None where there is none, or one that was cut short."""
     try:
         content = json.loads(path.read_bytes())
-        files = (Proven(WantedFile(**entry["file"]), entry["mtime_ns"]) for entry in content["files"])
+        files = (Proven(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
         return Record(content["revision"], tuple(files))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # then everything is proven anew

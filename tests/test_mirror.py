@@ -113,6 +113,20 @@ def test_local_files_are_proven_once_unless_forced(weights: Path, tmp_path: Path
         fetch(ZH_COT, tmp_path / "cache", weights, force=True)
 
 
+def test_files_whose_times_lost_their_fractions_are_not_proven_again(weights: Path, tmp_path: Path) -> None:
+    """As they do in the layers of an image."""
+    write_sums(weights / NAMES[1])
+    for path in weights.rglob("*.*"):
+        os.utime(path, ns=(0, 1_234_567_890_987_654_321))
+    fetch(ZH_COT, tmp_path / "cache", weights)
+    spoil(weights / NAMES[1] / WEIGHTS)  # whoever reads it, refuses it
+    for path in weights.rglob("*.*"):
+        os.utime(path, ns=(0, 1_234_567_890_000_000_000))
+    events = Events()
+    fetch(ZH_COT, tmp_path / "cache", weights, emit=events)
+    assert events.all == []
+
+
 def test_sums_that_nobody_can_read_are_refused() -> None:
     assert parse_sums(b"%s *./a b\n" % (b"AB" * 32)) == {"a b": "sha256:" + "ab" * 32}
     with pytest.raises(DownloadError, match="SHA256SUMS, line 2: got 'nonsense'"):

@@ -92,7 +92,11 @@ def describe_image(cloud: Cloud, words: list[str], flags: dict[str, str]) -> obj
 def build(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
     given = dict(pair.split("=", 1) for pair in flags["substitutions"].split(","))
     image = IMAGE.fullmatch(given.pop("_IMAGE"))
-    if flags["config"] != "cloudbuild.yaml" or set(given) - {"_BAKE_MODEL"} or image is None:
+    if (
+        flags["config"] != "cloudbuild.yaml"
+        or set(given) - {"_BAKE_MODEL", "_TORCH_REQUIREMENT", "_PIP_ARGS"}
+        or image is None
+    ):
         raise Refused(f"INVALID_ARGUMENT: {flags}")
     if cloud.find("repositories", image["repository"])["location"] != image["region"]:
         raise Refused("the repository lies in another region")
