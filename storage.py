@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SCHEMES = ("gs", "s3", "az", "file")
 ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
 CHUNK_BYTES = 4 << 20
-# A file of gigabytes is one request, which obstore's own 30 s would cut.
-CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "timeout": "12h"}
+# A file of gigabytes is one request, which obstore's own 30 s would cut; only a read that stalls is given up.
+CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "12h"}
 OWN_RETRIES = 0  # obstore's own would wait in silence
 
 
