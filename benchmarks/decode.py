@@ -19,7 +19,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
-from inference import stage1, stage2
+from inference import orchestra
+from inference.choir import compose
 from inference.llama import Llama
 from inference.prompt import Prompt
 from inference.stage1 import Composition, Stage1Settings
@@ -89,7 +90,7 @@ def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
     settings = Stage1Settings(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
 
     def ours() -> None:
-        stage1.compose(llama, Composition(Prompt("", (tuple(ids),), (0,)), settings, 0, llama.context), ignore)
+        compose(llama, Composition(Prompt("", (tuple(ids),), (0,)), settings, 0, llama.context), ignore)
 
     return Result("1", f"{n_tokens} tokens, guidance 1.5", published_s, timed(ours))
 
@@ -99,7 +100,7 @@ def measure_stage2(network: LlamaForCausalLM, n_frames: int) -> Result:
     rows = torch.randint(CODEBOOK_SIZE, (ROWS, n_frames), generator=torch.Generator().manual_seed(1))
     published_s = timed(lambda: published.fill_in_rows(network, rows))
     llama = Llama(network)
-    ours = timed(lambda: stage2.upsample(llama, list(rows), ignore))
+    ours = timed(lambda: orchestra.upsample(llama, list(rows), ignore))
     return Result("2", f"{ROWS} rows × {n_frames} frames", published_s, ours)
 
 

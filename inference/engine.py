@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.choir import Choir, StaticVoices
 from inference.errors import Cancelled, EngineError, YueError
 from inference.llama import Llama
+from inference.orchestra import Orchestra, StaticFrames
 from inference.pipeline import Pipeline, SongInProgress
+from inference.replay import Recorder
 from inference.song import MAX_NEW_TOKENS, Progress, Song, SongRequest
-from inference.stage1 import Choir
-from inference.stage2 import ROW_TOKENS, Orchestra
+from inference.stage2 import ROW_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +53,11 @@ class Outcome:
 class Engine:
     """Songs join and leave at any time; `step` takes all of them a little further. One thread calls it."""
 
-    def __init__(self, pipeline: Pipeline, limits: Limits | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Limits | None = None, recorder: Recorder | None = None) -> None:
         self.limits = limits or measured_limits(pipeline.composer, pipeline.upsampler)
         self._pipeline = pipeline
-        self._choir = Choir(pipeline.composer, self.limits.songs)
-        self._orchestra = Orchestra(pipeline.upsampler, self.limits.rows)
+        self._choir = Choir(pipeline.composer, self.limits.songs, recorder)
+        self._orchestra = Orchestra(pipeline.upsampler, self.limits.rows, recorder)
         self._songs: dict[str, SongInProgress] = {}  # every song that has not ended, in the order they came
         self._waiting: deque[str] = deque()  # for a place in the choir
         self._singing: set[str] = set()
@@ -75,6 +77,22 @@ class Engine:
     def n_free_rows(self) -> int:
         """How many more stage-2 rows can play at once."""
         return self._orchestra.n_free
+
+    def prepare_next(self) -> bool:
+        """Record one more step for songs to come, the smallest bucket first; whether there was one left.
+
+        For when the engine is idle. A bucket that is needed before is recorded then, and the songs wait for it.
+        """
+        assert self.idle, "songs are being sung"
+        missing = [static for static in self._statics.values() if static.recordings.missing]
+        if missing:
+            static = min(missing, key=lambda static: static.recordings.missing[0])
+            static.prepare(static.recordings.missing[0])
+        return bool(missing)
+
+    def recordings(self) -> dict[str, dict[str, object]]:
+        """Which steps are recorded, of each stage that has recorded steps."""
+        return {stage: static.recordings.status() for stage, static in self._statics.items()}
 
     def add(self, song_id: str, request: SongRequest, observe: Callable[[Progress], None]) -> None:
         """Sing this song as soon as there is room. A request that cannot be sung ends with the next step."""
@@ -122,6 +140,11 @@ class Engine:
             return outcome.result
         raise outcome.result
 
+    @property
+    def _statics(self) -> dict[str, StaticVoices | StaticFrames]:
+        both = {"stage1": self._choir.static, "stage2": self._orchestra.static}
+        return {stage: static for stage, static in both.items() if static}
+
     def _admit(self) -> None:
         while self._waiting and self._choir.n_free:
             song_id = self._waiting.popleft()
@@ -129,9 +152,10 @@ class Engine:
             self._singing.add(song_id)
 
     def _sing(self) -> None:
-        for _ in range(TOKENS_A_STEP):
+        taken = 0
+        while taken < TOKENS_A_STEP:
             try:
-                self._choir.step()
+                taken += self._choir.step()
             except torch.OutOfMemoryError as error:
                 self._sacrifice(self._singing, error)
 
@@ -152,9 +176,10 @@ class Engine:
         return any(song.composition.finished or song.awaits_first_piece for song in self._songs.values())
 
     def _play(self) -> None:
-        for _ in range(FRAMES_A_STEP):
+        taken = 0
+        while taken < FRAMES_A_STEP:
             try:
-                self._orchestra.step()
+                taken += self._orchestra.step()
             except torch.OutOfMemoryError as error:
                 self._sacrifice({song_id for song_id, song in self._songs.items() if song.in_stage_2}, error)
 

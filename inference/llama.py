@@ -8,21 +8,29 @@ can take a step together:
 
     row 0   k k k k k k k k q        length 8, reads 9 keys
     row 1   k q                      length 1, reads 2 keys
+
+There are two ways to take a step. `forward` takes any rows, whose lengths the program knows. `static_forward` takes the
+first rows of a cache, used or not, whose lengths only the device knows: no shape in it ever changes and nothing in it
+waits for the device, so it can be compiled once and recorded as a CUDA graph.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 ATTENTION = "live_rows"
+BLOCK_TOKENS = 128  # what a static step's attention reads at once; a capacity is a multiple of it
 PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory that a long prompt's attention takes
 # From four rows on, a CPU's float32 matrix product gives each row the same bits however many others there are; for
 # fewer it takes other paths. So fewer are filled up, and what a row holds never depends on its neighbours.
@@ -42,11 +50,12 @@ class RowCache:
     """Room for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, head_dim)."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (rows, config.num_key_value_heads, capacity, _head_dim(config))
+        self.capacity = _whole_blocks(capacity)
+        shape = (rows, config.num_key_value_heads, self.capacity, _head_dim(config))
         layers = range(config.num_hidden_layers)
-        self.capacity = capacity
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
+        # Zeros, because a static step multiplies what lies behind a row's last token by 0, and 0 times NaN is NaN.
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self._free = list(range(rows))
 
     @property
@@ -63,6 +72,28 @@ class RowCache:
         """End a row's use."""
         assert row.cache is self and row.index not in self._free, "a row is given back once, to its own cache"
         heapq.heappush(self._free, row.index)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The first rows of a cache, as a static step takes them: used or not, at the lengths that the device knows.
+
+    The step writes each row's new keys and values behind its `lengths` (R,) int64, and leaves the lengths as they are.
+    """
+
+    cache: RowCache
+    lengths: Tensor
+
+    def of_layer(self, index: int) -> _Lanes:
+        """One layer's keys and values of these rows, (R, kv_heads, capacity, head_dim): views."""
+        rows = len(self.lengths)
+        return _Lanes(self.cache.keys[index][:rows], self.cache.values[index][:rows], self.lengths)
+
+
+class _Lanes(NamedTuple):
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,7 @@ class Llama:
         self.device: torch.device = model.lm_head.weight.device
         self.dtype: torch.dtype = model.lm_head.weight.dtype
         self._min_rows = MIN_EXACT_ROWS if self.device.type == "cpu" else 1
+        self._layer: Callable[..., Tensor] = _layer
 
     @property
     def context(self) -> int:
@@ -100,7 +132,12 @@ class Llama:
     def cache_bytes(self, capacity: int) -> int:
         """The memory that a row of `capacity` tokens takes."""
         elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
-        return capacity * elements * self.dtype.itemsize
+        return _whole_blocks(capacity) * elements * self.dtype.itemsize
+
+    def compile(self) -> None:
+        """Let the compiler fuse the layers of static steps; it works when a step is taken in a new shape."""
+        # One layer is compiled and serves for all. Each shape counts as a variant of it, and there are few.
+        self._layer = torch.compile(_layer, fullgraph=True, dynamic=False)
 
     def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Feed sequences of equal length (R, T) to empty rows, in chunks; the last hidden states (R, H)."""
@@ -121,6 +158,17 @@ class Llama:
             row.length += n_new
         return output.last_hidden_state[:n_rows, -1]
 
+    def static_forward(self, lanes: Sequence[Lanes], tokens: Tensor) -> Tensor:
+        """Feed tokens (R, Q) to the rows of all `lanes`, lane after lane; the last hidden states (R, H)."""
+        network = self.model.model
+        starts = torch.cat([part.lengths for part in lanes])
+        positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
+        hidden = network.embed_tokens(tokens)
+        turns = network.rotary_emb(hidden, positions)
+        for index, layer in enumerate(network.layers):
+            hidden = self._layer(layer, hidden, turns, [part.of_layer(index) for part in lanes])
+        return network.norm(hidden)[:, -1]
+
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """The logits (R, V) of hidden states (R, H), or (R, ids) of some neighbouring ids only."""
         head = self.model.lm_head.weight
@@ -137,6 +185,27 @@ class Llama:
         """At least as many rows as the device needs to compute each as if it were alone."""
         missing = self._min_rows - len(rows)
         return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+
+
+@contextmanager
+def kept_length(rows: Sequence[Row]) -> Iterator[None]:
+    """Let the rows be fed, and be as long afterwards as before, also where memory runs out in the middle.
+
+    Who wants the tokens to count lengthens the rows when the work is done; else the next ones are written over them.
+    """
+    lengths = [row.length for row in rows]
+    try:
+        yield
+    finally:
+        for row, length in zip(rows, lengths, strict=True):
+            row.length = length
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether hidden states (…, H) of two ways to compute them are the same up to their dtype's rounding."""
+    allowed = 1e-3 if expected.dtype == torch.float32 else 5e-2
+    difference = (found.float() - expected.float()).norm(dim=-1)
+    return bool((difference <= allowed * expected.float().norm(dim=-1)).all())
 
 
 def _runs(rows: Sequence[Row], n_new: int, device: torch.device) -> list[_Run]:
@@ -157,27 +226,84 @@ def _share(row: Row, following: Row) -> bool:
     return following.cache is row.cache and following.index == row.index + 1 and following.length == row.length
 
 
+def _layer(layer: LlamaDecoderLayer, hidden: Tensor, turns: tuple[Tensor, Tensor], lanes: list[_Lanes]) -> Tensor:
+    """One layer of a static step. It must not look at the layer's number, or it is compiled anew for each."""
+    return layer(hidden, position_embeddings=turns, lanes=lanes)
+
+
 def _attend(
     module: LlamaAttention,
     query: Tensor,  # (R, heads, Q, head_dim)
     key: Tensor,  # (R, kv_heads, Q, head_dim)
     value: Tensor,
     attention_mask: None,
-    row_runs: list[_Run],
     scaling: float,
-    **_: object,  # what transformers passes to every attention: dropout, position ids, …
+    row_runs: list[_Run] | None = None,
+    lanes: list[_Lanes] | None = None,
+    **_: Any,  # what transformers passes to every attention: dropout, position ids, …
 ) -> tuple[Tensor, None]:
-    """Store the new keys and values, then let each run of rows read its live keys and no others."""
+    """Store the new keys and values, then let the rows read; the result is (R, Q, heads, head_dim)."""
+    if lanes is not None:
+        return _attend_in_lanes(query, key, value, lanes, scaling), None
+    assert row_runs is not None, "rows are fed by forward or static_forward"
+    return _attend_in_runs(query, key, value, row_runs, module.layer_idx, scaling), None
+
+
+def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], layer: int, scaling: float) -> Tensor:
+    """Each run of rows reads its live keys and no others."""
     n_rows, n_heads, n_new, head_dim = query.shape
     output = query.new_zeros(n_rows, n_new, n_heads, head_dim)
-    for run in row_runs:
+    for run in runs:
         live = run.start + n_new
-        keys = run.cache.keys[module.layer_idx][run.rows, :, :live]
-        values = run.cache.values[module.layer_idx][run.rows, :, :live]
+        keys = run.cache.keys[layer][run.rows, :, :live]
+        values = run.cache.values[layer][run.rows, :, :live]
         keys[:, :, run.start :] = key[run.batch]
         values[:, :, run.start :] = value[run.batch]
         output[run.batch] = _grouped_attention(query[run.batch], keys, values, run.mask, scaling)
-    return output, None
+    return output
+
+
+def _attend_in_lanes(query: Tensor, key: Tensor, value: Tensor, lanes: list[_Lanes], scaling: float) -> Tensor:
+    """Each row reads the blocks of keys that hold something of its own."""
+    n_new = query.shape[2]
+    outputs, first = [], 0
+    for keys, values, lengths in lanes:
+        n_rows, _, capacity, _ = keys.shape
+        batch = slice(first, first + n_rows)
+        rows = torch.arange(n_rows, device=keys.device)
+        positions = lengths[:, None] + torch.arange(n_new, device=keys.device)
+        keys[rows[:, None], :, positions] = key[batch].transpose(1, 2)
+        values[rows[:, None], :, positions] = value[batch].transpose(1, 2)
+        # Gathered, not sliced: torch 2.13's compiled attention for CPUs reads any slice from the start of the whole.
+        queries = query.index_select(0, rows + first)
+        mask = _live_blocks(lengths, n_new, capacity)
+        outputs.append(flex_attention(queries, keys, values, block_mask=mask, scale=scaling, enable_gqa=True))
+        first += n_rows
+    return torch.cat(outputs).transpose(1, 2)
+
+
+def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
+    """Which keys the new tokens of rows with `lengths` (R,) may read, as flex_attention takes it.
+
+    block     0           1           2           3
+    keys      k k k k k k k k k k k k q q . . . . . . . .       two new tokens: blocks 0 to 2 are read,
+                                                                in them no key behind a token itself
+    """
+
+    def may_look(row: Tensor, head: Tensor, new: Tensor, key: Tensor) -> Tensor:
+        return key <= lengths[row] + new
+
+    n_blocks = capacity // BLOCK_TOKENS
+    live = (lengths + (n_new + BLOCK_TOKENS - 1)) // BLOCK_TOKENS
+    every = torch.arange(n_blocks, device=lengths.device, dtype=torch.int32).expand(len(lengths), 1, 1, n_blocks)
+    return BlockMask.from_kv_blocks(
+        live.to(torch.int32)[:, None, None],
+        every.contiguous(),
+        BLOCK_SIZE=BLOCK_TOKENS,
+        mask_mod=may_look,
+        seq_lengths=(n_new, capacity),
+        compute_q_blocks=False,
+    )
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -193,6 +319,10 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     folded_mask = None if mask is None else mask.repeat(group, 1)
     output = functional.scaled_dot_product_attention(folded, key, value, attn_mask=folded_mask, scale=scaling)
     return output.reshape(n_rows, n_heads, n_new, head_dim).transpose(1, 2)
+
+
+def _whole_blocks(capacity: int) -> int:
+    return -(-capacity // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def _head_dim(config: LlamaConfig) -> int:

@@ -10,6 +10,7 @@ candidates instead of the vocabulary's 83,968. Index 0 is `<EOA>`, index 1 + c i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,11 @@ def token_id(candidate: int) -> int:
     return EOA_ID if candidate == EOA_CANDIDATE else _CODES[candidate - 1]
 
 
+def token_ids(candidates: Tensor) -> Tensor:
+    """The vocabulary ids of candidates, of any shape."""
+    return torch.where(candidates == EOA_CANDIDATE, EOA_ID, candidates + (_CODES.start - 1))
+
+
 def seen_candidates(ids: Iterable[int]) -> Tensor:
     """Which candidates stand in `ids`: bool (1025,)."""
     seen = torch.zeros(N_CANDIDATES, dtype=torch.bool)
@@ -52,19 +58,34 @@ def seen_candidates(ids: Iterable[int]) -> Tensor:
 
 
 class Samplers:
-    """The settings of S songs as tensors (S, 1), so that all of them draw at once, each in its own way."""
+    """The settings of S songs as tensors (S, 1), so that all of them draw at once, each in its own way.
 
-    def __init__(self, songs: Sequence[Sampling], device: torch.device) -> None:
+    `n_ranks` is how many of the likeliest candidates are looked at, at least as many as any song can draw.
+    """
+
+    def __init__(self, songs: Sequence[Sampling], device: torch.device, n_ranks: int | None = None) -> None:
         def column(values: Iterable[float]) -> Tensor:
             return torch.tensor([[value] for value in values], dtype=torch.float32, device=device)
 
-        self.n_ranks = max(sampling.n_ranks for sampling in songs)
-        self.greedy = column(sampling.temperature == 0 for sampling in songs).bool()
+        self.n_ranks = n_ranks or max(sampling.n_ranks for sampling in songs)
+        self.greedy = column(sampling.temperature == 0 for sampling in songs)
         self.temperature = column(sampling.temperature or 1.0 for sampling in songs)
         self.top_p = column(sampling.top_p for sampling in songs)
         self.penalty = column(sampling.repetition_penalty for sampling in songs)
-        ranks = torch.arange(self.n_ranks, device=device)
-        self.outranked = ranks >= column(sampling.n_ranks for sampling in songs)  # (S, K)
+        self.ranks = column(sampling.n_ranks for sampling in songs)
+        self._rank = torch.arange(self.n_ranks, device=device)
+
+    def columns(self) -> list[Tensor]:
+        """Everything that differs from song to song, each (S, 1)."""
+        return [self.greedy, self.temperature, self.top_p, self.penalty, self.ranks]
+
+    def first(self, songs: int) -> Samplers:
+        """The first of these songs: views, so that what is written into these is seen there."""
+        part = copy(self)
+        part.greedy, part.temperature, part.top_p, part.penalty, part.ranks = (
+            column[:songs] for column in self.columns()
+        )
+        return part
 
     def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What can be drawn: probabilities (S, K), falling, and their candidates (S, K); K is `n_ranks`.
@@ -72,7 +93,7 @@ class Samplers:
         Top-p keeps the fewest likeliest candidates whose mass reaches `top_p`, at least one.
         """
         top, candidates = torch.topk(scores / self.temperature, self.n_ranks, dim=-1)
-        top = top.masked_fill(self.outranked, -torch.inf)
+        top = top.masked_fill(self._rank >= self.ranks, -torch.inf)
         mass = torch.softmax(top, dim=-1)
         mass_from_here = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
         dropped = mass_from_here <= 1.0 - self.top_p
@@ -83,7 +104,7 @@ class Samplers:
         """One candidate for each song (S,). `noise` (S, K) is exponential: argmax(p / noise) is a draw from p."""
         chances, candidates = self.probabilities(scores)
         drawn = candidates.gather(-1, (chances / noise).argmax(-1, keepdim=True))
-        return torch.where(self.greedy, scores.argmax(-1, keepdim=True), drawn).squeeze(-1)
+        return torch.where(self.greedy > 0, scores.argmax(-1, keepdim=True), drawn).squeeze(-1)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
@@ -97,6 +118,18 @@ def unguided(logits: Tensor) -> Tensor:
     return torch.cat([logits[:, EOA_ID : EOA_ID + 1], logits[:, _CODES.start : _CODES.stop]], dim=-1).float()
 
 
+def scores_of(logits: Tensor, scales: Tensor) -> Tensor:
+    """Scores (S, 1025) of songs with guidance `scales` (S, 1); 1 is none.
+
+    `logits` (2 S, V) are of the rows with the prompt, then of those without it; (S, V) where no song is guided.
+    """
+    n_songs = len(scales)
+    plain = unguided(logits[:n_songs])
+    if len(logits) == n_songs:
+        return plain
+    return torch.where(scales == 1, plain, guide(logits[:n_songs], logits[n_songs:], scales))
+
+
 def penalise(scores: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
     """Make what was `seen` (S, 1025) less likely: a negative score times the penalty, a positive one divided by it."""
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
@@ -105,7 +138,7 @@ def penalise(scores: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
 def forbid_end(scores: Tensor, too_short: Tensor) -> Tensor:
     """`<EOA>` taken out of the running for the songs (S,) whose section is shorter than it must be."""
     scores = scores.clone()
-    scores[too_short, EOA_CANDIDATE] = -torch.inf
+    scores[:, EOA_CANDIDATE].masked_fill_(too_short, -torch.inf)
     return scores
 
 
@@ -114,16 +147,19 @@ class Noise:
 
     def __init__(self, seed: int, width: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._block = torch.empty(0, width)
-        self._used = 0
+        self._drawn = torch.empty(0, width)  # what comes next
 
-    def next(self) -> Tensor:
-        """The noise (K,) of the song's next step."""
-        if self._used == len(self._block):
-            self._block = torch.empty(_NOISE_BLOCK, self._block.shape[1]).exponential_(generator=self._generator)
-            self._used = 0
-        self._used += 1
-        return self._block[self._used - 1]
+    def ahead(self, steps: int) -> Tensor:
+        """The noise (steps, K) of the song's next steps, which stays there until they are taken."""
+        while len(self._drawn) < steps:
+            block = torch.empty(_NOISE_BLOCK, self._drawn.shape[1]).exponential_(generator=self._generator)
+            self._drawn = torch.cat([self._drawn, block])
+        return self._drawn[:steps]
+
+    def advance(self, steps: int) -> None:
+        """So many steps were taken."""
+        assert steps <= len(self._drawn), "noise is used after it was looked at"
+        self._drawn = self._drawn[steps:]
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

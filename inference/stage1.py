@@ -1,37 +1,23 @@
-"""Stage 1: prompt ids in, codebook 0 of both tracks out, section by section, for any number of songs at once.
+"""Stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
 
 It knows nothing of lyrics, of the other codebooks or of sound. `Composition` holds one song's tokens and decides what
-comes next; `Choir` takes all songs one token further with each step.
+comes next; `inference/choir.py` has the model sing it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from inference.errors import EngineError
-from inference.llama import PREFILL_CHUNK, Llama, Row
 from inference.prompt import Prompt
-from inference.sampling import (
-    N_CANDIDATES,
-    Noise,
-    Samplers,
-    Sampling,
-    forbid_end,
-    guide,
-    penalise,
-    seen_candidates,
-    token_id,
-    unguided,
-)
+from inference.sampling import Noise, Sampling
 from inference.song import MAX_NEW_TOKENS
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, TRACKS
 
 MIN_NEW_TOKENS = 100
-_TOKENS_A_REPORT = 16
 
 
 @dataclass(frozen=True)
@@ -87,9 +73,14 @@ class Composition:
         return first if len(self.sections) == 1 else later
 
     @property
-    def may_end(self) -> bool:
-        """Whether the section is long enough to end."""
-        return len(self.sections[-1]) >= self.settings.min_new_tokens
+    def n_new(self) -> int:
+        """How many tokens the section has."""
+        return len(self.sections[-1])
+
+    @property
+    def n_left(self) -> int:
+        """How many more tokens the section may have."""
+        return self.settings.max_new_tokens - self.n_new
 
     def begin_section(self) -> list[int]:
         """Open the next section; the ids that the model has to read for it."""
@@ -113,155 +104,6 @@ class Composition:
         self._sequence += section
         self._section_open = False
         return True
-
-
-class Choir:
-    """The songs that stage 1 sings together: a row with the prompt and a row without it for each.
-
-    Who joins or leaves changes no other song: a song draws from its own noise, and its rows are computed as if alone.
-    """
-
-    def __init__(self, llama: Llama, max_songs: int) -> None:
-        context = llama.context
-        self._llama = llama
-        self._with_prompt = llama.new_cache(max_songs, context)
-        self._without = llama.new_cache(max_songs, min(context, MAX_NEW_TOKENS + 1))
-        self._singers: list[_Singer] = []
-        self._samplers: Samplers | None = None  # of the singers who are ready; None: they have changed
-
-    @property
-    def n_free(self) -> int:
-        """How many more songs can join."""
-        return self._with_prompt.n_free
-
-    def join(self, song: Composition) -> None:
-        """Sing this song too, from its next section on."""
-        self._singers.append(_Singer(song, self._with_prompt.take(), self._without.take()))
-
-    def leave(self, song: Composition) -> None:
-        """Sing this song no further. Nothing happens to one that has been sung to its end."""
-        for singer in [singer for singer in self._singers if singer.song is song]:
-            self._singers.remove(singer)
-            self._with_prompt.give_back(singer.row)
-            self._without.give_back(singer.unprompted_row)
-            self._samplers = None
-
-    def step(self) -> None:
-        """Take every song one token further, or, where a section begins, one chunk of its prompt. Finished songs leave.
-
-        Raises EngineError where the model's numbers are none. After a torch.OutOfMemoryError the step can be taken
-        again: a row counts a token only once it holds it.
-        """
-        with torch.inference_mode():
-            self._feed([singer for singer in self._singers if singer.unfed is not None])
-            for singer in self._singers:
-                if not singer.ready:
-                    self._read(singer)
-            ready = [singer for singer in self._singers if singer.ready]
-            if ready:
-                self._sing(ready)
-        for singer in [singer for singer in self._singers if singer.song.finished]:
-            self.leave(singer.song)
-
-    def _read(self, singer: _Singer) -> None:
-        """Read on in the section's context; the last chunk makes the singer ready."""
-        if singer.unread is None:
-            singer.unread = singer.song.begin_section()
-            singer.seen = seen_candidates(singer.unread)
-            singer.row.length = singer.unprompted_row.length = 0
-        chunk, singer.unread = singer.unread[:PREFILL_CHUNK], singer.unread[PREFILL_CHUNK:]
-        device = self._llama.device
-        singer.hidden = self._llama.forward([singer.row], torch.tensor([chunk], device=device))
-        if not singer.unread:
-            singer.unread, singer.ready = None, True
-            if singer.guided:
-                last = torch.tensor([chunk[-1:]], device=device)
-                singer.hidden = torch.cat([singer.hidden, self._llama.forward([singer.unprompted_row], last)])
-            self._samplers = None
-
-    def _sing(self, singers: list[_Singer]) -> None:
-        """Choose a token for each singer; it is fed with the next step where the section goes on."""
-        candidates = self._choose(singers).tolist()
-        for singer, candidate in zip(singers, candidates, strict=True):
-            singer.seen[candidate] = True
-            token = token_id(candidate)
-            if singer.song.append(token):
-                singer.ready = False
-                self._samplers = None
-            else:
-                singer.unfed = token
-
-    def _choose(self, singers: list[_Singer]) -> Tensor:
-        """One candidate for each singer (S,), from the hidden states of its rows."""
-        samplers = self._samplers = self._samplers or Samplers(
-            [singer.song.settings.sampling for singer in singers], self._llama.device
-        )
-        scores = self._scores(singers)
-        if not torch.isfinite(scores).all():
-            raise EngineError("stage 1 computed scores that are not numbers")
-        seen = torch.stack([singer.seen for singer in singers]).to(scores.device)
-        scores = penalise(scores, seen, samplers.penalty)
-        scores = forbid_end(scores, torch.tensor([not singer.song.may_end for singer in singers]))
-        noise = torch.ones(len(singers), samplers.n_ranks)
-        for row, singer in zip(noise, singers, strict=True):
-            drawn = singer.song.noise.next()
-            row[: len(drawn)] = drawn
-        return samplers.draw(scores, noise.to(scores.device))
-
-    def _scores(self, singers: list[_Singer]) -> Tensor:
-        """The scores (S, 1025) of all songs: one matrix product for the rows of both kinds."""
-        guided = [i for i, singer in enumerate(singers) if singer.guided]
-        hidden = [singer.hidden[:1] for singer in singers] + [singers[i].hidden[1:] for i in guided]
-        logits = self._llama.logits(torch.cat(hidden))
-        conditional, unconditional = logits[: len(singers)], logits[len(singers) :]
-        scales = torch.tensor([[singers[i].song.guidance_scale] for i in guided], device=logits.device)
-        if len(guided) == len(singers):
-            return guide(conditional, unconditional, scales)
-        scores = unguided(conditional)
-        if guided:
-            scores[guided] = guide(conditional[guided], unconditional, scales)
-        return scores
-
-    def _feed(self, singers: list[_Singer]) -> None:
-        """Give the rows of these singers the token that was chosen last."""
-        if not singers:
-            return
-        guided = [singer for singer in singers if singer.guided]
-        rows = [singer.row for singer in singers] + [singer.unprompted_row for singer in guided]
-        tokens = torch.tensor([singer.unfed for singer in [*singers, *guided]], device=self._llama.device)
-        hidden = self._llama.forward(rows, tokens[:, None])
-        unprompted = iter(hidden[len(singers) :, None])
-        for singer, with_prompt in zip(singers, hidden[: len(singers), None], strict=True):
-            singer.hidden = torch.cat([with_prompt, next(unprompted)]) if singer.guided else with_prompt
-            singer.unfed = None
-
-
-@dataclass(eq=False)
-class _Singer:
-    """A song and its place in the choir."""
-
-    song: Composition
-    row: Row
-    unprompted_row: Row
-    unread: list[int] | None = None  # what is left of the context; None: the section has not begun
-    ready: bool = False  # the whole context has been read
-    hidden: Tensor = field(default_factory=lambda: torch.empty(0))  # (1 or 2, H) of its rows
-    seen: Tensor = field(default_factory=lambda: torch.zeros(N_CANDIDATES, dtype=torch.bool))
-    unfed: int | None = None  # the token that was chosen last
-
-    @property
-    def guided(self) -> bool:
-        return self.song.guidance_scale != 1
-
-
-def compose(llama: Llama, song: Composition, report: Callable[[int, int], None]) -> None:
-    """Sing every section of one song. `report(section, tokens)` is called every few tokens and may raise to stop."""
-    choir = Choir(llama, max_songs=1)
-    choir.join(song)
-    while not song.finished:
-        choir.step()
-        if song.n_tokens % _TOKENS_A_REPORT == 0 or song.finished:
-            report(len(song.sections), song.n_tokens)
 
 
 def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""Stage 2: codebook 0 of a track in, all eight codebooks out, for the rows of any number of tracks at once.
+"""Stage 2: codebook 0 of a track in, all eight codebooks out, piece by piece.
 
-It knows nothing of songs, sections or sound. Every 6 s of a track are a row; all rows are decoded together, greedily,
-frame by frame, each on one persistent cache:
+It knows nothing of songs, sections or sound. Every 6 s of a track are a row of their own, which is decoded greedily,
+frame by frame, on one persistent cache; `inference/orchestra.py` has the model do it:
 
     <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …
     '----------- prefix ---------------'   '--- frame 0 ---'   '--- frame 1 ---'
@@ -12,19 +12,14 @@ the frame begins, so they are fed together: seven forwards a frame, not eight.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from inference.llama import Llama, Row
-from inference.vocabulary import FIRST_CODE_ID, N_CODEBOOKS, PIECE_FRAMES, SOA_ID, STAGE_1_ID, STAGE_2_ID, code_ids
+from inference.llama import Row
+from inference.vocabulary import FIRST_CODE_ID, N_CODEBOOKS, PIECE_FRAMES, STAGE_2_ID, code_ids
 
-MAX_ROWS = 32
 PREFIX_TOKENS = 3  # <SOA>, <stage_1> and <stage_2>, around the codes
 ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a whole piece
-_FRAMES_A_REPORT = 4
 
 
 class Piece:
@@ -48,6 +43,12 @@ class Piece:
         """Whether every frame has its eight codes."""
         return self.n_done == self.n_frames
 
+    def take(self, frames: Tensor) -> None:
+        """Put the ids (7, W) of the next frames in their places."""
+        self.ids[1:, self.n_done : self.n_done + frames.shape[1]] = frames
+        self.last_id = int(frames[-1, -1])
+        self.n_done += frames.shape[1]
+
     @property
     def codes(self) -> Tensor:
         """(8, T)."""
@@ -55,117 +56,6 @@ class Piece:
         return self.ids - torch.tensor([code_ids(k).start for k in range(N_CODEBOOKS)])[:, None]
 
 
-class Orchestra:
-    """The pieces that stage 2 works on together. A piece joins at the beginning of a frame and leaves when it is done.
-
-    Who joins or leaves changes no other piece: its row is computed as if alone.
-    """
-
-    def __init__(self, llama: Llama, max_rows: int = MAX_ROWS) -> None:
-        self._llama = llama
-        self._cache = llama.new_cache(max_rows, ROW_TOKENS)
-        self._waiting: deque[Piece] = deque()
-        self._playing: list[Piece] = []
-
-    @property
-    def n_waiting(self) -> int:
-        """Pieces that have not begun."""
-        return len(self._waiting)
-
-    @property
-    def n_playing(self) -> int:
-        """Pieces that have begun and are not done."""
-        return len(self._playing)
-
-    @property
-    def n_free(self) -> int:
-        """How many more pieces can play at once."""
-        return self._cache.n_free
-
-    def join(self, piece: Piece) -> None:
-        """Work on this piece too, as soon as a row is free."""
-        self._waiting.append(piece)
-
-    def leave(self, piece: Piece) -> None:
-        """Work on this piece no further. Nothing happens to one that is done."""
-        if piece in self._waiting:
-            self._waiting.remove(piece)
-        if piece.row is not None:
-            self._playing.remove(piece)
-            self._cache.give_back(piece.row)
-            piece.row = None
-
-    def step(self) -> None:
-        """Take every piece one frame further; those that are done leave."""
-        with torch.inference_mode():
-            self._begin_waiting()
-            if self._playing:
-                self._play_frame()
-        for piece in [piece for piece in self._playing if piece.done]:
-            self.leave(piece)
-
-    def _begin_waiting(self) -> None:
-        """Read the prefixes of all pieces that find a row, those of equal length together."""
-        new = []
-        while self._waiting and self._cache.n_free:
-            piece = self._waiting.popleft()
-            piece.row = self._cache.take()
-            new.append(piece)
-        self._playing = sorted([*self._playing, *new], key=_row_index)  # neighbours share work
-        for n_frames in {piece.n_frames for piece in new}:
-            alike = sorted((piece for piece in new if piece.n_frames == n_frames), key=_row_index)
-            lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(len(alike), -1)
-            tokens = torch.cat([lead, torch.stack([piece.ids[0] for piece in alike])], dim=1)
-            self._llama.prefill([_row(piece) for piece in alike], tokens.to(self._llama.device))
-
-    def _play_frame(self) -> None:
-        rows = [_row(piece) for piece in self._playing]
-        device = self._llama.device
-        pairs = [[piece.last_id, int(piece.ids[0, piece.n_done])] for piece in self._playing]
-        chosen = []
-        tokens = torch.tensor(pairs, device=device)
-        for codebook in range(1, N_CODEBOOKS):
-            hidden = self._llama.forward(rows, tokens)
-            ids = code_ids(codebook)
-            tokens = self._llama.logits(hidden, ids).argmax(-1, keepdim=True) + ids.start
-            chosen.append(tokens)
-        frame = torch.cat(chosen, dim=1).cpu()  # (R, 7)
-        for piece, codes in zip(self._playing, frame, strict=True):
-            piece.ids[1:, piece.n_done] = codes
-            piece.last_id = int(codes[-1])
-            piece.n_done += 1
-
-
 def pieces(track: Tensor) -> list[Piece]:
     """Codes (T,) of codebook 0, cut into pieces; the last may be shorter."""
     return [Piece(part) for part in track.split(PIECE_FRAMES)]
-
-
-def upsample(
-    llama: Llama, tracks: Sequence[Tensor], report: Callable[[int, int], None], max_rows: int = MAX_ROWS
-) -> list[Tensor]:
-    """Codes (8, T) for each of `tracks`, codes (T,) of codebook 0, at most `max_rows` rows together.
-
-    `report(rows, frames)`, both summed over what is done, is called every few frames and may raise to stop.
-    """
-    orchestra = Orchestra(llama, max_rows)
-    by_track = [pieces(track) for track in tracks]
-    every = [piece for track in by_track for piece in track]
-    for piece in every:
-        orchestra.join(piece)
-    steps = 0
-    while not all(piece.done for piece in every):
-        orchestra.step()
-        steps += 1
-        if steps % _FRAMES_A_REPORT == 0 or not orchestra.n_playing:
-            report(sum(piece.done for piece in every), sum(piece.n_done for piece in every))
-    return [torch.cat([piece.codes for piece in track], dim=1) for track in by_track]
-
-
-def _row(piece: Piece) -> Row:
-    assert piece.row is not None, "a playing piece has a row"
-    return piece.row
-
-
-def _row_index(piece: Piece) -> int:
-    return _row(piece).index

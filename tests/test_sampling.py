@@ -53,20 +53,37 @@ def scores_after(llama: Llama, prompt: list[int], forced: list[int]) -> torch.Te
     return forbid_end(scores, torch.tensor([True]))
 
 
+def next_noise(noise: Noise) -> torch.Tensor:
+    drawn = noise.ahead(1)
+    noise.advance(1)
+    return drawn
+
+
 def test_draws_follow_the_probabilities() -> None:
     scores = torch.full((1, N_CANDIDATES), -20.0)
     scores[0, 10:13] = torch.tensor([0.5, 0.3, 0.2]).log()
     sampler, noise, counts = one(Sampling(top_p=1.0)), Noise(3, 50), torch.zeros(3)
     for _ in range(4_000):
-        counts[sampler.draw(scores, noise.next()[None]) - 10] += 1
+        counts[sampler.draw(scores, next_noise(noise)) - 10] += 1
     assert torch.allclose(counts / 4_000, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
-    streams = [torch.stack([noise.next() for _ in range(150)]) for noise in (Noise(1, 50), Noise(1, 50), Noise(2, 50))]
+    streams = [
+        torch.cat([next_noise(noise) for _ in range(150)]) for noise in (Noise(1, 50), Noise(1, 50), Noise(2, 50))
+    ]
     assert torch.equal(streams[0], streams[1])
     assert not torch.equal(streams[0], streams[2])
     assert len(streams[0].unique()) > 7_000  # no block is used twice
+
+
+def test_noise_is_the_same_however_far_one_looks_ahead() -> None:
+    patient, hasty = Noise(1, 50), Noise(1, 50)
+    drawn = []
+    for looked_at, taken in ((16, 3), (100, 40), (1, 1), (16, 16)):
+        drawn.append(hasty.ahead(looked_at)[:taken])
+        hasty.advance(taken)
+    assert torch.equal(torch.cat(drawn), patient.ahead(60))
 
 
 def test_a_single_candidate_is_left_when_top_p_is_tiny() -> None:
@@ -78,7 +95,7 @@ def test_a_single_candidate_is_left_when_top_p_is_tiny() -> None:
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     scores = torch.randn(1, N_CANDIDATES, generator=seeded(5))
-    assert one(Sampling(temperature=0)).draw(scores, Noise(0, 50).next()[None]) == scores.argmax()
+    assert one(Sampling(temperature=0)).draw(scores, Noise(0, 50).ahead(1)) == scores.argmax()
 
 
 def test_a_higher_temperature_flattens_the_distribution() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from inference.choir import compose
 from inference.llama import Llama
 from inference.prompt import Prompt
 from inference.sampling import Sampling
-from inference.stage1 import Composition, Stage1Settings, compose, interleave, tracks, window
+from inference.stage1 import Composition, Stage1Settings, interleave, tracks, window
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FIRST_CODE_ID
 from tests.language_models import parity_llama, parity_network
 

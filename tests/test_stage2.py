@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference.llama import Llama
-from inference.stage2 import upsample
+from inference.orchestra import upsample
 from inference.vocabulary import CODEBOOK_SIZE, N_CODEBOOKS, code_ids
 from tests.language_models import parity_llama, seeded
 

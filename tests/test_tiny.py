@@ -15,10 +15,11 @@ from sentencepiece import SentencePieceProcessor
 from inference import tiny, tiny_layers, vocoder
 from inference.catalog import CODEC_FILES, ModelFiles
 from inference.checkpoints import load_llama, read_pickle
+from inference.choir import compose
 from inference.codec import Codec
 from inference.llama import Llama
 from inference.prompt import Prompt
-from inference.stage1 import Composition, Stage1Settings, compose
+from inference.stage1 import Composition, Stage1Settings
 from inference.tokenizer import Tokenizer
 from inference.vocabulary import SOA_ID, XCODEC_ID
 

@@ -1,0 +1,128 @@
+"""Steps of fixed shape, recorded once as CUDA graphs and replayed: a thousand kernels for the price of one launch.
+
+It does not know what a step computes. A recorded step reads and writes tensors that stay where they are.
+
+A step is recorded for a number of rows, its *bucket*. Few buckets serve every number of rows:
+
+    songs that sing       1   2   3   5   7   12  32
+    bucket                1   2   4   8   8   16  32
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+WARM_UPS = 2  # runs before the recording: the first compiles, and libraries take their memory with it
+
+
+def buckets_up_to(limit: int, only_one: bool = False) -> tuple[int, ...]:
+    """Powers of two and `limit` itself; `only_one`: just that, so that every song is computed in the same shape."""
+    powers = () if only_one else tuple(2**k for k in range(limit.bit_length()) if 2**k < limit)
+    return (*powers, limit)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Where steps are recorded: the device, and whether each in one bucket only."""
+
+    device: torch.device
+    only_one_bucket: bool = False
+    # All recordings take their memory from one place, for they never run at the same time.
+    pool: Any = None
+
+    @classmethod
+    def on(cls, device: torch.device, only_one_bucket: bool = False) -> Recorder:
+        """One for that device."""
+        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        return cls(device, only_one_bucket, pool)
+
+    def recordings(self, name: str, step: Callable[[int], None], limit: int) -> Recordings:
+        """Of a step of up to `limit` rows; nothing is recorded yet."""
+        return Recordings(name, step, buckets_up_to(limit, self.only_one_bucket), self.device, self.pool)
+
+
+class Recordings:
+    """A step for every bucket. `step(bucket)` runs in its warm-ups and its recording as it does in every replay.
+
+    On a device without graphs a step is run anew each time, which is the same to whoever asks for it.
+    """
+
+    def __init__(
+        self, name: str, step: Callable[[int], None], buckets: tuple[int, ...], device: torch.device, pool: Any
+    ) -> None:
+        self.seconds: dict[int, float] = {}  # how long each bucket took to be ready
+        self.failure = ""  # why no step can be recorded, or may be trusted
+        self._name, self._step, self._buckets, self._device, self._pool = name, step, buckets, device, pool
+        self._replays: dict[int, Callable[[], None]] = {}
+
+    @property
+    def usable(self) -> bool:
+        """Whether steps can be replayed."""
+        return not self.failure
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The buckets that have not been recorded, while any can be."""
+        return tuple(bucket for bucket in self._buckets if bucket not in self._replays) if self.usable else ()
+
+    def bucket(self, rows: int) -> int:
+        """The smallest bucket that holds so many rows."""
+        return next(bucket for bucket in self._buckets if bucket >= rows)
+
+    def prepare(self, bucket: int) -> bool:
+        """Record a bucket, if it is not recorded yet; whether it can be replayed.
+
+        It takes seconds, and up to a minute where the compiler works for the first time on this machine. The step's
+        tensors hold anything afterwards.
+        """
+        if self.usable and bucket not in self._replays:
+            began = time.monotonic()
+            try:
+                self._replays[bucket] = self._recorded(bucket)
+            except Exception as error:  # of any kind: the songs can be sung without
+                self.give_up(f"{type(error).__name__}: {error}")
+                log.error("%s cannot be recorded for %d rows; it goes on without", self._name, bucket, exc_info=error)
+            else:
+                self.seconds[bucket] = round(time.monotonic() - began, 3)
+                log.info("%s: %d rows recorded in %.1f s", self._name, bucket, self.seconds[bucket])
+        return self.usable
+
+    def replay(self, bucket: int) -> None:
+        """Take the step once, with so many rows."""
+        self._replays[bucket]()
+
+    def status(self) -> dict[str, object]:
+        """As /models/status shows it: the buckets that are recorded, with their seconds, and those that are missing."""
+        return {"recorded": dict(self.seconds), "missing": list(self.missing), "failure": self.failure or None}
+
+    def give_up(self, reason: str) -> None:
+        """Replay nothing any more."""
+        self.failure = reason
+        self._replays.clear()
+
+    def _recorded(self, bucket: int) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                self._step(bucket)
+
+        if self._device.type != "cuda":
+            run()
+            return run
+        aside = torch.cuda.Stream(self._device)
+        aside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream(self._device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return graph.replay

@@ -1,0 +1,187 @@
+"""Steps of fixed shape compute what the plain ones compute, whoever rests in the rows beside, and are dropped if not.
+
+Here they run as they are; on a GPU the same steps are compiled and recorded as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from inference import llama as room
+from inference.choir import Choir, compose
+from inference.errors import EngineError
+from inference.llama import Lanes, Llama, Row
+from inference.orchestra import Orchestra, upsample
+from inference.prompt import Prompt
+from inference.replay import Recorder, Recordings, buckets_up_to
+from inference.sampling import Sampling
+from inference.stage1 import Composition, Stage1Settings
+from inference.stage2 import Piece
+from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
+from tests.language_models import parity_llama, parity_network, seeded
+
+# Without a compiler torch says that its flexible attention is slow, which is no fault here.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+CPU = torch.device("cpu")
+SHORT = 1_024  # positions; what is read of a cache is its whole length without a compiler
+
+
+def short_llama(stage: str) -> Llama:
+    """The parity network with a shorter memory."""
+    network = parity_network(stage)
+    network.config.max_position_embeddings = SHORT
+    return Llama(network)
+
+
+@pytest.fixture(scope="module")
+def composer() -> Llama:
+    return short_llama("stage1")
+
+
+@pytest.fixture(scope="module")
+def upsampler() -> Llama:
+    return parity_llama("stage2")
+
+
+def silent(*_: int) -> None:
+    """A report that nobody reads."""
+
+
+def a_song(seed: int, context: int) -> Composition:
+    """One that differs from the others in everything that could leak from one to another."""
+    dice = random.Random(seed)
+    segments = [tuple(dice.randrange(32_000) for _ in range(dice.randrange(5, 60))) + (XCODEC_ID,) for _ in range(2)]
+    settings = Stage1Settings(
+        Sampling(
+            temperature=dice.choice([0.0, 0.8, 1.3]),
+            top_k=dice.choice([0, 5, 50]),
+            top_p=dice.choice([0.5, 0.93, 1.0]),
+        ),
+        guidance_scale=dice.choice([(1.5, 1.2), (1.0, 2.0)]),
+        max_new_tokens=dice.randrange(20, 50),
+        min_new_tokens=10,
+    )
+    return Composition(Prompt("", tuple(segments), (0, 0)), settings, seed, context)
+
+
+def test_static_rows_equal_plain_rows(composer: Llama) -> None:
+    cache, other = composer.new_cache(4, 300), composer.new_cache(2, 100)
+    histories = [torch.randint(83_968, (1, n), generator=seeded(n)) for n in (200, 127, 1, 30)]
+    rows: list[Row] = []
+    for place, ids in zip((cache, cache, cache, other), histories, strict=True):
+        rows.append(place.take())
+        composer.prefill([rows[-1]], ids)
+    tokens = torch.randint(83_968, (4, 2), generator=seeded(1))
+    with torch.inference_mode(), room.kept_length(rows):
+        expected = composer.forward(rows, tokens)
+    lanes = [
+        Lanes(cache, torch.tensor([*(row.length for row in rows[:3]), 0])),
+        Lanes(other, torch.tensor([rows[3].length])),
+    ]
+    with torch.inference_mode():
+        found = composer.static_forward(lanes, torch.cat([tokens[:3], tokens[:1], tokens[3:]]))
+    torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_static_layer_compiles_whole_and_once_for_all_layers(composer: Llama) -> None:
+    """No wait for the device and no shape that depends on a length: else the compiler would have to break the step."""
+    llama = short_llama("stage1")
+    variants = []
+
+    def counted(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        variants.append(module)
+        return module.forward
+
+    llama._layer = torch.compile(room._layer, fullgraph=True, dynamic=False, backend=counted)
+    cache = llama.new_cache(3, 300)
+    for ids in (torch.randint(83_968, (1, n), generator=seeded(n)) for n in (140, 9)):
+        llama.prefill([cache.take()], ids)
+    for lengths in ([140, 9], [141, 10]):
+        lanes = [Lanes(cache, torch.tensor(lengths))]
+        tokens = torch.randint(83_968, (2, 1), generator=seeded(3))
+        with torch.inference_mode():
+            compiled = llama.static_forward(lanes, tokens)
+            plain = composer.static_forward(lanes, tokens)
+        torch.testing.assert_close(compiled, plain)
+    assert llama.config.num_hidden_layers == 2
+    assert len(variants) == 1
+
+
+def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> None:
+    alone = []
+    for seed in range(6):
+        song = a_song(seed, composer.context)
+        compose(composer, song, silent)
+        alone.append(song.sections)
+    choir = Choir(composer, max_songs=4, recorder=Recorder.on(CPU))
+    songs = [a_song(seed, composer.context) for seed in range(6)]
+    dice, waiting = random.Random(2), list(songs)
+    while not all(song.finished for song in songs):
+        if waiting and choir.n_free and dice.random() < 0.5:
+            choir.join(waiting.pop(0))
+        choir.step()
+    assert choir.static and not choir.static.recordings.failure
+    assert set(choir.static.recordings.seconds) == {1, 2, 4}
+    assert [song.sections for song in songs] == alone
+
+
+def test_pieces_at_random_arrivals_are_as_if_alone(upsampler: Llama) -> None:
+    tracks = [torch.randint(CODEBOOK_SIZE, (n,), generator=seeded(n)) for n in (9, 14, 3)]
+    alone = [upsample(upsampler, [track], silent)[0] for track in tracks]
+    together = upsample(upsampler, tracks, silent, max_rows=2, recorder=Recorder.on(CPU))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_a_step_that_computes_other_numbers_is_not_used(
+    composer: Llama, upsampler: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = a_song(1, composer.context)
+    compose(composer, plain, silent)
+    track = torch.randint(CODEBOOK_SIZE, (5,), generator=seeded(4))
+    codes = upsample(upsampler, [track], silent)[0]
+    true = Llama.static_forward
+    monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * 1.01)
+    song, choir = a_song(1, composer.context), Choir(composer, 1, Recorder.on(CPU))
+    choir.join(song)
+    while not song.finished:
+        choir.step()
+    assert choir.static and "other numbers" in choir.static.recordings.failure
+    assert song.sections == plain.sections
+    assert torch.equal(upsample(upsampler, [track], silent, recorder=Recorder.on(CPU))[0], codes)
+
+
+def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = a_song(3, composer.context)
+    compose(composer, plain, silent)
+
+    def unknown(*_: object) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Llama, "static_forward", unknown)
+    song, choir = a_song(3, composer.context), Choir(composer, 1, Recorder.on(CPU))
+    choir.join(song)
+    while not song.finished:
+        choir.step()
+    assert choir.static and "no compiler" in choir.static.recordings.failure
+    assert song.sections == plain.sections
+
+
+def test_numbers_that_are_none_are_noticed_in_a_window(upsampler: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    orchestra = Orchestra(upsampler, 1, Recorder.on(CPU))
+    orchestra.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
+    orchestra.step()
+    true = Llama.static_forward
+    monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * torch.nan)
+    with pytest.raises(EngineError, match="not numbers"):
+        orchestra.step()
+
+
+def test_few_buckets_serve_every_number_of_rows() -> None:
+    assert buckets_up_to(12) == (1, 2, 4, 8, 12)
+    assert buckets_up_to(8) == (1, 2, 4, 8)
+    assert buckets_up_to(8, only_one=True) == (8,)
+    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), CPU, None)
+    assert [recordings.bucket(rows) for rows in (1, 3, 9, 12)] == [1, 4, 12, 12]
