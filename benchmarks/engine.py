@@ -4,14 +4,17 @@
     python -m benchmarks.engine --size full     # the real networks' sizes; needs a GPU
 
 It knows nothing of the server. Weights are fabricated on the device, nothing is downloaded; the work is the same for
-any weights. The published way runs the same networks for a few tokens and frames, and its time is scaled from those.
+any weights. On a GPU the steps are compiled and recorded before the clock starts, in minutes where that has never been
+done on the machine. The published way runs the same networks for a few tokens and frames; its time is scaled.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +29,9 @@ from benchmarks import published
 from inference import tiny, tiny_text, vocoder
 from inference.codec import Codec
 from inference.engine import Engine, Limits, measured_limits
-from inference.llama import Llama
+from inference.llama import BLOCK_TOKENS, Llama
 from inference.pipeline import DECODERS, Pipeline, resolve
+from inference.replay import Recorder
 from inference.song import Progress, Song, SongRequest
 from inference.tiny_layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
 from inference.tokenizer import Tokenizer
@@ -35,6 +39,8 @@ from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOO
 
 VOCABULARY = tiny.MODEL_VOCABULARY_SIZE
 SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
+COPIED_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
+COPIES = 5
 LYRICS = "[verse]\nThe kettle hums, the window glows\nA slow train over the hill\n"
 
 
@@ -111,6 +117,8 @@ class Measurement:
     stage2_s: float
     decode_s: float
     first_audio_s: float
+    floor_s: float  # that reading the weights and the live caches takes by itself
+    memory_gb: float
 
     @property
     def row(self) -> str:
@@ -125,6 +133,8 @@ class Measurement:
             f"{frames / self.stage2_s:.0f}",
             f"{self.stage1_s:.1f} / {self.stage2_s:.1f} / {self.decode_s:.1f}",
             f"{self.first_audio_s:.1f}",
+            f"{self.floor_s / self.total_s:.0%}",
+            f"{self.memory_gb:.1f}",
         )
         return f"| {' | '.join(cells)} |"
 
@@ -137,6 +147,8 @@ HEADINGS = (
     "stage-2 frames/s",
     "s in stage 1 / stage 2 / codec",
     "first 6 s after, s",
+    "of the bandwidth floor",
+    "peak memory, GB",
 )
 
 
@@ -144,7 +156,8 @@ class TimedEngine(Engine):
     """The engine, with a clock on each kind of its work."""
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
-        super().__init__(pipeline, limits)
+        device = pipeline.composer.device
+        super().__init__(pipeline, limits, Recorder.on(device) if device.type == "cuda" else None)
         self.seconds = {"stage1": 0.0, "stage2": 0.0, "decode": 0.0}
         self.first_part_at: float | None = None
 
@@ -180,17 +193,20 @@ def main() -> None:
     print(f"{date.today()}, {_machine(device)}, {dtype}, torch {torch.__version__}, size {options.size}\n")
     print(f"| {' | '.join(HEADINGS)} |\n|{'---:|' * len(HEADINGS)}")
     measurements = []
-    measure(pipeline, replace(size, seconds=2.0), 1)  # warm up
+    if device.type == "cuda":
+        pipeline.composer.compile()
+        pipeline.upsampler.compile()
+    bytes_per_second = bandwidth(device)
+    measure(pipeline, replace(size, seconds=2.0), 1, bytes_per_second)  # warm up
     for songs in size.songs:
-        measurements.append(measure(pipeline, size, songs))
+        measurements.append(measure(pipeline, size, songs, bytes_per_second))
         print(measurements[-1].row, flush=True)
     stage1_s, stage2_s = published_seconds(pipeline, size)
     one = measurements[0]
     print(f"\nThe published way, scaled from {size.published_tokens} tokens and {size.published_frames} frames to")
     print(f"{size.seconds:g} s of audio: stage 1 {stage1_s:.1f} s ({stage1_s / one.stage1_s:.1f} × ours),")
     print(f"stage 2 {stage2_s:.1f} s ({stage2_s / one.stage2_s:.1f} × ours).")
-    if device.type == "cuda":
-        print(f"Peak memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
+    print(f"Memory is read at {bytes_per_second / 1e9:.0f} GB/s, as a large copy shows.")
     if options.plot:
         plot(measurements, options.plot)
 
@@ -209,10 +225,19 @@ def fabricated(size: Size, device: torch.device, dtype: torch.dtype, folder: Pat
     )
 
 
-def measure(pipeline: Pipeline, size: Size, songs: int) -> Measurement:
+def measure(pipeline: Pipeline, size: Size, songs: int, bytes_per_second: float) -> Measurement:
     """`songs` songs of `size.seconds` each, all there from the start."""
+    gc.collect()  # the engine before this one, with its caches
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     limits = measured_limits(pipeline.composer, pipeline.upsampler)
-    engine = TimedEngine(pipeline, replace(limits, songs=min(songs, limits.songs)))
+    limits = Limits(min(songs, limits.songs), min(len(TRACKS) * _pieces(size) * songs, limits.rows))
+    engine = TimedEngine(pipeline, limits)
+    while engine.prepare_next():
+        pass
+    for stage, status in engine.recordings().items():
+        assert not status["failure"], f"{stage}: {status['failure']}"
     tokens = round(size.seconds * FRAME_RATE_HZ * len(TRACKS))
     began = time.perf_counter()
     for seed in range(songs):
@@ -233,7 +258,33 @@ def measure(pipeline: Pipeline, size: Size, songs: int) -> Measurement:
         stage2_s=engine.seconds["stage2"],
         decode_s=engine.seconds["decode"],
         first_audio_s=engine.first_part_at - began,
+        floor_s=bytes_read(pipeline, size, songs, limits) / bytes_per_second,
+        memory_gb=_peak_memory_bytes() / 1e9,
     )
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that the device's memory gives, by the best of a few copies of a large tensor."""
+    source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best_s = min(_timed(lambda: target.copy_(source)) for _ in range(COPIES))
+    return 2 * len(source) / best_s  # read once, written once
+
+
+def bytes_read(pipeline: Pipeline, size: Size, songs: int, limits: Limits) -> float:
+    """What both stages have to read at the least: in each pass all weights, and of each row what it holds so far.
+
+    The prompt is left out, and so is the codec.
+    """
+    tokens = size.seconds * FRAME_RATE_HZ * len(TRACKS)
+    # Both rows of a song hold half of its tokens on average.
+    stage1 = tokens * (_weight_bytes(pipeline.composer) + songs * 2 * _token_bytes(pipeline.composer) * tokens / 2)
+    rows = len(TRACKS) * _pieces(size) * songs
+    passes = (N_CODEBOOKS - 1) * min(PIECE_FRAMES, size.seconds * FRAME_RATE_HZ)
+    head = pipeline.upsampler.model.lm_head.weight
+    weights = _weight_bytes(pipeline.upsampler) - head.nbytes + head[:CODEBOOK_SIZE].nbytes
+    held = _token_bytes(pipeline.upsampler) * _read_tokens(0, PIECE_FRAMES)
+    return stage1 + passes * (math.ceil(rows / limits.rows) * weights + rows * held)
 
 
 def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
@@ -259,6 +310,27 @@ def plot(measurements: Sequence[Measurement], path: Path) -> None:
     axes.set(xlabel="songs together", ylabel="seconds of audio per second", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _pieces(size: Size) -> int:
+    return math.ceil(size.seconds * FRAME_RATE_HZ / PIECE_FRAMES)
+
+
+def _weight_bytes(llama: Llama) -> int:
+    """What one pass reads: all but the embeddings, of which it takes a row for each token."""
+    network = llama.model
+    return sum(tensor.nbytes for tensor in network.parameters()) - network.model.embed_tokens.weight.nbytes
+
+
+def _token_bytes(llama: Llama) -> float:
+    return llama.cache_bytes(BLOCK_TOKENS) / BLOCK_TOKENS
+
+
+def _peak_memory_bytes() -> int:
+    """Of the GPU since the last reset; without one, of this process since it began (Linux)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _read_tokens(first_frame: int, last_frame: int) -> float:

@@ -53,7 +53,7 @@ def silent(*_: int) -> None:
 def a_song(seed: int, context: int) -> Composition:
     """One that differs from the others in everything that could leak from one to another."""
     dice = random.Random(seed)
-    segments = [tuple(dice.randrange(32_000) for _ in range(dice.randrange(5, 60))) + (XCODEC_ID,) for _ in range(2)]
+    segments = [(*dice.choices(range(32_000), k=dice.randrange(5, 60)), XCODEC_ID) for _ in range(2)]
     settings = Stage1Settings(
         Sampling(
             temperature=dice.choice([0.0, 0.8, 1.3]),
