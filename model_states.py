@@ -29,7 +29,7 @@ class Engine(Protocol):
         """Ends that song, whose future raises Cancelled. An unknown id is none of its business."""
 
     def info(self) -> dict[str, object]:
-        """Device, dtype, memory, seconds of loading. `memory_bytes` is None where it is not a GPU's."""
+        """Device, dtype, quantization, memory, seconds of loading. `memory_bytes` is None where it is not a GPU's."""
 
     @property
     def alive(self) -> bool:

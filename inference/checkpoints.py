@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from inference import quantization
 from inference.errors import CheckpointError
+from inference.options import Quantization
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -75,9 +77,16 @@ def shape_of(tensors: Mapping[str, torch.Tensor], name: str, path: Path, n_axes:
 
 
 def load_llama(
-    folder: Path, device: torch.device, dtype: torch.dtype, on_progress: ProgressCallback | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantization = "none",
+    on_progress: ProgressCallback | None = None,
 ) -> LlamaForCausalLM:
-    """The language model in `folder`, for inference. It is never whole in RAM on its way to a GPU."""
+    """The language model in `folder`, for inference. It is never whole in RAM on its way to a GPU.
+
+    With `quantize` "int8" its decoder's linear layers are `Int8Linear`s; embedding, norms and output layer stay plain.
+    """
     model = _empty_llama(folder / CONFIG)
     config = model.config
     shards, listing = _shards(folder)
@@ -86,7 +95,9 @@ def load_llama(
     if config.tie_word_embeddings and TIED_WEIGHT not in found:
         del expected[TIED_WEIGHT]
     _require_equal_shapes(expected, found, listing)
-    tensors = _read_tensors(shards, device, dtype, on_progress)
+    # Only now, because the files hold the plain network.
+    layers = quantization.make_room(model.model) if quantize == "int8" else []
+    tensors = _read_tensors(shards, device, dtype, {f"model.{layer}" for layer in layers}, on_progress)
     if config.tie_word_embeddings:
         _tie(tensors, listing)
     load_strict(model, tensors, listing)
@@ -186,9 +197,13 @@ def _checked_header(path: Path, names: set[str] | None) -> dict[str, Sequence[in
 
 
 def _read_tensors(
-    files: Mapping[Path, object], device: torch.device, dtype: torch.dtype, on_progress: ProgressCallback | None
+    files: Mapping[Path, object],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantized_layers: Collection[str],
+    on_progress: ProgressCallback | None,
 ) -> dict[str, torch.Tensor]:
-    """Every tensor on `device` in `dtype`; only one at a time exists in the file's own type."""
+    """Every tensor on `device` in `dtype`, or in int8; only one at a time exists in the file's own type."""
     done_bytes, total_bytes = 0, sum(_weight_bytes(path) for path in files)
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
@@ -196,7 +211,12 @@ def _read_tensors(
             for name in _names(file):
                 tensor = file.get_tensor(name)
                 done_bytes += tensor.nbytes
-                tensors[name] = tensor.to(dtype)
+                layer, _, kind = name.rpartition(".")
+                if kind == "weight" and layer in quantized_layers:
+                    tensors[name], tensors[f"{layer}.scale"] = quantization.quantize(tensor, dtype)
+                else:
+                    tensors[name] = tensor.to(dtype)
+                del tensor  # before the next one is read
                 if on_progress is not None:
                     on_progress(done_bytes, total_bytes)
     return tensors

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from inference import audio, checkpoints, lyrics, prompt, stage1, vocoder
+from inference import audio, checkpoints, lyrics, prompt, quantization, stage1, vocoder
 from inference.catalog import ModelFiles
 from inference.codec import Codec
 from inference.llama import Llama
+from inference.options import EngineOptions
 from inference.progress import Meter
 from inference.sampling import Sampling
 from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
@@ -49,19 +50,18 @@ class Pipeline:
     def load(
         cls,
         files: ModelFiles,
-        device: str = "auto",
-        dtype: str = "auto",
+        options: EngineOptions,
         on_loading: Callable[[str], None] = lambda part: None,
     ) -> Pipeline:
         """Load `files`; `on_loading` hears each part's name before it. Raises CheckpointError."""
         began = time.monotonic()
         # The codec and the vocoders work in float32 wherever they run; cuDNN would round to fewer bits unasked.
         torch.backends.cudnn.allow_tf32 = False
-        place, number = resolve(device, dtype)
+        place, number = resolve(options.device, options.dtype)
         on_loading("tokenizer")
         tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
         on_loading("stage 1")
-        composer = Llama(checkpoints.load_llama(files.stage1, place, number))
+        composer = Llama(checkpoints.load_llama(files.stage1, place, number, options.quantization))
         on_loading("stage 2")
         upsampler = Llama(checkpoints.load_llama(files.stage2, place, number))
         on_loading("codec")
@@ -79,6 +79,7 @@ class Pipeline:
         return {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "dtype": str(self.composer.dtype).removeprefix("torch."),
+            "quantization": quantization.of(self.composer.model),
             "memory_bytes": memory,
             "loading_seconds": round(self.loading_seconds, 3),
         }

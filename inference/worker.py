@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from inference.catalog import ModelFiles
 from inference.errors import EngineError, YueError
+from inference.options import EngineOptions
 from inference.song import Progress, Song, SongRequest
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class Load:
     """To the child, first of all: load these files."""
 
     files: ModelFiles
-    device: str
-    dtype: str
-    max_songs: int | None  # None: as many as fit
+    options: EngineOptions
 
 
 @dataclass(frozen=True)
@@ -129,16 +128,13 @@ class EngineProcess:
     def start(
         cls,
         files: ModelFiles,
-        device: str,
-        dtype: str,
+        options: EngineOptions,
         on_loading: Callable[[str], None] = lambda part: None,
-        max_songs: int | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> EngineProcess:
         """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
 
-        At most `max_songs` are sung together (None: as many as the device has room for). A child that gives no sign of
-        life for `stall_seconds` while it has songs is killed.
+        A child that gives no sign of life for `stall_seconds` while it has songs is killed.
         """
         ours, theirs = Pipe()
         process = subprocess.Popen(
@@ -152,7 +148,7 @@ class EngineProcess:
         theirs.close()
         engine = cls(process, ours, stall_seconds)
         try:
-            engine._load(Load(files, device, dtype, max_songs), on_loading)
+            engine._load(Load(files, options), on_loading)
         except BaseException:
             engine.close()
             raise
@@ -170,7 +166,7 @@ class EngineProcess:
         return self._process.pid
 
     def info(self) -> dict[str, object]:
-        """Device, dtype, memory and seconds of loading, as they were when the models were ready."""
+        """Device, dtype, quantization, memory and seconds of loading, as they were when the models were ready."""
         return {**self._info, "pid": self.pid}
 
     def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
@@ -310,8 +306,8 @@ class _Child:
         from inference.engine import Engine, chosen_limits
         from inference.pipeline import Pipeline
 
-        pipeline = Pipeline.load(load.files, load.device, load.dtype, lambda part: self._send(Loading(part)))
-        engine = Engine(pipeline, chosen_limits(pipeline, load.max_songs))
+        pipeline = Pipeline.load(load.files, load.options, lambda part: self._send(Loading(part)))
+        engine = Engine(pipeline, chosen_limits(pipeline, load.options.max_songs))
         self._send(Ready({**pipeline.info(), "max_songs": engine.limits.songs, "max_rows": engine.limits.rows}))
         return engine
 

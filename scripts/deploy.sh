@@ -171,6 +171,7 @@ find_model() {
 environment() {
   local list=YUE_MODEL=$YUE_MODEL,YUE_LOADING=$1,YUE_MAX_QUEUE=$YUE_MAX_QUEUE,YUE_WAIT_SECONDS=$YUE_WAIT_SECONDS
   list+=,YUE_DATA=gs://$BUCKET
+  [[ $YUE_QUANTIZATION == none ]] || list+=,YUE_QUANTIZATION=$YUE_QUANTIZATION
   [[ -z $YUE_MAX_SONGS ]] || list+=,YUE_MAX_SONGS=$YUE_MAX_SONGS
   [[ -z $WEIGHTS ]] || list+=,YUE_WEIGHTS=$WEIGHTS
   [[ -z $HF_TOKEN ]] || list+=,HF_TOKEN=$HF_TOKEN

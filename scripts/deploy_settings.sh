@@ -26,7 +26,8 @@ TORCH_REQUIREMENT;requirement;;which torch is put into the image (default: the o
 PIP_ARGS;words;;more arguments for pip install in the build, as --pip-args='--pre …'
 SHARED_MEMORY_MB;number;2048;the container's /dev/shm
 YUE_MAX_QUEUE;number;;songs that may wait (default: by ACCELERATOR)
-YUE_MAX_SONGS;number;;songs sung together (default: 1 with l4, else as many as fit)
+YUE_QUANTIZATION;quantization;none;int8: stage 1 in half the memory, for l4
+YUE_MAX_SONGS;number;;songs sung together (default: 1 with l4 unless quantized, else as many as fit)
 YUE_WAIT_SECONDS;number;3540;how long a request waits for its song; the endpoint hangs up after 3600
 HF_TOKEN;token;;the Hub's token; never printed, so no option, but whoever may see the model can read it
 POLL_SECONDS;count;15;time between two looks at what Google Cloud does
@@ -115,7 +116,7 @@ find_project() {
 }
 
 # The faster the GPU, the more songs may wait. How many are sung together is left to the server, which measures what
-# fits; the smallest GPU is nearly full with one.
+# fits; the smallest GPU is nearly full with one, unless stage 1 is quantized.
 choose_machine() {
   local machine='' queue='' songs=''
   case $ACCELERATOR in
@@ -125,6 +126,7 @@ choose_machine() {
     h100) gpu=nvidia-h100-80gb quota=h100 machine=a3-highgpu-1g queue=32 ;;
   esac
   MACHINE_TYPE=${MACHINE_TYPE:-$machine} YUE_MAX_QUEUE=${YUE_MAX_QUEUE:-$queue}
+  [[ $YUE_QUANTIZATION == none ]] || songs=''
   YUE_MAX_SONGS=${YUE_MAX_SONGS:-$songs}
 }
 
@@ -162,6 +164,7 @@ check_setting() {
     requirement) form='torch[A-Za-z0-9.=<>~!+_-]*' allowed='a requirement without commas such as torch==2.13.0' ;;
     words) form='[A-Za-z0-9._:/=@+ -]+' allowed='words of letters, digits, and . _ : / = @ + -' ;;
     accelerator) form='l4|a100|a100-80gb|h100' allowed='l4, a100, a100-80gb, h100' ;;
+    quantization) form='none|int8' allowed='none, int8' ;;
     choice) form='yes|no' allowed='yes, no' ;;
     number) form='[1-9][0-9]{0,5}' allowed='a whole number from 1' ;;
     count) form='[0-9]{1,5}' allowed='a whole number from 0' ;;

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference import catalog
 from inference.errors import UnknownModel
+from inference.options import Quantization
 from storage import is_address
 
 STARTUP = "startup"
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16 or float16"
     )
+    quantization: Quantization = Field(default="none", description="none or int8")
     max_songs: int | None = Field(default=None, ge=1, le=1_000, description="a whole number from 1 to 1000")
     max_queue: int = Field(default=64, ge=1, le=10_000, description="a whole number from 1 to 10000")
     max_instances: int = Field(default=8, ge=1, le=1_000, description="a whole number from 1 to 1000")

@@ -14,6 +14,7 @@ import pytest
 from inference import tiny
 from inference.catalog import ModelFiles
 from inference.engine import Engine
+from inference.options import EngineOptions
 from inference.pipeline import Pipeline
 
 TESTS = Path(__file__).parent
@@ -58,7 +59,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
     """The tiny model, loaded."""
-    return Pipeline.load(tiny_files, "cpu", "float32")
+    return Pipeline.load(tiny_files, EngineOptions("cpu", "float32"))
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,14 @@ def test_an_accelerator_brings_its_machine(
     assert re.findall(r"YUE_MAX_SONGS=(\d+)", printed) == max_songs
 
 
+def test_a_quantized_model_is_told_to_the_server_and_leaves_the_number_of_songs_to_it(person: Person) -> None:
+    printed = person.run("deploy_on_demand.sh", "--dry-run", "--accelerator=l4", "--yue-quantization=int8").stdout
+    assert ",YUE_QUANTIZATION=int8" in printed
+    assert "YUE_MAX_SONGS" not in printed
+    refused = person.run("deploy_on_demand.sh", "--dry-run", "--yue-quantization=int4")
+    assert refused.returncode == 2 and "YUE_QUANTIZATION: got 'int4'; allowed: none, int8" in refused.stderr
+
+
 def test_a_second_run_changes_nothing(deployed: Person) -> None:
     before = deployed.cloud
     deployed.deploy()

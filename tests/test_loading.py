@@ -101,6 +101,15 @@ def test_at_startup_health_is_good_exactly_when_the_models_are_ready(start: Star
     assert_sings(server)
 
 
+def test_the_settings_reach_the_engine(start: Start) -> None:
+    server = start(YUE_MODEL="tiny", YUE_DTYPE="bfloat16", YUE_QUANTIZATION="int8", YUE_MAX_SONGS="3")
+    server.wait_until_answered()
+    assert server.ask("/download-models", {})[0] == 200
+    engine = server.models()["engine"]
+    assert (engine["dtype"], engine["quantization"], engine["max_songs"]) == ("bfloat16", "int8", 3)
+    assert_sings(server, "tiny")
+
+
 def test_force_mends_the_loaded_model(start: Start, hub: HubServer, tmp_path: Path) -> None:
     server = start()
     server.wait_until_answered()

@@ -10,6 +10,7 @@ import pytest
 
 from inference.catalog import TINY, Model, ModelFiles, find
 from inference.engine import Engine
+from inference.options import EngineOptions
 from inference.song import SongRequest
 from inference.worker import EngineProcess
 from model_manager import ModelManager
@@ -40,7 +41,7 @@ class Engines:
         self.started: list[EngineProcess] = []
 
     def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
-        self.started.append(EngineProcess.start(files, "cpu", "float32", on_loading))
+        self.started.append(EngineProcess.start(files, EngineOptions("cpu", "float32"), on_loading))
         return self.started[-1]
 
 

@@ -17,16 +17,18 @@ import pytest
 from inference.catalog import ModelFiles
 from inference.engine import Engine
 from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField
+from inference.options import EngineOptions
 from inference.song import Progress
 from inference.worker import PROJECT, EngineProcess
 from tests.songs import request
 
 PATIENCE_S = 60.0
+ON_CPU = EngineOptions("cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
-    engine = EngineProcess.start(tiny_files, "cpu", "float32")
+    engine = EngineProcess.start(tiny_files, ON_CPU)
     yield engine
     engine.close()
 
@@ -34,7 +36,7 @@ def engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
 @pytest.fixture
 def fresh_engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
     """An engine that the test may break."""
-    engine = EngineProcess.start(tiny_files, "cpu", "float32")
+    engine = EngineProcess.start(tiny_files, ON_CPU)
     yield engine
     engine.close()
 
@@ -72,7 +74,7 @@ def test_a_short_song_does_not_wait_for_a_long_one(engine: EngineProcess) -> Non
 
 
 def test_a_process_that_hangs_is_killed(tiny_files: ModelFiles) -> None:
-    engine = EngineProcess.start(tiny_files, "cpu", "float32", stall_seconds=2.0)
+    engine = EngineProcess.start(tiny_files, ON_CPU, stall_seconds=2.0)
     running, started = long_song(engine, "hung")
     assert started.wait(PATIENCE_S)
     os.kill(engine.pid, signal.SIGSTOP)
@@ -142,12 +144,12 @@ def test_closing_ends_the_process_and_its_songs(fresh_engine: EngineProcess) -> 
 
 def test_files_that_cannot_be_loaded_are_named(tiny_files: ModelFiles, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
-        EngineProcess.start(replace(tiny_files, codec=tmp_path), "cpu", "float32")
+        EngineProcess.start(replace(tiny_files, codec=tmp_path), ON_CPU)
 
 
 def test_loading_tells_its_parts(tiny_files: ModelFiles) -> None:
     parts: list[str] = []
-    engine = EngineProcess.start(tiny_files, "cpu", "float32", parts.append)
+    engine = EngineProcess.start(tiny_files, ON_CPU, parts.append)
     engine.close()
     assert parts == ["libraries", "tokenizer", "stage 1", "stage 2", "codec", "vocoders"]
     assert engine.info()["device"] == "cpu"
@@ -157,8 +159,9 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from inference.catalog import ModelFiles
+from inference.options import EngineOptions
 from inference.worker import EngineProcess
-engine = EngineProcess.start(ModelFiles("tiny", "", *map(Path, sys.argv[1:])), "cpu", "float32")
+engine = EngineProcess.start(ModelFiles("tiny", "", *map(Path, sys.argv[1:])), EngineOptions("cpu", "float32"))
 print(engine.pid, flush=True)
 sys.stdin.read()
 """
