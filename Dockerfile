@@ -5,6 +5,7 @@
 #
 # BASE               an image with Python 3.11 or newer under the name python3, its venv module, and CA certificates
 # TORCH_REQUIREMENT  which torch; what pip takes by itself on Linux is the CUDA build
+# COMPILER           the Debian packages with which decode steps are compiled for the GPU; none: they run uncompiled
 # PIP_ARGS           more arguments for pip install
 # BAKE_MODEL         a model whose weights are put inside; without it they are fetched when they are needed
 ARG BASE=python:3.12-slim-bookworm
@@ -22,6 +23,11 @@ COPY requirements.txt /tmp/
 RUN python3 -m pip install --no-cache-dir ${PIP_ARGS} -r /tmp/requirements.txt
 
 FROM ${BASE} AS runtime
+ARG COMPILER="gcc libc6-dev"
+# hadolint ignore=DL3008,SC2086
+RUN if [ -n "${COMPILER}" ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends ${COMPILER} && rm -rf /var/lib/apt/lists/*; \
+    fi
 # A fixed number, so that the owner of a mounted folder can be set from outside.
 RUN useradd --uid 10001 --user-group --create-home yue \
     && install --directory --owner=yue --group=yue /models

@@ -24,7 +24,6 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.download import DownloadProcess, cache_folder
-from inference.options import EngineOptions
 from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
@@ -89,13 +88,12 @@ def stop_loading(app: Flask) -> None:
 
 def make_manager(settings: Settings) -> ModelManager:
     """The real one: downloads and the engine in processes of their own."""
-    options = EngineOptions(settings.device, settings.dtype, settings.quantization, settings.max_songs)
 
     def fetch(model: Model, force: bool) -> Fetch:
         return DownloadProcess(model, cache_folder(), settings.weights, force=force)
 
     def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
-        return EngineProcess.start(files, options, on_loading)
+        return EngineProcess.start(files, settings.engine_options, on_loading)
 
     return ModelManager(catalog.find(settings.model), fetch, start_engine)
 

@@ -16,6 +16,7 @@ import torch
 from inference.choir import Choir, StaticVoices
 from inference.errors import Cancelled, EngineError, YueError
 from inference.llama import Llama
+from inference.options import EngineOptions
 from inference.orchestra import Orchestra, StaticFrames
 from inference.pipeline import Pipeline, SongInProgress
 from inference.replay import Recorder
@@ -218,6 +219,17 @@ class Engine:
             for piece in pieces:
                 self._orchestra.leave(piece)
         self._ended.append(Outcome(song_id, result))
+
+
+def make_engine(pipeline: Pipeline, options: EngineOptions) -> Engine:
+    """The engine as the options want it. Raises EngineError where the device has no room for a song."""
+    limits = chosen_limits(pipeline, options.max_songs)
+    device = pipeline.composer.device
+    if device.type != "cuda" or not options.compile:
+        return Engine(pipeline, limits)
+    for llama in (pipeline.composer, pipeline.upsampler):
+        llama.compile()
+    return Engine(pipeline, limits, Recorder.on(device, options.deterministic))
 
 
 def chosen_limits(pipeline: Pipeline, max_songs: int | None) -> Limits:

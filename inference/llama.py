@@ -32,6 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 ATTENTION = "live_rows"
 BLOCK_TOKENS = 128  # what a static step's attention reads at once; a capacity is a multiple of it
 PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory that a long prompt's attention takes
+MOST_SHAPES = 64  # that a static step may be compiled for
 # From four rows on, a CPU's float32 matrix product gives each row the same bits however many others there are; for
 # fewer it takes other paths. So fewer are filled up, and what a row holds never depends on its neighbours.
 MIN_EXACT_ROWS = 4
@@ -134,10 +135,12 @@ class Llama:
         elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
         return _whole_blocks(capacity) * elements * self.dtype.itemsize
 
-    def compile(self) -> None:
+    def compile(self, backend: str = "inductor") -> None:
         """Let the compiler fuse the layers of static steps; it works when a step is taken in a new shape."""
-        # One layer is compiled and serves for all. Each shape counts as a variant of it, and there are few.
-        self._layer = torch.compile(_layer, fullgraph=True, dynamic=False)
+        # One layer is compiled and serves for all, in a variant for each shape: two models, a dozen buckets, one or two
+        # tokens. The compiler's own limit takes so many for a mistake.
+        torch._dynamo.config.recompile_limit = MOST_SHAPES
+        self._layer = torch.compile(_layer, fullgraph=True, dynamic=False, backend=backend)
 
     def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Feed sequences of equal length (R, T) to empty rows, in chunks; the last hidden states (R, H)."""

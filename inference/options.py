@@ -19,3 +19,6 @@ class EngineOptions:
     dtype: str = "auto"
     quantization: Quantization = "none"  # of stage 1
     max_songs: int | None = None
+    compile: bool = True  # on a GPU: fuse the decode steps, and record them as CUDA graphs
+    prepare: bool = False  # do so for every number of songs before the model counts as loaded
+    deterministic: bool = False  # on a GPU: compute every song in the same shape, however many sing

@@ -3,7 +3,7 @@
 It knows nothing of jobs or HTTP. Importing this module imports no torch: only the child does, when it loads.
 
     parent  EngineProcess ── Load, Sing, Cancel ──────────────────────▶ child  main thread sings,
-                          ◀─ Loading, Ready, Advanced, Sung, Failed ──         reader thread listens
+                          ◀─ Loading, Ready, Recorded, Advanced, Sung, Failed ──         reader thread listens
 
 The child is started afresh, never forked, and ends when its end of the pipe closes, however its parent died.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.catalog import ModelFiles
+from inference.download import cache_folder
 from inference.errors import EngineError, YueError
 from inference.options import EngineOptions
 from inference.song import Progress, Song, SongRequest
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS_TO_END = 5.0
+COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
 STALL_SECONDS = 120.0  # the longest pass, a codec's over a minute of sound on a CPU, takes a small part of it
 
 
@@ -75,6 +77,13 @@ class Ready:
     """From the child: everything is loaded."""
 
     info: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """From the child: which steps are compiled and recorded by now, and how long that took."""
+
+    recordings: dict[str, dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class EngineProcess:
             pass_fds=(theirs.fileno(),),
             cwd=PROJECT,
             # Threads that spin while they wait take the cores from the HTTP process, and from each other.
-            env={"OMP_WAIT_POLICY": "passive", **os.environ},
+            env={"OMP_WAIT_POLICY": "passive", COMPILED_STEPS: str(cache_folder() / "compiled"), **os.environ},
             start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
         )
         theirs.close()
@@ -243,6 +252,8 @@ class EngineProcess:
                 self._take(song_id).set_result(song)
             case Failed(str(song_id), error):
                 self._take(song_id).set_exception(error)
+            case Recorded(recordings):
+                self._info = {**self._info, "recordings": recordings}
             case Broken(error):
                 self._reason = f"failed ({error})"
             case _:
@@ -303,12 +314,17 @@ class _Child:
 
     def _loaded(self, load: Load) -> Engine:
         self._send(Loading("libraries"))
-        from inference.engine import Engine, chosen_limits
+        from inference.engine import make_engine
         from inference.pipeline import Pipeline
 
         pipeline = Pipeline.load(load.files, load.options, lambda part: self._send(Loading(part)))
-        engine = Engine(pipeline, chosen_limits(pipeline, load.options.max_songs))
-        self._send(Ready({**pipeline.info(), "max_songs": engine.limits.songs, "max_rows": engine.limits.rows}))
+        engine = make_engine(pipeline, load.options)
+        if load.options.prepare:
+            self._send(Loading("compiled steps"))
+            while engine.prepare_next():
+                pass
+        limits = {"max_songs": engine.limits.songs, "max_rows": engine.limits.rows}
+        self._send(Ready({**pipeline.info(), **limits, "recordings": engine.recordings()}))
         return engine
 
     def _sing(self, engine: Engine) -> None:
@@ -322,8 +338,11 @@ class _Child:
                         self._send(Failed(outcome.song_id, error))
 
     def _take_orders(self, engine: Engine) -> None:
-        """Do what the parent has asked for since; wait for it while there is nothing to sing."""
+        """Do what the parent has asked for since; wait for it while there is nothing to sing, or to prepare for it."""
         while engine.idle or not self._orders.empty():
+            if self._orders.empty() and engine.prepare_next():
+                self._send(Recorded(engine.recordings()))
+                continue
             match self._orders.get():
                 case Sing(song_id, request):
                     engine.add(song_id, request, self._observer(song_id))

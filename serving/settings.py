@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference import catalog
 from inference.errors import UnknownModel
-from inference.options import Quantization
+from inference.options import EngineOptions, Quantization
 from storage import is_address
 
 STARTUP = "startup"
@@ -52,6 +52,8 @@ class Settings(BaseSettings):
         default="auto", description="auto, float32, bfloat16 or float16"
     )
     quantization: Quantization = Field(default="none", description="none or int8")
+    compile: Literal["auto", "never"] = Field(default="auto", description="auto or never")
+    deterministic: bool = Field(default=False, description="true or false")
     max_songs: int | None = Field(default=None, ge=1, le=1_000, description="a whole number from 1 to 1000")
     max_queue: int = Field(default=64, ge=1, le=10_000, description="a whole number from 1 to 10000")
     max_instances: int = Field(default=8, ge=1, le=1_000, description="a whole number from 1 to 1000")
@@ -110,6 +112,19 @@ class Settings(BaseSettings):
     def http_port(self) -> int:
         """The port to listen on: Vertex AI's word counts before `PORT`."""
         return self.aip_http_port or self.port
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """What these settings say to the engine."""
+        return EngineOptions(
+            self.device,
+            self.dtype,
+            self.quantization,
+            self.max_songs,
+            compile=self.compile == "auto",
+            prepare=self.loading == STARTUP,
+            deterministic=self.deterministic,
+        )
 
     @property
     def max_waiters(self) -> int:

@@ -110,6 +110,16 @@ def test_a_static_layer_compiles_whole_and_once_for_all_layers(composer: Llama) 
     assert len(variants) == 1
 
 
+def test_a_step_is_compiled_for_as_many_shapes_as_there_are_buckets(composer: Llama) -> None:
+    llama = short_llama("stage1")
+    llama.compile(backend="eager")
+    cache = llama.new_cache(12, 128)
+    with torch.inference_mode():
+        for rows in range(1, 13):
+            lanes, tokens = [Lanes(cache, torch.zeros(rows, dtype=torch.long))], torch.full((rows, 1), 7)
+            torch.testing.assert_close(llama.static_forward(lanes, tokens), composer.static_forward(lanes, tokens))
+
+
 def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> None:
     alone = []
     for seed in range(6):
