@@ -169,15 +169,17 @@ class Choir:
             singer.unread = singer.song.begin_section()
             singer.seen = seen_candidates(singer.unread)
             singer.row.length = singer.unprompted_row.length = 0
-        chunk, singer.unread = singer.unread[:PREFILL_CHUNK], singer.unread[PREFILL_CHUNK:]
+        chunk, rest = singer.unread[:PREFILL_CHUNK], singer.unread[PREFILL_CHUNK:]
         device = self._llama.device
-        singer.hidden = self._llama.forward([singer.row], torch.tensor([chunk], device=device))
-        if not singer.unread:
-            singer.unread, singer.ready = None, True
-            if singer.guided:
-                last = torch.tensor([chunk[-1:]], device=device)
-                singer.hidden = torch.cat([singer.hidden, self._llama.forward([singer.unprompted_row], last)])
-            self._samplers = None
+        unprompted = []
+        if not rest and singer.guided:  # before the chunk: where that finds no memory, this is simply done again
+            singer.unprompted_row.length = 0
+            last = torch.tensor([chunk[-1:]], device=device)
+            unprompted = [self._llama.forward([singer.unprompted_row], last)]
+        hidden = self._llama.forward([singer.row], torch.tensor([chunk], device=device))
+        singer.hidden, singer.unread = torch.cat([hidden, *unprompted]), rest or None
+        if not rest:
+            singer.ready, self._samplers = True, None
 
     def _sing(self, singers: list[_Singer]) -> None:
         """Choose a token for each singer; it is fed with the next step where the section goes on."""

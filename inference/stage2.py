@@ -18,12 +18,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from inference.errors import EngineError
 from inference.llama import Llama, Row
 from inference.vocabulary import FIRST_CODE_ID, N_CODEBOOKS, PIECE_FRAMES, SOA_ID, STAGE_1_ID, STAGE_2_ID, code_ids
 
 MAX_ROWS = 32
 PREFIX_TOKENS = 3  # <SOA>, <stage_1> and <stage_2>, around the codes
 ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a whole piece
+NO_NUMBER = -1  # in place of an id
 _FRAMES_A_REPORT = 4
 
 
@@ -42,6 +44,11 @@ class Piece:
     def n_frames(self) -> int:
         """T."""
         return self.ids.shape[1]
+
+    @property
+    def n_read(self) -> int:
+        """How many tokens its row holds where the next frame begins."""
+        return PREFIX_TOKENS - 1 + self.n_frames + N_CODEBOOKS * self.n_done
 
     @property
     def done(self) -> bool:
@@ -96,7 +103,11 @@ class Orchestra:
             piece.row = None
 
     def step(self) -> None:
-        """Take every piece one frame further; those that are done leave."""
+        """Take every piece one frame further; those that are done leave.
+
+        Raises EngineError where the model's numbers are none. After a torch.OutOfMemoryError the step can be taken
+        again.
+        """
         with torch.inference_mode():
             self._begin_waiting()
             if self._playing:
@@ -106,12 +117,12 @@ class Orchestra:
 
     def _begin_waiting(self) -> None:
         """Read the prefixes of all pieces that find a row, those of equal length together."""
-        new = []
         while self._waiting and self._cache.n_free:
             piece = self._waiting.popleft()
             piece.row = self._cache.take()
-            new.append(piece)
-        self._playing = sorted([*self._playing, *new], key=_row_index)  # neighbours share work
+            self._playing.append(piece)
+        self._playing.sort(key=_row_index)  # neighbours share work
+        new = [piece for piece in self._playing if not _row(piece).length]  # or not read yet for want of memory
         for n_frames in {piece.n_frames for piece in new}:
             alike = sorted((piece for piece in new if piece.n_frames == n_frames), key=_row_index)
             lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(len(alike), -1)
@@ -120,16 +131,23 @@ class Orchestra:
 
     def _play_frame(self) -> None:
         rows = [_row(piece) for piece in self._playing]
+        for piece, row in zip(self._playing, rows, strict=True):
+            row.length = piece.n_read  # a frame that found no memory halfway is begun anew
         device = self._llama.device
         pairs = [[piece.last_id, int(piece.ids[0, piece.n_done])] for piece in self._playing]
-        chosen = []
+        chosen, best = [], []
         tokens = torch.tensor(pairs, device=device)
         for codebook in range(1, N_CODEBOOKS):
             hidden = self._llama.forward(rows, tokens)
             ids = code_ids(codebook)
-            tokens = self._llama.logits(hidden, ids).argmax(-1, keepdim=True) + ids.start
+            logit, code = self._llama.logits(hidden, ids).max(-1, keepdim=True)
+            tokens = code + ids.start
             chosen.append(tokens)
-        frame = torch.cat(chosen, dim=1).cpu()  # (R, 7)
+            best.append(logit)
+        # A maximum over numbers that are none is none. What is told of it comes with the codes, in one transfer.
+        frame = torch.cat(chosen, dim=1).where(torch.cat(best, dim=1).isfinite(), NO_NUMBER).cpu()  # (R, 7)
+        if (frame == NO_NUMBER).any():
+            raise EngineError("stage 2 computed scores that are not numbers")
         for piece, codes in zip(self._playing, frame, strict=True):
             piece.ids[1:, piece.n_done] = codes
             piece.last_id = int(codes[-1])
