@@ -5,8 +5,9 @@ It knows nothing of HTTP, and nothing of how weights are fetched or an engine is
     not_loaded -> downloading -> loading -> ready, or error
 
 Each attempt runs in a thread of its own and is shared: whoever needs the models meanwhile waits for that attempt and
-gets its engine or its error. After an error the next caller starts the next attempt. While one engine sings, another
-model is fetched; the new engine then takes over, and the old one is closed behind its last song:
+gets its engine or its error. After an error the next caller starts the next attempt; where engines end by themselves
+again and again, only once a pause is over. While one engine sings, another model is fetched; the new engine then takes
+over, and the old one is closed behind its last song:
 
     in main memory   old sings ........................ closed after its song
                          new: fetched, proven, loaded,  takes over
@@ -25,14 +26,25 @@ from contextlib import contextmanager
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
-from inference.errors import EngineError, ModelBusy
-from model_states import ERROR, LOADING, NOT_LOADED, Attempt, Engine, Loaded, MakeFetch, StartEngine, Trouble, cancelled
+from inference.errors import EngineCrashed, EngineError, ModelBusy
+from model_states import (
+    ERROR,
+    LOADING,
+    NOT_LOADED,
+    SOUND_SECONDS,
+    Attempt,
+    Engine,
+    Loaded,
+    MakeFetch,
+    Setbacks,
+    StartEngine,
+    Trouble,
+    cancelled,
+)
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS = 5.0  # before what went wrong is tried again by itself; doubled with each setback in a row
-LONGEST_PAUSE_SECONDS = 600.0
-SOUND_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
+WAITED_FOR_SECONDS = 10.0  # a pause that songs wait out; for a longer one they are refused, and may go elsewhere
 
 
 class ModelManager:
@@ -59,8 +71,7 @@ class ModelManager:
         self._unloaded = NOT_LOADED  # the status while nothing is loaded or being loaded
         self._engine_ended = False  # by itself, and nothing was begun since
         self._clock = clock
-        self._setbacks = 0  # attempts that failed and engines that ended, since one sang for long
-        self._recover_at = 0.0  # when, by the clock, `recover` may begin again
+        self._setbacks = Setbacks(clock)  # since an engine sang for long
         self._stopping = False
 
     @property
@@ -71,8 +82,17 @@ class ModelManager:
                 return self._attempt.model
             return self._model
 
+    @property
+    def crash_loop(self) -> bool:
+        """Whether so many engines ended by themselves, one after the other, that the next most likely will."""
+        with self._guard:
+            return self._setbacks.crash_loop
+
     def ensure_models_available(self) -> Engine:
-        """The engine, once it is ready. Raises the YueError of the attempt that it waited for."""
+        """The engine, once it is ready. Raises the YueError of the attempt that it waited for.
+
+        Where engines end by themselves again and again, a short pause is waited out; a longer one raises EngineCrashed.
+        """
         return self._ensure().engine
 
     def start(self) -> None:
@@ -89,7 +109,7 @@ class ModelManager:
         with self._guard:
             if self._living() or self._attempt or self._stopping:
                 return
-            if (self._engine_ended or self._unloaded == ERROR) and self._clock() >= self._recover_at:
+            if (self._engine_ended or self._unloaded == ERROR) and not self._setbacks.seconds_left:
                 self._begin(self._model)
 
     def load(self, model: str | None = None, revision: str | None = None, force: bool = False) -> Future[Loaded]:
@@ -142,19 +162,14 @@ class ModelManager:
         """Where the models are; all that /models/status shows."""
         with self._guard:
             loaded, attempt = self._living(), self._attempt
-            last_error = self._trouble.as_dict() if self._trouble else None
             unloaded, model = self._unloaded, self._model
+            troubles = self._troubles(loaded)
         if loaded:
             next_model = {"next": attempt.status()} if attempt else {}
-            return {**loaded.status(), **next_model, "last_error": last_error}
+            return {**loaded.status(), **next_model, **troubles}
         if attempt:
-            return {**attempt.status(), "last_error": last_error}
-        return {
-            "status": unloaded,
-            "model": model.name,
-            "revision": model.stage1.revision,
-            "last_error": last_error,
-        }
+            return {**attempt.status(), **troubles}
+        return {"status": unloaded, "model": model.name, "revision": model.stage1.revision, **troubles}
 
     def stop(self) -> None:
         """Load nothing any more, now or later; an engine that is here sings on. Who waits gets an EngineError."""
@@ -163,6 +178,7 @@ class ModelManager:
             attempt = self._attempt
             if attempt:
                 self._end(attempt, _stopping(), NOT_LOADED)
+            self._guard.notify_all()
         if attempt:
             attempt.fetch.cancel()
 
@@ -181,6 +197,8 @@ class ModelManager:
                 loaded = self._living()
                 if loaded and not loaded.retired:
                     return loaded
+                if not self._attempt and self._rested():
+                    continue
                 attempt = self._attempt or self._begin(self._model)
             error = attempt.outcome.exception()
             if error is None:
@@ -189,6 +207,34 @@ class ModelManager:
                 sings_on = self._living() or (self._attempt and self._attempt.restores)
             if not sings_on:  # else the old model is here still, or again
                 raise error
+
+    def _rested(self) -> bool:
+        """Wait out some of a short pause after an engine's end; False where there is none. The guard is held.
+
+        Raises EngineCrashed where the pause is long.
+        """
+        pause_s = self._pause_s()
+        if not pause_s or self._stopping:
+            return False
+        if pause_s > WAITED_FOR_SECONDS:
+            raise EngineCrashed(self._setbacks.crashes, str(self._trouble and self._trouble.error), pause_s)
+        self._guard.wait(pause_s)  # or until somebody asked for the models, or the server stops
+        return True
+
+    def _pause_s(self) -> float:
+        """How long songs must not start an engine. Other failures cost little; songs try again at once. Guard held."""
+        crashed = self._setbacks.crashes and self._trouble and isinstance(self._trouble.error, EngineError)
+        return self._setbacks.seconds_left if crashed else 0.0
+
+    def _troubles(self, loaded: Loaded | None) -> dict[str, object]:
+        """What went wrong, as `status` shows it. The guard is held."""
+        sound = loaded is not None and self._clock() - loaded.ready_at > SOUND_SECONDS
+        waiting = not loaded and not self._attempt and self._setbacks.crashes
+        return {
+            "last_error": self._trouble.as_dict() if self._trouble else None,
+            "crashes": 0 if sound else self._setbacks.crashes,
+            "next_try_seconds": round(self._pause_s(), 1) if waiting else None,
+        }
 
     def _borrow(self) -> Loaded:
         while True:
@@ -202,14 +248,13 @@ class ModelManager:
         """What is loaded, if its engine still lives. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
             self._loaded.engine.close()  # at once, for it is dead; its pipe and process id are given back
-            ended = EngineError("the engine's process ended; it is started again when needed")
+            ended = EngineError(f"the engine's process ended by itself: it {self._loaded.engine.ending}")
             self._trouble = Trouble(ended, self._loaded.model)
-            if self._clock() - self._loaded.ready_at > SOUND_SECONDS:
-                self._setbacks = 0
-            self._loaded, self._unloaded, self._engine_ended = None, NOT_LOADED, True
-            self._note_setback(at_once=not self._setbacks)
+            self._setbacks.engine_ended(self._loaded.ready_at)
+            self._loaded, self._engine_ended = None, True
+            self._unloaded = ERROR if self._setbacks.crash_loop else NOT_LOADED
             self.models_loaded.clear()
-            log.warning("the engine ended by itself")
+            log.warning("%s; %d in a row", ended, self._setbacks.crashes)
         return self._loaded
 
     def _begin(self, model: Model, force: bool = False) -> Attempt:
@@ -224,6 +269,7 @@ class ModelManager:
         self._attempt, self._engine_ended = attempt, False
         # A daemon, because an engine's start cannot be interrupted: the process must be able to end meanwhile.
         threading.Thread(target=self._run, args=(attempt,), name="models-loader", daemon=True).start()
+        self._guard.notify_all()  # who waits for a pause to end now waits for this
         return attempt
 
     def _run(self, attempt: Attempt) -> None:
@@ -270,6 +316,8 @@ class ModelManager:
             replaced = self._loaded if wanted else loaded
             if wanted:
                 attempt.ended = True
+                if loaded.model != self._model:
+                    self._setbacks.forget()  # they were another model's
                 self._attempt, self._loaded, self._model = None, loaded, loaded.model
                 self._trouble = self._trouble if attempt.restores else None
                 self.models_loaded.set()
@@ -287,14 +335,8 @@ class ModelManager:
             if attempt.ended:  # cancelled or closed: those who waited know already
                 return
             log.error("model %s: not loaded", attempt.model.name, exc_info=error)
+            self._setbacks.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
             self._end(attempt, error, ERROR)
-            self._note_setback()
-
-    def _note_setback(self, at_once: bool = False) -> None:
-        """Put off the next attempt that nobody asks for. The guard is held."""
-        pause_s = 0.0 if at_once else min(FIRST_PAUSE_SECONDS * 2**self._setbacks, LONGEST_PAUSE_SECONDS)
-        self._setbacks += 1
-        self._recover_at = self._clock() + pause_s
 
     def _end(self, attempt: Attempt, error: Exception, unloaded: str) -> None:
         """End an attempt without an engine; what had to make room for it sings again. The guard is held."""

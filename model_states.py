@@ -17,6 +17,10 @@ from inference.errors import Cancelled
 from inference.song import Progress, Song, SongRequest
 
 NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
+FIRST_PAUSE_SECONDS = 5.0  # before what went wrong is tried again by itself; doubled with each setback in a row
+LONGEST_PAUSE_SECONDS = 600.0
+SOUND_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
+CRASH_LOOP = 3  # so many engines in a row that ended by themselves: the next one will most likely end too
 
 
 class Engine(Protocol):
@@ -34,6 +38,10 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """Whether it can still sing."""
+
+    @property
+    def ending(self) -> str:
+        """How it ended by itself, as the rest of a sentence: "was ended by SIGKILL"."""
 
     def close(self) -> None:
         """Ends it; the songs in it fail with EngineError."""
@@ -131,6 +139,48 @@ class Attempt:
     def replaces(self) -> bool:
         """Whether a model was here and made room: songs wait for the new one, or for the old one again."""
         return self.restores or self.displaced is not None
+
+
+@dataclass(eq=False)
+class Setbacks:
+    """What went wrong in a row, and how long the next try is put off for it. The manager's guard is held to use it."""
+
+    clock: Callable[[], float]
+    crashes: int = 0  # engines that ended by themselves, while they sang or while they were started
+    _pause_s: float = 0.0  # the last that was taken
+    _until: float = 0.0  # by the clock
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the pause."""
+        return max(0.0, self._until - self.clock())
+
+    @property
+    def crash_loop(self) -> bool:
+        """Whether engines end too often for chance."""
+        return self.crashes >= CRASH_LOOP
+
+    def engine_ended(self, ready_at: float) -> None:
+        """An engine ended by itself. After the first that did, the next try may come at once."""
+        if self.clock() - ready_at > SOUND_SECONDS:
+            self.forget()
+        self.crashes += 1
+        self._until = self.clock()
+        if self.crashes > 1:
+            self._put_off()
+
+    def attempt_failed(self, crashed: bool) -> None:
+        """Models could not be made ready; `crashed` says that it was their engine that did not come up."""
+        self.crashes += crashed
+        self._put_off()
+
+    def forget(self) -> None:
+        """Something else begins, or has lived for long."""
+        self.crashes, self._pause_s, self._until = 0, 0.0, 0.0
+
+    def _put_off(self) -> None:
+        self._pause_s = min(max(FIRST_PAUSE_SECONDS, 2 * self._pause_s), LONGEST_PAUSE_SECONDS)
+        self._until = self.clock() + self._pause_s
 
 
 @dataclass(frozen=True)

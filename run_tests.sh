@@ -17,6 +17,9 @@ check() {
   "$@" || failed="$failed${failed:+, }$name"
 }
 
+# The models of the tests are small: more threads would only wait for each other, in each of several processes.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
 prepare_environment requirements-dev.txt
 check "ruff check" "$python" -m ruff check
 check "ruff format" "$python" -m ruff format --check

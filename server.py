@@ -132,7 +132,8 @@ class Services:
         # A model that takes another's place is waited for by the songs; the server has shown that it can be ready.
         if self.settings.loading != STARTUP or models["status"] == READY or models.get("replaces"):
             return jsonify(status="healthy", models=models), 200
-        status = "unhealthy" if models["status"] in (NOT_LOADED, ERROR) else "starting"
+        failed = models["status"] in (NOT_LOADED, ERROR) or self.manager.crash_loop
+        status = "unhealthy" if failed else "starting"
         return jsonify(status=status, models=models), 503
 
     def models_status(self) -> Response:

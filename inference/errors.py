@@ -110,6 +110,23 @@ class EngineError(YueError):
     """The engine's process failed or ended; the song in it is lost, the server is not."""
 
 
+class EngineCrashed(EngineError):
+    """The engine ended by itself again and again, and is not started before a pause is over.
+
+    `crashes` is how often in a row, `last` how it ended the last time, `retry_seconds` how long the pause still is.
+    """
+
+    def __init__(self, crashes: int, last: str, retry_seconds: float) -> None:
+        super().__init__(crashes, last, retry_seconds)
+        self.crashes, self.last, self.retry_seconds = crashes, last, retry_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.last}; that was the end of {self.crashes} engines in a row, so songs are not tried again for "
+            f"{self.retry_seconds:.0f} s, unless /download-models is asked"
+        )
+
+
 class ModelBusy(YueError):
     """Another model is being loaded; only one is at a time."""
 

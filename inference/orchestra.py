@@ -70,7 +70,8 @@ class Orchestra:
     def step(self) -> int:
         """Take every piece a frame further, or a window of them; how many. Those that are done leave.
 
-        Raises EngineError where the model's numbers are none.
+        Raises EngineError where the model's numbers are none. After a torch.OutOfMemoryError the step can be taken
+        again.
         """
         with torch.inference_mode():
             self._begin_waiting()
@@ -81,15 +82,14 @@ class Orchestra:
 
     def _begin_waiting(self) -> None:
         """Read the prefixes of all pieces that find a row, those of equal length together."""
-        new = []
         while self._waiting and self._cache.n_free:
             piece = self._waiting.popleft()
             piece.row = self._cache.take()
-            new.append(piece)
-        if not new:
-            return
-        self._note_change()
-        self._playing = sorted([*self._playing, *new], key=_row_index)  # neighbours share work
+            self._playing.append(piece)
+        self._playing.sort(key=_row_index)  # neighbours share work
+        new = [piece for piece in self._playing if not _row(piece).length]  # or not read yet for want of memory
+        if new:
+            self._note_change()
         for n_frames in {piece.n_frames for piece in new}:
             alike = sorted((piece for piece in new if piece.n_frames == n_frames), key=_row_index)
             lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(len(alike), -1)

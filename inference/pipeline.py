@@ -157,12 +157,15 @@ class SongInProgress:
         budget = self.request.max_new_tokens // len(TRACKS) * self.meter.sections
         expected = len(TRACKS) * (self.composition.n_frames if self.composition.finished else budget)
         self.meter.upsampled(sum(piece.done for piece in every), frames, frames / expected)
+        self.meter.decoded(len(TRACKS) * self._decoded_frames / expected)
 
     def decode_part(self) -> None:
         """Make sound of the next part of both tracks.
 
             decoded          next end
         |-- done --|---- this part ----|- context -|
+
+        Raises FloatingPointError where the networks' numbers are none.
         """
         if self.fully_played and self.meter.stage == "stage2":
             self.meter.enter("decode")
@@ -174,6 +177,8 @@ class SongInProgress:
                 (self._codec_parts, self._pipeline.codec.decode(codes)),
                 (self._vocoder_parts, vocos(self._pipeline.codec.embed(codes))),
             ):
+                if not waveform.isfinite().all():
+                    raise FloatingPointError("the codec and its vocoders computed samples that are not numbers")
                 hop = exact_div(len(waveform), right - left)
                 parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
         self._decoded_frames = end

@@ -64,6 +64,12 @@ class Meter:
         if (rows, frames) != (self._shown.rows, self._shown.frames):
             self._show(rows=rows, frames=frames)
 
+    def decoded(self, of_stage: float) -> None:
+        """Sound has been made of `of_stage` (0 … 1) of the song."""
+        if of_stage > self._done["decode"]:
+            self._done["decode"] = of_stage
+            self._show()
+
     def _close_stage(self) -> None:
         now = time.monotonic()
         if self._shown.stage:

@@ -39,6 +39,11 @@ class Piece:
         return self.ids.shape[1]
 
     @property
+    def n_read(self) -> int:
+        """How many tokens its row holds where the next frame begins."""
+        return PREFIX_TOKENS - 1 + self.n_frames + N_CODEBOOKS * self.n_done
+
+    @property
     def done(self) -> bool:
         """Whether every frame has its eight codes."""
         return self.n_done == self.n_frames

@@ -20,10 +20,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from inference.catalog import ModelFiles
 from inference.download import cache_folder
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS_TO_END = 5.0
 COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
-STALL_SECONDS = 120.0  # the longest pass, a codec's over a minute of sound on a CPU, takes a small part of it
+# Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds, and so does compiling a layer.
+STALL_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,20 @@ class Broken:
 class EngineProcess:
     """The parent's side. Every method may be called from any thread; none but `start` and `close` waits."""
 
+    program: ClassVar[tuple[str, ...]] = ("inference.worker",)  # the child's module, and arguments before the pipe's
+
     def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
         self._process = process
         self._connection = connection
         self._send_lock = threading.Lock()
         self._songs_lock = threading.Lock()
-        self._songs: dict[str, tuple[Future[Song], Callable[[Progress], None]]] = {}
+        self._songs: dict[str, _SongInChild] = {}
         self._info: dict[str, object] = {}
         self._stall_seconds = stall_seconds
-        self._heard_at = time.monotonic()  # the child's last sign of life, or the song it had to give one for
+        self._advanced_at = time.monotonic()  # when a song last came further, or the first of those here came
         self._reason = ""  # why the child ended, where more is known than its exit code
         self._closed = False
+        self._lost = False  # the pipe is closed: whatever the process still does, nobody will hear of it
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
 
     @classmethod
@@ -143,11 +147,11 @@ class EngineProcess:
     ) -> EngineProcess:
         """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
 
-        A child that gives no sign of life for `stall_seconds` while it has songs is killed.
+        A child that has songs, and takes none of them any further for `stall_seconds`, is killed.
         """
         ours, theirs = Pipe()
         process = subprocess.Popen(
-            [sys.executable, "-m", "inference.worker", str(theirs.fileno())],
+            [sys.executable, "-m", *cls.program, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             cwd=PROJECT,
             # Threads that spin while they wait take the cores from the HTTP process, and from each other.
@@ -167,7 +171,7 @@ class EngineProcess:
     @property
     def alive(self) -> bool:
         """Whether songs can be sent."""
-        return not self._closed and self._process.poll() is None
+        return not self._closed and not self._lost and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -182,9 +186,10 @@ class EngineProcess:
         """Have a song sung. The future ends in a Song or raises a YueError."""
         future: Future[Song] = Future()
         with self._songs_lock:
-            self._heard_at = time.monotonic()
             assert song_id not in self._songs, f"song {song_id} is being sung"
-            self._songs[song_id] = future, on_progress
+            if not self._songs:  # else songs that keep coming would hide that none of them gets on
+                self._advanced_at = time.monotonic()
+            self._songs[song_id] = _SongInChild(future, on_progress)
         try:
             self._send(Sing(song_id, request))
         except OSError:
@@ -194,12 +199,12 @@ class EngineProcess:
     def cancel(self, song_id: str) -> None:
         """Stop a song; its future raises Cancelled. Nothing happens to one that is unknown or done."""
         with self._songs_lock:
-            known = song_id in self._songs
-        if known:
-            try:
-                self._send(Cancel(song_id))
-            except OSError:
-                self._fail_songs()
+            if song_id not in self._songs:
+                return
+        try:
+            self._send(Cancel(song_id))
+        except OSError:
+            self._fail_songs()
 
     def close(self) -> None:
         """End the child; songs in it fail with EngineError."""
@@ -208,8 +213,7 @@ class EngineProcess:
         try:
             self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         if self._listener.ident is not None:
             self._listener.join()  # it ends with the pipe, and fails the songs
         self._connection.close()
@@ -227,18 +231,18 @@ class EngineProcess:
                     case Failed(None, error):
                         raise error
         except (EOFError, OSError) as error:
-            raise EngineError(f"the engine's process {self._ending()} while it loaded the models") from error
+            raise EngineError(f"the engine's process {self.ending} while it loaded the models") from error
 
     def _listen(self) -> None:
         try:
             while True:
                 if self._connection.poll(self._stall_seconds / 4):
-                    self._heard_at = time.monotonic()
                     self._hear(self._connection.recv())
-                elif self._stalled:
-                    self._reason = f"gave no sign of life for {self._stall_seconds:g} s"
-                    self._process.kill()
+                if self._stalled:
+                    self._reason = f"took no song any further for {self._stall_seconds:g} s"
+                    self._kill()
         except (EOFError, OSError):
+            self._lost = True
             self._fail_songs()
 
     def _hear(self, message: object) -> None:
@@ -246,8 +250,10 @@ class EngineProcess:
             case Advanced(song_id, progress):
                 with self._songs_lock:
                     known = self._songs.get(song_id)
+                    if known and known.note(progress):
+                        self._advanced_at = time.monotonic()
                 if known:
-                    known[1](progress)
+                    known.on_progress(progress)
             case Sung(song_id, song):
                 self._take(song_id).set_result(song)
             case Failed(str(song_id), error):
@@ -256,36 +262,62 @@ class EngineProcess:
                 self._info = {**self._info, "recordings": recordings}
             case Broken(error):
                 self._reason = f"failed ({error})"
+                self._kill()  # a device that failed may hold up even the end of its process
             case _:
                 raise AssertionError(f"the engine's process sent {message!r}")
 
     def _take(self, song_id: str) -> Future[Song]:
         with self._songs_lock:
-            return self._songs.pop(song_id)[0]
+            self._advanced_at = time.monotonic()
+            return self._songs.pop(song_id).future
 
     def _fail_songs(self) -> None:
         with self._songs_lock:
             songs, self._songs = self._songs, {}
-        for future, _ in songs.values():
-            future.set_exception(EngineError(f"the engine's process {self._ending()} while the song was in it"))
+        for song in songs.values():
+            song.future.set_exception(EngineError(f"the engine's process {self.ending} while the song was in it"))
 
     @property
     def _stalled(self) -> bool:
         with self._songs_lock:
-            return bool(self._songs) and time.monotonic() - self._heard_at > self._stall_seconds
+            return bool(self._songs) and time.monotonic() - self._advanced_at > self._stall_seconds
 
-    def _ending(self) -> str:
+    def _kill(self) -> None:
+        """End the child whatever it does; one that the system cannot end is left behind."""
+        self._process.kill()
+        try:
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            log.error("the engine's process %d does not end", self.pid)
+
+    @property
+    def ending(self) -> str:
+        """How the child ended, for people: "was ended by SIGKILL". To be asked only once it is not alive."""
         try:
             code = self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            return "closed its pipe"
-        if self._reason:
-            return self._reason
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            self._kill()  # it would hold the device's memory
+            return self._reason or "closed its pipe"
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return self._reason or ended
 
     def _send(self, message: object) -> None:
         with self._send_lock:
             self._connection.send(message)
+
+
+@dataclass(eq=False)
+class _SongInChild:
+    """A song that the child has been given."""
+
+    future: Future[Song]
+    on_progress: Callable[[Progress], None]
+    progress: Progress | None = None
+
+    def note(self, progress: Progress) -> bool:
+        """Whether this is further than what was heard before; the time that is left also changes while nothing does."""
+        before, self.progress = self.progress, replace(progress, seconds_left=None)
+        return self.progress != before
 
 
 class _Child:

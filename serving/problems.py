@@ -9,6 +9,7 @@ It knows nothing of routes, jobs or models. How inference's errors are shown:
 | ModelBusy | 409 | another model is being loaded; ask again when that is done |
 | CheckpointError | 500 | the weights are broken; asking again does not help |
 | DownloadError, EngineError | 503 | the models or their process are not there now; asking again may help |
+| EngineCrashed | 503 | the engine ends again and again; `Retry-After` is what is left of its pause |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from inference.errors import (
     Cancelled,
     CheckpointError,
     DownloadError,
+    EngineCrashed,
     EngineError,
     InvalidField,
     ModelBusy,
@@ -128,6 +130,8 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(500, "checkpoint-broken", str(error))
         case DownloadError():
             return _unavailable("download-failed", str(error))
+        case EngineCrashed():
+            return _unavailable("engine-failed", str(error), max(1, math.ceil(error.retry_seconds)))
         case EngineError():
             return _unavailable("engine-failed", str(error))
         case YueError():
@@ -155,8 +159,8 @@ def _members(error: InvalidField) -> dict[str, object]:
     return members if error.line is None else {**members, "line": error.line}
 
 
-def _unavailable(kind: str, detail: str) -> Problem:
-    return Problem(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+def _unavailable(kind: str, detail: str, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> Problem:
+    return Problem(503, kind, detail, headers={"Retry-After": str(retry_after_seconds)})
 
 
 def _of_http(error: HTTPException) -> Problem:

@@ -75,6 +75,10 @@ class FakeEngine:
     def alive(self) -> bool:
         return not self._dead
 
+    @property
+    def ending(self) -> str:
+        return "was ended by SIGKILL"
+
     def close(self) -> None:
         self.die()
         self._orders.put(None)
@@ -200,7 +204,19 @@ class FakeModels:
         return self.engine
 
     def manager(self, model: str = "tiny") -> ModelManager:
-        return ModelManager(catalog.find(model), self.fetch, self.start_engine, self.clock)
+        self._manager = ModelManager(catalog.find(model), self.fetch, self.start_engine, self.clock)
+        return self._manager
+
+    def notice_the_end(self) -> None:
+        """Let the manager see that its engine is dead: its pauses count from there."""
+        self._manager.status()
+
+    def crash(self, engines: int) -> None:
+        """So many engines end by themselves, one after the other, each as soon as a person had it started."""
+        for _ in range(engines):
+            self._manager.load().result(SECONDS)
+            self.engine.die()
+            self.notice_the_end()
 
 
 class Served:

@@ -40,3 +40,12 @@ def parity_llama(stage: str, eoa_gain: float = 1.0) -> Llama:
 def seeded(seed: int) -> torch.Generator:
     """A generator of its own for a test's random numbers."""
     return torch.Generator().manual_seed(seed)
+
+
+def small_llama(stage: str) -> Llama:
+    """A language model with the real vocabulary that is as fast as one can be: a single layer, sixteen wide."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 4_096}
+    model = LlamaForCausalLM(LlamaConfig(**PARITY_CONFIG | sizes))
+    tensors = {key: fabricate(f"{stage}.{key}", value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict(tensors)
+    return Llama(model.eval().requires_grad_(False))

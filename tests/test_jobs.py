@@ -171,6 +171,8 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
         held_models.may_sing = engines == 2  # of the next engine
         held_models.engine.die()
     assert isinstance(finished(held_jobs, first).error, EngineError)
+    held_models.notice_the_end()
+    held_models.clock.advance(5)  # the pause after two engines in a row
     assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
     assert len(held_models.engines) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.errors import Cancelled, DownloadError, EngineError, ModelBusy, UnknownModel, YueError
+from inference.errors import Cancelled, DownloadError, EngineCrashed, EngineError, ModelBusy, UnknownModel, YueError
 from inference.song import Song, SongRequest
 from model_manager import ModelManager
 from model_states import Attempt, Engine
@@ -339,6 +340,110 @@ def test_what_fails_again_and_again_is_tried_again_after_ever_longer_pauses(
         outcome = manager.load()  # joins what runs
         models.may_fetch.set()
         assert isinstance(outcome.exception(SECONDS), DownloadError)
+
+
+# -- engines that end by themselves again and again
+
+
+def test_songs_are_refused_for_ever_longer_while_engines_end_by_themselves(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    models.crash(1)
+    assert sing(manager).seed == 1  # the first time at once
+    models.engine.die()
+    models.crash(2)  # the pauses so far: none, 5 s, 10 s, 20 s
+    models.notice_the_end()
+    for engines, pause_s in ((4, 20), (5, 40), (6, 80)):
+        with pytest.raises(EngineCrashed, match=f"SIGKILL; that was the end of {engines} engines") as refused:
+            sing(manager)
+        assert refused.value.retry_seconds == pause_s
+        assert len(models.engines) == engines
+        models.clock.advance(pause_s)
+        assert sing(manager).seed == 1
+        models.engine.die()
+        models.notice_the_end()
+
+
+def test_the_longest_pause_is_ten_minutes_however_often_engines_end(manager: ModelManager, models: FakeModels) -> None:
+    models.crash(30)
+    assert manager.status()["next_try_seconds"] == 600
+
+
+def test_a_short_pause_is_waited_out_and_ends_early_when_a_person_asks(
+    manager: ModelManager, models: FakeModels
+) -> None:
+    models.crash(2)
+    with ThreadPoolExecutor(1) as pool:
+        song = pool.submit(sing, manager)
+        until(lambda: manager._guard._waiters)  # type: ignore[attr-defined]
+        assert len(models.engines) == 2 and not song.done()
+        manager.load()
+        assert song.result(SECONDS).seed == 1
+    assert len(models.engines) == 3
+
+
+def test_a_pause_that_is_waited_out_ends_by_itself(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_states.FIRST_PAUSE_SECONDS", 0.2)
+    models.clock = time.monotonic  # type: ignore[assignment]
+    manager = models.manager()
+    models.crash(2)
+    assert sing(manager).seed == 1
+    manager.close()
+
+
+def test_who_waits_for_a_pause_is_told_when_the_server_stops(manager: ModelManager, models: FakeModels) -> None:
+    models.crash(2)
+    with ThreadPoolExecutor(1) as pool:
+        song = pool.submit(sing, manager)
+        until(lambda: manager._guard._waiters)  # type: ignore[attr-defined]
+        manager.stop()
+        assert "stopping" in str(song.exception(SECONDS))
+
+
+def test_an_engine_that_cannot_be_started_makes_songs_wait_too(manager: ModelManager, models: FakeModels) -> None:
+    models.start_errors += [EngineError("the engine's process was ended by SIGKILL while it loaded") for _ in range(3)]
+    for _ in range(3):
+        assert manager.load().exception(SECONDS)
+    with pytest.raises(EngineCrashed, match="3 engines"):
+        sing(manager)
+
+
+def test_a_download_that_fails_after_crashes_makes_no_song_wait(manager: ModelManager, models: FakeModels) -> None:
+    models.crash(4)
+    models.errors.append(DownloadError("no network"))
+    assert isinstance(manager.load().exception(SECONDS), DownloadError)
+    assert sing(manager).seed == 1
+
+
+def test_crashes_are_forgotten_when_an_engine_sang_for_long(manager: ModelManager, models: FakeModels) -> None:
+    models.crash(4)
+    manager.load().result(SECONDS)
+    assert (manager.status()["crashes"], manager.status()["next_try_seconds"]) == (4, None)
+    models.clock.advance(601)
+    assert manager.status()["crashes"] == 0
+    models.engine.die()
+    assert manager.status()["crashes"] == 1
+    assert sing(manager).seed == 1
+
+
+def test_crashes_are_forgotten_with_another_model(manager: ModelManager, models: FakeModels) -> None:
+    models.crash(4)
+    manager.load("en-cot").result(SECONDS)
+    models.engine.die()
+    assert sing(manager).seed == 1
+
+
+def test_status_tells_a_crash_loop(manager: ModelManager, models: FakeModels) -> None:
+    assert (manager.status()["crashes"], manager.status()["next_try_seconds"]) == (0, None)
+    for engines, status, pause_s in ((1, "not_loaded", 0), (2, "not_loaded", 5), (3, "error", 10)):
+        models.crash(1)
+        seen = manager.status()
+        assert (seen["status"], seen["crashes"], seen["next_try_seconds"]) == (status, engines, pause_s)
+    models.clock.advance(4)
+    assert manager.status()["next_try_seconds"] == 6
+
+
+# -- stopping
 
 
 def test_after_stop_nothing_is_loaded_but_an_engine_sings_on(manager: ModelManager, models: FakeModels) -> None:

@@ -188,3 +188,42 @@ def test_health_at_startup_does_not_begin_a_cancelled_download_again() -> None:
     served.client.post("/download-models")
     assert served.client.get("/health").json["status"] == "healthy"
     close_app(served.app)
+
+
+def test_a_crash_loop_shows_in_health_on_demand_and_songs_are_told_when_to_come_back(served: Served) -> None:
+    served.models.crash(4)
+    health = served.client.get("/health")
+    assert (health.status_code, health.json["status"]) == (200, "healthy")
+    models = health.json["models"]
+    assert (models["status"], models["crashes"], models["next_try_seconds"]) == ("error", 4, 20)
+    assert "SIGKILL" in models["last_error"]["detail"]
+    assert served.client.get("/models/status").json == models
+    refused = served.predict(INSTANCE)
+    assert refused.headers["Retry-After"] == "20"
+    answer = problem(refused, 503)
+    assert answer["type"].endswith("engine-failed")
+    assert "4 engines in a row" in answer["detail"] and "SIGKILL" in answer["detail"]
+    served.models.clock.advance(20)
+    served.one()
+
+
+def test_a_person_who_asks_for_the_models_ends_the_pause_of_a_crash_loop(served: Served) -> None:
+    served.models.crash(4)
+    assert served.client.post("/download-models").json["status"] == "success"
+    served.one()
+
+
+def test_a_crash_loop_at_startup_is_unhealthy_until_an_engine_lives() -> None:
+    served = Served(loading="startup")
+    served.models.crash(3)
+    for may_start in (False, True):  # in the pause, and while the next engine starts
+        health = served.client.get("/health")
+        assert (health.status_code, health.json["status"]) == (503, "unhealthy")
+        assert "SIGKILL" in health.json["models"]["last_error"]["detail"]
+        served.models.may_start.clear()
+        served.models.clock.advance(10 * (not may_start))
+    assert health.json["models"]["status"] in ("downloading", "loading")
+    served.models.may_start.set()
+    served.client.post("/download-models")
+    assert served.client.get("/health").json["status"] == "healthy"
+    close_app(served.app)
