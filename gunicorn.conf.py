@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ except InvalidSettings as error:
 
 _SHARED_MEMORY = Path("/dev/shm")
 _GRACE_SECONDS = 10
+_LEAVE_SECONDS = 5  # of them are for what comes after the songs
 
 wsgi_app = "server:create_app()"
 bind = f"0.0.0.0:{_settings.http_port}"
@@ -47,23 +49,25 @@ logconfig_dict = {
 
 
 def post_worker_init(worker: Any) -> None:
-    """On SIGTERM gunicorn lets requests finish, and those who wait for a download would hold it up for hours."""
-    from server import stop_loading
+    """On SIGTERM gunicorn lets requests finish; those that wait for what does not come any more must end before."""
+    from server import drain_app
 
     finish = signal.getsignal(signal.SIGTERM)
     assert callable(finish)
 
     def stop(number: int, frame: FrameType | None) -> None:
         # In a thread, because what a signal interrupts may hold the very lock that is needed.
-        threading.Thread(target=stop_loading, args=(worker.wsgi,), daemon=True).start()
+        threading.Thread(target=drain_app, args=(worker.wsgi,), daemon=True).start()
+        worker.must_end_at = time.monotonic() + graceful_timeout
         finish(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """End the songs, the engine and the threads, or the process would wait for them."""
+    """Give the songs what is left of the time, then end the engine and the threads: the process would wait for them."""
     from server import close_app  # only the worker has the app and all that it imports
 
     if worker.wsgi is not None:
-        close_app(worker.wsgi)
+        end = getattr(worker, "must_end_at", 0.0)
+        close_app(worker.wsgi, max(0.0, end - _LEAVE_SECONDS - time.monotonic()))

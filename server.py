@@ -14,25 +14,29 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import NoReturn
 
-from flask import Flask, Response, g, jsonify, request, send_file
+from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.download import DownloadProcess, cache_folder
+from inference.errors import StorageError
 from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import schemas, views
-from serving.jobs import SUCCEEDED, Job, Jobs
-from serving.problems import Problem, conflict, not_found, problem_of
+from serving import schemas, tracks, views
+from serving.job import SUCCEEDED, Job
+from serving.job_store import JobStore
+from serving.jobs import Jobs
+from serving.keeper import Keep
+from serving.problems import Problem, problem_of
 from serving.schemas import Download, JobOperation, ModelsOperation, Order
 from serving.settings import STARTUP, Settings, read_settings
+from storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,9 @@ def create_app(
     """
     settings = settings or read_settings()
     manager = manager or make_manager(settings)
-    jobs = jobs or Jobs(manager, settings.max_queue)
+    if jobs is None:
+        jobs = make_jobs(settings, manager)
+        jobs.start()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -76,14 +82,21 @@ def create_app(
     return app
 
 
-def close_app(app: Flask) -> None:
-    """End what the app has begun: its songs, its models, its threads."""
-    app.extensions[SERVICES].jobs.close()
+def close_app(app: Flask, seconds: float = 0.0) -> None:
+    """End what the app has begun: its songs, which have so long to be done, its models, its threads."""
+    app.extensions[SERVICES].jobs.close(seconds)
 
 
-def stop_loading(app: Flask) -> None:
-    """Load no models any more; what is sung is sung to its end."""
+def drain_app(app: Flask) -> None:
+    """Begin no song and load no models any more; what is sung is sung to its end, the rest is for other servers."""
+    app.extensions[SERVICES].jobs.drain()
     app.extensions[SERVICES].manager.stop()
+
+
+def make_jobs(settings: Settings, manager: ModelManager) -> Jobs:
+    """The real ones, kept where the settings say. Raises StorageError."""
+    keep = Keep(settings.keep_hours, settings.keep_bytes)
+    return Jobs(manager, JobStore(Storage.at(settings.data)), settings.max_queue, keep)
 
 
 def make_manager(settings: Settings) -> ModelManager:
@@ -152,7 +165,8 @@ class Services:
     def predict(self) -> Response:
         """Sing each instance."""
         instances, parameters = schemas.read_body(_read_json(), self.settings.max_instances)
-        wanted = [self._read(instance, parameters) for instance in instances]
+        keys = schemas.read_keys(request.headers.get("Idempotency-Key"), len(instances))
+        wanted = [self._read(instance, parameters, key) for instance, key in zip(instances, keys, strict=True)]
         as_audio = self._wants_audio(wanted)
         began = time.monotonic()
         outcomes = [self._begin(each) for each in wanted]
@@ -175,31 +189,15 @@ class Services:
 
     def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a finished song, or the range of it that was asked for."""
-        job = self.jobs.get(job_id)
-        song = job.song
-        if not job.finished:
-            raise conflict(f"job {job_id} is {job.state}; its audio is here when it has succeeded", job_id=job_id)
-        if song is None:
-            raise not_found(f"job {job_id} was {job.state}; it has no audio", job_id=job_id)
-        names = [f"{name}.{song.format}" for name in song.audio]
-        name = f"{track}.{audio_format}"
-        if name not in names:
-            raise not_found(f"job {job_id} has no {name}; it has {', '.join(names)}", job_id=job_id, allowed=names)
-        return send_file(
-            BytesIO(song.audio[track]),
-            MIME_TYPES[song.format],
-            download_name=f"song-{job_id}-{name}",
-            conditional=True,
-            etag=f"{job_id}-{track}",
-        )
+        return tracks.named_track(self.jobs.get(job_id), track, audio_format)
 
-    def _read(self, instance: object, parameters: dict[str, object]) -> Wanted:
+    def _read(self, instance: object, parameters: dict[str, object], key: str | None) -> Wanted:
         try:
             if schemas.is_job_operation(instance):
                 return schemas.read(JobOperation, instance)
             if schemas.is_models_operation(instance):
                 return schemas.read(ModelsOperation, instance)
-            return schemas.read_order(instance, parameters, self.manager.model)
+            return schemas.read_order(instance, parameters, self.manager.model, key)
         except Exception as error:
             return problem_of(error)
 
@@ -337,7 +335,10 @@ def _answer(outcome: Outcome, index: int) -> dict[str, object] | Problem:
         case Pending(job) if job.error:
             problem = problem_of(job.error).having(job_id=job.id)
         case Pending(job):
-            return views.prediction(job)
+            try:
+                return views.prediction(job)
+            except StorageError as error:
+                problem = problem_of(error).having(job_id=job.id)
         case Problem():
             problem = outcome
         case _:
@@ -370,12 +371,7 @@ def _audio_response(job: Job) -> Response:
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{job.id}"
         return response
-    song = job.song
-    audio = next(iter(song.audio.values()))
-    response = send_file(BytesIO(audio), MIME_TYPES[song.format], True, f"song-{job.id}.{song.format}")
-    response.headers["X-Job-Id"] = job.id
-    response.headers["X-Seed"] = str(song.seed)
-    return response
+    return tracks.first_track(job)
 
 
 def _problem_response(error: Exception) -> Response:

@@ -5,11 +5,15 @@ It does not know what is kept in it, and tries nothing twice: whoever asks decid
 
 from __future__ import annotations
 
+import errno
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import (
@@ -24,7 +28,9 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from inference.errors import StorageError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta, ReadableFile
     from obstore.store import ClientConfig
+    from typing_extensions import Buffer
 
 SCHEMES = ("gs", "s3", "az", "file")
 ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
@@ -34,12 +40,17 @@ CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "read_timeout": "30s",
 OWN_RETRIES = 0  # obstore's own would wait in silence
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One file in a storage."""
+    """One file in a storage. Its `version` is another after every writing; two of the same size and name are equal."""
 
     path: str
     size_bytes: int
+    version: str = field(default="", compare=False)
+    modified_at: datetime | None = field(default=None, compare=False)  # by the storage's clock
 
 
 def is_address(place: str) -> bool:
@@ -66,7 +77,7 @@ class Storage:
                 return cls(
                     from_url(name, client_options=CLIENT_OPTIONS, retry_config={"max_retries": OWN_RETRIES}), name
                 )
-            return cls(LocalStore(Path(name).absolute(), mkdir=True), name)
+            return cls(LocalStore(Path(name).absolute(), mkdir=True, automatic_cleanup=True), name)
 
     def get(self, path: str) -> bytes:
         """The whole file."""
@@ -81,12 +92,31 @@ class Storage:
             for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
-    def entries(self, prefix: str = "") -> list[Entry]:
-        """Every file under the folder `prefix`, in any depth, sorted by path."""
+    def open(self, path: str) -> IO[bytes]:
+        """The file, to be read piece by piece and from any point; reading it raises OSError."""
+        with _translated(self._title(path)):
+            return io.BufferedReader(_Reader(obstore.open_reader(self._store, path)), CHUNK_BYTES)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            with _translated(self._title(path)):
+                obstore.head(self._store, path)
+        except StorageError as error:
+            if error.kind == "missing":
+                return False
+            raise
+        return True
+
+    def entries(self, prefix: str = "", limit: int | None = None) -> list[Entry]:
+        """The files under the folder `prefix`, in any depth, sorted by path: all, or the first of them."""
+        entries: list[Entry] = []
         with _translated(self._title(prefix)):
-            pages = obstore.list(self._store, prefix=prefix or None)
-            entries = [Entry(item["path"], item["size"]) for page in pages for item in page]
-        return sorted(entries, key=lambda entry: entry.path)
+            for page in obstore.list(self._store, prefix=prefix or None):
+                entries += map(_entry, page)
+                if limit is not None and len(entries) >= limit and not isinstance(self._store, LocalStore):
+                    break  # a bucket lists in order, a folder as it likes
+        return sorted(entries, key=lambda entry: entry.path)[:limit]
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write the file, whole or not at all; with `create` only where there is none yet."""
@@ -105,6 +135,35 @@ class Storage:
         return f"{self.name.rstrip('/')}/{path}"
 
 
+class _Reader(io.RawIOBase):
+    """obstore's open file as Python has files."""
+
+    def __init__(self, file: ReadableFile) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        chunk = bytes(self._file.read(len(view)))
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+
+def _entry(item: ObjectMeta) -> Entry:
+    return Entry(item["path"], item["size"], item["e_tag"] or "", item["last_modified"])
+
+
 @contextmanager
 def _translated(title: str) -> Iterator[None]:
     """obstore's errors as ours."""
@@ -118,4 +177,13 @@ def _translated(title: str) -> Iterator[None]:
         raise StorageError(f"{title} may not be used with these credentials", "denied") from error
     except (BaseError, OSError, ValueError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"{title}: {cause}", "unavailable") from error
+        raise StorageError(f"{title}: {cause}", _kind(cause)) from error
+
+
+def _kind(cause: str) -> str:
+    """obstore tells an error of the operating system by its number, in words."""
+    number = re.search(r"\(os error (\d+)\)", cause)
+    code = int(number[1]) if number else None
+    if code in NO_ROOM:
+        return "full"
+    return "denied" if code in (errno.EROFS, errno.EACCES, errno.EPERM) else "unavailable"

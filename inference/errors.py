@@ -95,7 +95,7 @@ class DownloadError(YueError):
 class StorageError(YueError):
     """A folder or bucket did not do what it was asked for.
 
-    `kind` is "missing", "exists", "denied", "invalid" (the address) or "unavailable" (worth another try).
+    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth another try).
     """
 
     def __init__(self, message: str, kind: str) -> None:

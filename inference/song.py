@@ -5,6 +5,7 @@ It knows nothing of tensors or HTTP; the ranges that a request may take are in `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIX = "mix"
@@ -82,7 +83,7 @@ class SectionSpan:
 class Song:
     """A finished song: one encoded file for each track that was asked for."""
 
-    audio: dict[str, bytes]  # track name -> the file's bytes, in the order asked for
+    audio: Mapping[str, bytes]  # track name -> the file's bytes, in the order asked for
     format: str
     sample_rate: int
     duration_seconds: float

@@ -8,6 +8,7 @@ It knows nothing of routes, jobs or models. How inference's errors are shown:
 | Cancelled | 409 | somebody cancelled the song or the download; asking again makes a new one |
 | ModelBusy | 409 | another model is being loaded; ask again when that is done |
 | CheckpointError | 500 | the weights are broken; asking again does not help |
+| StorageError | 507 | no room for jobs and songs is left; 503 where they cannot be kept for another reason |
 | DownloadError, EngineError | 503 | the models or their process are not there now; asking again may help |
 | EngineCrashed | 503 | the engine ends again and again; `Retry-After` is what is left of its pause |
 """
@@ -30,6 +31,7 @@ from inference.errors import (
     EngineError,
     InvalidField,
     ModelBusy,
+    StorageError,
     UnknownModel,
     YueError,
 )
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:yue:problem:"
 RETRY_AFTER_SECONDS = 30  # about one song's time
+_AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 LONGEST_VALUE = 80  # characters of a wrong value that are repeated
 
 
@@ -94,7 +97,7 @@ def conflict(detail: str, **members: object) -> Problem:
 def queue_full(limit: int) -> Problem:
     """No more songs may wait."""
     detail = f"{limit} songs are waiting already; try again later"
-    return Problem(429, "queue-full", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return Problem(429, "queue-full", detail, headers=_AGAIN)
 
 
 def stopping() -> Problem:
@@ -134,6 +137,10 @@ def problem_of(error: BaseException) -> Problem:
             return _unavailable("engine-failed", str(error), max(1, math.ceil(error.retry_seconds)))
         case EngineError():
             return _unavailable("engine-failed", str(error))
+        case StorageError(kind="full"):
+            return Problem(507, "storage-full", f"there is no room for another song: {error}", headers=_AGAIN)
+        case StorageError():
+            return _unavailable("storage-failed", f"songs cannot be kept or found now: {error}")
         case YueError():
             return Problem(500, "song-failed", str(error))
         case HTTPException():

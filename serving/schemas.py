@@ -22,9 +22,9 @@ from inference.audio import read_reference
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
-from serving.jobs import another_model
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
+from serving.singers import another_model
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 DRAWN_SEEDS = 2**32  # short enough to be typed again
@@ -242,11 +242,24 @@ def is_models_operation(instance: object) -> bool:
     return isinstance(instance, Mapping) and "operation" in instance and "job_id" not in instance
 
 
-def read_order(instance: object, parameters: Mapping[str, object], model: Model) -> Order:
-    """A song instance, with the parameters where it says nothing. Raises Problem and YueError."""
+def read_keys(header: str | None, instances: int) -> list[str | None]:
+    """The request id of each instance that the header Idempotency-Key gives: several get their places in the list."""
+    key = (header or "").strip().strip('"')
+    if not key:
+        return [None] * instances
+    return [key] if instances == 1 else [f"{key}.{index}" for index in range(instances)]
+
+
+def read_order(instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None) -> Order:
+    """A song instance, with the parameters where it says nothing, and `key` for its request id.
+
+    Raises Problem and YueError.
+    """
     if not isinstance(instance, Mapping):
         raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
     read_from = {**parameters, **_without_nulls(instance)}
+    if key is not None and read_from.setdefault("request_id", key) != key:
+        raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
     wanted = read(Instance, read_from)
     _check_model(wanted.model, model)
     seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed
@@ -278,7 +291,7 @@ def _warnings(request: SongRequest, model: Model) -> tuple[str, ...]:
 
 
 def _fingerprint(wanted: Instance) -> str:
-    body = wanted.model_dump(exclude={"request_id", "wait_seconds"})
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds"}, exclude_none=True)
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inference import catalog
+from inference.download import cache_folder
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
 from storage import is_address
@@ -24,6 +25,7 @@ ROUTE = r"^/[^<>?#\s]*$"
 ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
 
 WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
+DATA_TEXT = "a folder on this machine that can be made and written, or a gs://, s3:// or az:// address"
 
 
 class Settings(BaseSettings):
@@ -47,6 +49,11 @@ class Settings(BaseSettings):
     weights: Path | str | None = Field(
         default_factory=lambda data: data.get("aip_storage_uri"), description=WEIGHTS_TEXT
     )
+    data: Path | str = Field(
+        default_factory=lambda: cache_folder() / "data", validate_default=True, description=DATA_TEXT
+    )
+    keep_hours: float = Field(default=168, gt=0, le=100_000, description="a number of hours above 0, up to 100000")
+    keep_bytes: int = Field(default=20_000_000_000, ge=0, description="a whole number of bytes")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16 or float16"
@@ -107,6 +114,15 @@ class Settings(BaseSettings):
         if "://" in str(weights) or not Path(weights).is_dir():
             raise ValueError("no such folder")
         return Path(weights).resolve()  # processes of ours start in another folder
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _can_be_kept(cls, data: Path | str) -> Path | str:
+        if is_address(str(data)):
+            return data
+        if "://" in str(data) or (Path(data).exists() and not Path(data).is_dir()):
+            raise ValueError("no folder")
+        return Path(data).expanduser().resolve()
 
     @property
     def http_port(self) -> int:

@@ -13,8 +13,8 @@ A prediction (`prediction`) of a finished song:
     segments            [{"tag", "start_seconds", "end_seconds"}, …]
     timings             stage -> seconds
 
-A song that is not finished has the first entry only, with `status` "queued" or "running"; one that failed or was
-cancelled has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+A song that is not finished has the first entry only, with `status` "queued" or "running"; one that failed, was
+cancelled or was interrupted has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import Any
 
 from inference.song import MIME_TYPES, Song
-from serving.jobs import FINISHED, SUCCEEDED, Job
+from serving.job import FINISHED, SUCCEEDED, Job
 from serving.problems import problem_of
 
 
@@ -46,7 +46,7 @@ def job_view(job: Job) -> dict[str, object]:
         "cancel_requested": job.cancel_requested,
     }
     if state == SUCCEEDED and job.song:
-        return {**view, **_song_view(job.id, job.song)}
+        return {**view, **_song_view(job, job.song)}
     if state in FINISHED and job.error:
         return {**view, "error": problem_of(job.error).as_dict()}
     return view
@@ -69,7 +69,7 @@ def audio_path(job_id: str, track: str, audio_format: str) -> str:
     return f"/jobs/{job_id}/audio/{track}.{audio_format}"
 
 
-def _song_view(job_id: str, song: Song) -> dict[str, object]:
+def _song_view(job: Job, song: Song) -> dict[str, object]:
     mime_type = MIME_TYPES[song.format]
     return {
         "mime_type": mime_type,
@@ -77,8 +77,8 @@ def _song_view(job_id: str, song: Song) -> dict[str, object]:
         "sample_rate": song.sample_rate,
         "duration_seconds": song.duration_seconds,
         "tracks": {
-            name: {"mime_type": mime_type, "bytes": len(audio), "url": audio_path(job_id, name, song.format)}
-            for name, audio in song.audio.items()
+            name: {"mime_type": mime_type, "bytes": size_bytes, "url": audio_path(job.id, name, song.format)}
+            for name, size_bytes in job.sizes_bytes.items()
         },
         "segments": [asdict(span) for span in song.segments],
         "timings": dict(song.timings),

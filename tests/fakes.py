@@ -5,9 +5,12 @@ They know nothing of what is tested with them.
 
 from __future__ import annotations
 
+import atexit
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -60,7 +63,11 @@ class FakeEngine:
 
     def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         future: Future[Song] = Future()
-        self._orders.put((song_id, request, on_progress, future))
+        with self._wake:
+            if self._dead:
+                future.set_exception(EngineError("the engine's process has ended"))
+            else:
+                self._orders.put((song_id, request, on_progress, future))
         return future
 
     def cancel(self, song_id: str) -> None:
@@ -225,7 +232,7 @@ class Served:
     def __init__(self, may_fetch: bool = True, may_sing: bool = True, **settings: Any) -> None:
         self.models = FakeModels(may_fetch, may_sing)
         self.manager = self.models.manager()
-        self.app: Flask = create_app(Settings(**{"aip_mode": None, **settings}), self.manager)
+        self.app: Flask = create_app(Settings(**{"aip_mode": None, "data": new_folder(), **settings}), self.manager)
         self.client: FlaskClient = self.app.test_client()
 
     def predict(self, *instances: object, headers: dict[str, str] | None = None, **body: object) -> TestResponse:
@@ -246,6 +253,13 @@ class Served:
     def wait_for(self, job_id: str) -> None:
         jobs = self.app.extensions["yue"].jobs
         assert jobs.wait(jobs.get(job_id), SECONDS)
+
+
+def new_folder() -> str:
+    """An empty folder, which is removed when the tests end."""
+    folder = tempfile.mkdtemp(prefix="yue-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class ChildEngine(FakeEngine):

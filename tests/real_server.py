@@ -36,7 +36,9 @@ class RealServer:
             port = free.getsockname()[1]
         foreign = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
         self.url = f"http://127.0.0.1:{port}"
-        self._environment = {**foreign, "PORT": str(port), "PYTHONUNBUFFERED": "1", **settings}
+        self._data = tempfile.TemporaryDirectory()
+        here = {"PORT": str(port), "PYTHONUNBUFFERED": "1", "YUE_DATA": self._data.name}
+        self._environment = {**foreign, **here, **settings}
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def __enter__(self) -> RealServer:
@@ -61,6 +63,7 @@ class RealServer:
         if error is not None:
             error.add_note(self.log())
         self._log.close()
+        self._data.cleanup()
 
     def log(self) -> str:
         """All that the server has written."""
@@ -102,6 +105,12 @@ class RealServer:
     def children(self, module: str) -> list[int]:
         """The ids of the server's processes that run that module."""
         return [pid for pid in descendants(self.process.pid) if module in command_line(pid)]
+
+    def kill(self) -> None:
+        """End all its processes at once, as a machine does that is lost."""
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def end(self, seconds: float = SECONDS) -> int:
         """Its exit code after SIGTERM."""

@@ -22,7 +22,6 @@ SCRIPTS = (*DEPLOY_SCRIPTS, "undeploy.sh")
 LOADING = {"deploy_on_demand.sh": "on_demand", "deploy_with_entrypoint.sh": "startup"}
 TOKEN = "ya29.the-token-of-this-login"
 HUB_TOKEN = "hf_TheSecretOfTheHub"
-YUE_DATA = "data"  # named by the platform's contract; the other variables are settings of this server
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_what_the_container_is_told_are_settings_of_the_server(person: Person, m
     (pairs,) = re.findall(r"--container-env-vars=(\S+)", told)
     given = dict(pair.split("=", 1) for pair in pairs.split(","))
     names = {name.removeprefix("YUE_").lower() for name in given}
-    assert names - {YUE_DATA} <= set(Settings.model_fields)
+    assert names <= set(Settings.model_fields)
     Settings(**{name.removeprefix("YUE_").lower(): value for name, value in given.items()})
 
 

@@ -23,7 +23,11 @@ from inference.song import Progress, Song, SongRequest
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import Fetch
-from serving.jobs import Job, Jobs
+from serving.job import Job
+from serving.job_store import JobStore
+from serving.jobs import Jobs
+from storage import Storage
+from tests.fakes import new_folder
 from tests.faulty_worker import FaultyEngine
 from tests.language_models import small_llama
 from tests.songs import request
@@ -286,7 +290,7 @@ def jobs_over(start: Callable[..., Any], files: ModelFiles | None = None) -> Ite
     def fetch(model: Model, force: bool) -> Fetch:
         return FilesThatAreHere(files)
 
-    jobs = Jobs(ModelManager(find(TINY), fetch, start), max_queue=10)
+    jobs = Jobs(ModelManager(find(TINY), fetch, start), JobStore(Storage.at(new_folder())), max_queue=10)
     try:
         yield jobs
     finally:

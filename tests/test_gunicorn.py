@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import INSTANCE
+from tests.fakes import INSTANCE, new_folder
 
 PROJECT = Path(__file__).parent.parent
 SECONDS = 60.0  # the longest that anything may take on a busy machine
@@ -34,7 +34,7 @@ class Gunicorn:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", app],
             cwd=PROJECT,
-            env={**environment, "PORT": str(port), "PYTHONUNBUFFERED": "1", **settings},
+            env={**environment, "PORT": str(port), "PYTHONUNBUFFERED": "1", "YUE_DATA": new_folder(), **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import Reference, SongRequest
-from serving.jobs import Job, Jobs
+from serving.job import Job, now
+from serving.job_store import JobStore
+from serving.jobs import Jobs
+from serving.keeper import Keep
 from serving.problems import Problem
-from tests.fakes import LYRICS, SECONDS, FakeModels, audio_of
+from storage import Storage
+from tests.fakes import LYRICS, SECONDS, FakeModels, audio_of, new_folder
 
 
 @pytest.fixture
@@ -21,7 +26,7 @@ def models() -> FakeModels:
 
 @pytest.fixture
 def jobs(models: FakeModels) -> Iterator[Jobs]:
-    jobs = Jobs(models.manager(), max_queue=3)
+    jobs = Jobs(models.manager(), new_store(), max_queue=3)
     yield jobs
     jobs.close()
 
@@ -36,9 +41,13 @@ def held_models() -> FakeModels:
 def held_jobs(held_models: FakeModels) -> Iterator[Jobs]:
     manager = held_models.manager()
     manager.ensure_models_available()
-    jobs = Jobs(manager, max_queue=3)
+    jobs = Jobs(manager, new_store(), max_queue=3)
     yield jobs
     jobs.close()
+
+
+def new_store() -> JobStore:
+    return JobStore(Storage.at(new_folder()))
 
 
 def song(seed: int = 1, request_id: str | None = None) -> Job:
@@ -56,7 +65,7 @@ def test_a_job_ends_in_its_song(jobs: Jobs) -> None:
     assert job.state == "succeeded"
     assert job.song is not None and job.song.audio == {"mix": audio_of(job.request, "mix")}
     assert job.started_at and job.finished_at and job.created_at <= job.started_at <= job.finished_at
-    assert jobs.get(job.id) is job
+    assert jobs.get(job.id).song == job.song
 
 
 def test_songs_are_sung_in_the_order_they_came(held_jobs: Jobs, held_models: FakeModels) -> None:
@@ -99,7 +108,7 @@ def test_a_queued_job_is_cancelled_at_once(held_jobs: Jobs, held_models: FakeMod
 
 def test_a_job_is_cancelled_while_its_models_are_downloaded() -> None:
     models = FakeModels(may_fetch=False)
-    jobs = Jobs(models.manager(), max_queue=3)
+    jobs = Jobs(models.manager(), new_store(), max_queue=3)
     first, second = jobs.submit(song()), jobs.submit(song(2))
     assert jobs.cancel(first.id).state == "cancelled"
     models.may_fetch.set()
@@ -122,7 +131,7 @@ def test_a_running_job_is_cancelled_and_the_next_one_sings(held_jobs: Jobs, held
 def test_a_cancel_before_the_engine_knows_the_song_is_not_lost(held_models: FakeModels) -> None:
     manager = held_models.manager()
     engine = manager.ensure_models_available()
-    jobs = Jobs(manager, max_queue=3)
+    jobs = Jobs(manager, new_store(), max_queue=3)
     real_sing = engine.sing
 
     def sing_after_the_cancel(song_id, request, on_progress):
@@ -188,7 +197,7 @@ def test_songs_are_sung_together_as_far_as_the_engine_takes_them(held_jobs: Jobs
 def test_a_download_that_fails_fails_all_who_waited_for_it_and_no_later_one() -> None:
     models = FakeModels(may_fetch=False)
     models.errors.append(DownloadError("no network"))
-    jobs = Jobs(models.manager(), max_queue=3)
+    jobs = Jobs(models.manager(), new_store(), max_queue=3)
     waited = [jobs.submit(song(seed)) for seed in range(3)]
     models.may_fetch.set()
     assert all(isinstance(finished(jobs, job).error, DownloadError) for job in waited)
@@ -200,7 +209,7 @@ def test_a_download_that_fails_fails_all_who_waited_for_it_and_no_later_one() ->
 def test_a_cancelled_download_cancels_the_songs_that_waited() -> None:
     models = FakeModels(may_fetch=False)
     manager = models.manager()
-    jobs = Jobs(manager, max_queue=3)
+    jobs = Jobs(manager, new_store(), max_queue=3)
     waited = [jobs.submit(song(seed)) for seed in range(3)]
     assert manager.models_downloading.wait(SECONDS)
     manager.cancel()
@@ -228,13 +237,14 @@ def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeMo
     manager = held_models.manager()
     engine = manager.ensure_models_available()
     real_sing = engine.sing
-    jobs = Jobs(manager, max_queue=3)
+    jobs = Jobs(manager, new_store(), max_queue=3)
 
     def fail(song_id, request, on_progress):
         raise RuntimeError("a mistake of ours")
 
     engine.sing = fail
-    assert isinstance(finished(jobs, jobs.submit(song())).error, RuntimeError)
+    error = finished(jobs, jobs.submit(song())).error
+    assert isinstance(error, Problem) and error.status == 500 and "its log has error" in error.detail
     engine.sing = real_sing
     engine.sing_on()
     assert finished(jobs, jobs.submit(song())).state == "succeeded"
@@ -243,7 +253,7 @@ def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeMo
 
 def test_the_same_request_id_is_the_same_job_even_when_it_is_done(jobs: Jobs, models: FakeModels) -> None:
     job = finished(jobs, jobs.submit(song(request_id="a")))
-    assert jobs.submit(song(request_id="a")) is job
+    assert jobs.submit(song(request_id="a")).id == job.id
     assert len(models.engine.sung) == 1
 
 
@@ -264,40 +274,53 @@ def test_a_request_id_sent_many_times_at_once_makes_one_job(jobs: Jobs) -> None:
     assert len(ids) == 1
 
 
-def test_the_oldest_finished_jobs_are_forgotten_by_count(models: FakeModels) -> None:
-    jobs = Jobs(models.manager(), max_queue=9, kept_jobs=2)
-    done = [finished(jobs, jobs.submit(song(seed, request_id=str(seed)))) for seed in range(4)]
-    assert jobs.list() == [done[3], done[2]]
+def test_the_oldest_finished_jobs_are_forgotten_by_age(models: FakeModels) -> None:
+    jobs = Jobs(models.manager(), new_store(), 9, Keep(hours=1e-9), models.clock)
+    done = [finished(jobs, jobs.submit(song(seed, request_id=str(seed)))) for seed in range(3)]
+    models.clock.advance(3_600)
+    jobs.keeper.look_after()
+    assert [job.id for job in jobs.list()] == [done[2].id]  # the newest stays
     with pytest.raises(Problem) as caught:
         jobs.get(done[0].id)
     assert caught.value.status == 404
-    assert jobs.submit(song(0, request_id="0")) is not done[0]
+    assert jobs.submit(song(0, request_id="0")).id != done[0].id
     jobs.close()
 
 
 def test_the_oldest_finished_jobs_are_forgotten_by_bytes(models: FakeModels) -> None:
     one_song = len(audio_of(song(1).request, "mix"))
-    jobs = Jobs(models.manager(), max_queue=9, kept_bytes=one_song)
-    done = [finished(jobs, jobs.submit(song(seed))) for seed in range(3)]
-    assert jobs.list() == [done[2]]
+    jobs = Jobs(models.manager(), new_store(), 9, Keep(limit_bytes=2 * one_song))
+    done = [finished(jobs, jobs.submit(song(seed))) for seed in range(4)]
+    jobs.keeper.look_after()
+    assert [job.id for job in jobs.list()] == [done[3].id, done[2].id]
     jobs.close()
 
 
 def test_a_song_larger_than_the_bound_is_kept_until_the_next(models: FakeModels) -> None:
-    jobs = Jobs(models.manager(), max_queue=9, kept_bytes=1)
+    jobs = Jobs(models.manager(), new_store(), 9, Keep(limit_bytes=1))
     done = finished(jobs, jobs.submit(song(1)))
-    assert jobs.list() == [done]
+    jobs.keeper.look_after()
+    assert jobs.get(done.id).song == done.song
     jobs.close()
 
 
 def test_jobs_that_wait_are_never_forgotten(held_models: FakeModels) -> None:
     manager = held_models.manager()
     manager.ensure_models_available()
-    jobs = Jobs(manager, max_queue=9, kept_jobs=1)
-    submitted = [jobs.submit(song(seed)) for seed in range(5)]
-    for job in submitted[1:3]:
-        jobs.cancel(job.id)
-    assert set(jobs.list()) == {submitted[0], *submitted[2:]}
+    jobs = Jobs(manager, new_store(), 9, Keep(limit_bytes=1, hours=1e-9), held_models.clock)
+    submitted = [jobs.submit(song(seed)) for seed in range(3)]
+    held_models.clock.advance(3_600)
+    jobs.keeper.look_after()
+    assert {job.id for job in jobs.list()} == {job.id for job in submitted}
+    jobs.close()
+
+
+def test_a_clock_that_jumps_ahead_makes_no_song_old(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(models.manager(), new_store(), 9, Keep(hours=1), models.clock)
+    done = [finished(jobs, jobs.submit(song(seed))) for seed in range(2)]
+    monkeypatch.setattr("serving.keeper.now", lambda: now() + timedelta(days=400))
+    jobs.keeper.look_after()
+    assert {job.id for job in jobs.list()} == {job.id for job in done}
     jobs.close()
 
 
@@ -306,29 +329,45 @@ def test_a_finished_job_lets_go_of_its_reference_audio(jobs: Jobs) -> None:
     assert finished(jobs, jobs.submit(Job(request, "tiny"))).request.reference is None
 
 
-def test_close_ends_every_job_and_the_thread(held_models: FakeModels) -> None:
+def test_close_gives_every_job_to_the_next_server(held_models: FakeModels) -> None:
     manager = held_models.manager()
     manager.ensure_models_available()
-    jobs = Jobs(manager, max_queue=3)
-    running = jobs.submit(song())
+    storage = Storage.at(new_folder())
+    jobs = Jobs(manager, JobStore(storage), max_queue=3)
+    left = [jobs.submit(song(seed)) for seed in range(2)]
     held_models.engine.wait_until_begun(1)
-    waiting = jobs.submit(song())
     jobs.close()
-    assert (running.state, waiting.state) == ("failed", "failed")
+    assert [job.state for job in left] == ["queued", "queued"]
     assert not held_models.engine.alive
     assert "jobs-dispatcher" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(Problem, match="stopping"):
         jobs.submit(song())
+    following = Jobs(FakeModels().manager(), JobStore(storage), max_queue=3)
+    following.keeper.look_after()
+    for job in left:
+        assert finished(following, following.get(job.id)).state == "succeeded"
+        assert following.get(job.id).attempts == 1  # that it was begun before does not count
+    following.close()
 
 
-def test_close_while_the_models_are_downloaded_ends_the_job() -> None:
+def test_songs_that_are_sung_get_the_time_that_close_gives_them(held_jobs: Jobs, held_models: FakeModels) -> None:
+    running, queued = held_jobs.submit(song(1)), held_jobs.submit(song(2))
+    held_models.engine.wait_until_begun(1)
+    held_jobs.drain()
+    assert not held_jobs.wait(queued, SECONDS)  # nobody waits for what is not sung here any more
+    held_models.engine.sing_on()
+    held_jobs.close(SECONDS)
+    assert (running.state, queued.state) == ("succeeded", "queued")
+
+
+def test_close_while_the_models_are_downloaded_keeps_the_job() -> None:
     models = FakeModels(may_fetch=False)
     manager = models.manager()
-    jobs = Jobs(manager, max_queue=3)
+    jobs = Jobs(manager, new_store(), max_queue=3)
     job = jobs.submit(song())
     assert manager.models_downloading.wait(SECONDS)
     jobs.close()
-    assert job.state == "failed"
+    assert job.state == "queued"
 
 
 def test_waiting_ends_when_the_time_is_over(held_jobs: Jobs) -> None:

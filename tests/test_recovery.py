@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,10 @@ from inference.song import SongRequest
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import Fetch
-from serving.jobs import Job, Jobs
+from serving.job import Job
+from serving.job_store import JobStore
+from serving.jobs import Jobs
+from storage import Storage
 from tests.songs import request
 
 PATIENCE_S = 90.0
@@ -51,11 +55,11 @@ def engines() -> Engines:
 
 
 @pytest.fixture
-def jobs(engines: Engines, tiny_files: ModelFiles) -> Iterator[Jobs]:
+def jobs(engines: Engines, tiny_files: ModelFiles, tmp_path: Path) -> Iterator[Jobs]:
     def fetch(model: Model, force: bool) -> Fetch:
         return FilesThatAreHere(tiny_files)
 
-    jobs = Jobs(ModelManager(find(TINY), fetch, engines.start), max_queue=10)
+    jobs = Jobs(ModelManager(find(TINY), fetch, engines.start), JobStore(Storage.at(tmp_path)), max_queue=10)
     yield jobs
     jobs.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -286,3 +287,37 @@ def test_vertex_ais_own_routes_are_served_whatever_they_are(health: str, predict
         response = served.client.post(path, json={"instances": [INSTANCE]})
         assert response.json["predictions"][0]["status"] == "succeeded"
     close_app(served.app)
+
+
+def test_a_folder_that_cannot_be_written_refuses_songs_and_leaves_the_rest_alive(tmp_path: Path) -> None:
+    served = Served(data=tmp_path)
+    (tmp_path / "jobs").write_text("in the way")  # root may write anywhere, so no permission would refuse this
+    answer = problem(served.predict(INSTANCE), 503)
+    assert answer["type"] == "urn:yue:problem:storage-failed"
+    assert served.client.get("/health").status_code == 200
+    (tmp_path / "jobs").unlink()
+    assert served.one()["status"] == "succeeded"
+
+
+def test_a_full_disk_refuses_songs_before_they_are_sung(tmp_path: Path) -> None:
+    served = Served(data=tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # bytes, less than a job takes
+    try:
+        answer = problem(served.predict(INSTANCE), 507)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert answer["type"] == "urn:yue:problem:storage-full" and str(tmp_path) in answer["detail"]
+    assert served.one()["status"] == "succeeded"
+
+
+def test_the_header_idempotency_key_is_a_request_id(served: Served) -> None:
+    header = {"Idempotency-Key": '"abc"'}
+    first = served.predict(INSTANCE, headers=header).json["predictions"][0]
+    assert first["request_id"] == "abc"
+    assert served.one(request_id="abc")["job_id"] == first["job_id"]
+    problem(served.predict({**INSTANCE, "genres": "jazz"}, headers=header), 409)
+    refused = problem(served.predict({**INSTANCE, "request_id": "other"}, headers=header), 400)
+    assert refused["field"] == "Idempotency-Key"
+    both = served.predict(INSTANCE, INSTANCE, headers={"Idempotency-Key": "many"}).json["predictions"]
+    assert [song["request_id"] for song in both] == ["many.0", "many.1"]

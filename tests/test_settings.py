@@ -30,6 +30,9 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "YUE_MODEL": "owner/name@main",
         "YUE_LOADING": "startup",
         "YUE_WEIGHTS": str(tmp_path),
+        "YUE_DATA": "gs://bucket/songs",
+        "YUE_KEEP_HOURS": "24.5",
+        "YUE_KEEP_BYTES": "7000",
         "YUE_DEVICE": "cuda:1",
         "YUE_DTYPE": "bfloat16",
         "YUE_QUANTIZATION": "int8",
@@ -52,6 +55,9 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "model": "owner/name@main",
         "loading": "startup",
         "weights": tmp_path,
+        "data": "gs://bucket/songs",
+        "keep_hours": 24.5,
+        "keep_bytes": 7_000,
         "device": "cuda:1",
         "dtype": "bfloat16",
         "quantization": "int8",
@@ -68,6 +74,11 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "predict_route": "/v1/endpoints/1/deployedModels/2:predict",
     }
     assert settings.max_waiters == 20 - RESERVED_THREADS
+
+
+def test_jobs_are_kept_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert read_settings().data == tmp_path / "yue-server" / "data"
 
 
 def test_on_vertex_its_port_wins_and_the_wait_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +103,10 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("YUE_MODEL", "no such model", "tiny, en-cot"),
         ("YUE_LOADING", "sometimes", "on_demand or startup"),
         ("YUE_WEIGHTS", "/no/such/folder", "a folder"),
+        ("YUE_DATA", "ftp://host/songs", "gs://, s3:// or az://"),
+        ("YUE_DATA", __file__, "a folder on this machine"),
+        ("YUE_KEEP_HOURS", "0", "a number of hours above 0"),
+        ("YUE_KEEP_BYTES", "-1", "a whole number of bytes"),
         ("YUE_DEVICE", "tpu", "cuda:N"),
         ("YUE_DTYPE", "int8", "bfloat16"),
         ("YUE_QUANTIZATION", "int4", "none or int8"),

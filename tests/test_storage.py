@@ -77,3 +77,18 @@ def test_paths_are_no_addresses() -> None:
 def test_an_error_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(StorageError("x does not exist", "missing")))
     assert (str(error), error.kind) == ("x does not exist", "missing")
+
+
+def test_every_writing_is_another_version(storage: Storage) -> None:
+    versions = set()
+    for content in (b"1", b"2", b"1"):
+        storage.put("sign", content)
+        (entry,) = storage.entries("sign") or storage.entries()
+        versions.add(entry.version)
+    assert len(versions) == 3
+
+
+def test_whether_a_file_is_there(storage: Storage) -> None:
+    assert not storage.exists("a/b")
+    storage.put("a/b", b"x")
+    assert storage.exists("a/b")

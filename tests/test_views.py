@@ -9,7 +9,7 @@ from typing import Any
 from inference.errors import UnknownModel
 from inference.song import SectionSpan, Song, SongRequest
 from serving import views
-from serving.jobs import CANCELLED, SUCCEEDED, Job
+from serving.job import CANCELLED, SUCCEEDED, Job
 from serving.problems import problem_of
 from tests.fakes import LYRICS
 

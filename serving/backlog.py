@@ -1,0 +1,233 @@
+"""The jobs that this server has to bring to their end: which wait, which are sung, which are over but not written yet.
+
+It knows nothing of models or HTTP. The lock is never held while the store is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+from inference.errors import Cancelled, StorageError
+from serving import job_record
+from serving.job import Job
+from serving.job_record import End
+from serving.job_store import JobStore
+from serving.problems import queue_full, stopping
+
+log = logging.getLogger(__name__)
+
+
+class Backlog:
+    """All that is in memory of jobs. Any method may be called from any thread.
+
+    `changed` guards every attribute, and is notified with every change.
+    """
+
+    def __init__(self, store: JobStore, max_queue: int) -> None:
+        self._store, self._max_queue = store, max_queue
+        self.changed = threading.Condition()
+        self.live: dict[str, Job] = {}  # in the order they came
+        self.queue: deque[Job] = deque()
+        self.draining = self.closed = False
+        self.on_entry: Callable[[], None] = lambda: None  # called with every job that comes in; the lock is held
+        self._coming: set[str] = set()  # jobs that are being written
+        self._unsaved: dict[str, End] = {}  # ends that could not be written yet, by job id
+        self._handed: list[Job] = []  # to be given to other servers
+        self._told: set[str] = set()  # jobs of which the store knows that this server was told to stop
+
+    # Coming in
+
+    def take_in(self, job: Job) -> bool:
+        """Write the job and queue it; False where its request id has become another's meanwhile.
+
+        Raises Problem: the queue is full, or the server is stopping. Raises StorageError.
+        """
+        with self.changed:
+            if self.draining:
+                raise stopping()
+            if len(self.queue) + len(self._coming) >= self._max_queue:
+                raise queue_full(self._max_queue)
+            self._coming.add(job.id)
+        accepted = False
+        try:
+            accepted = self._store.create(job)
+        except StorageError:
+            self._undo(job)
+            raise
+        finally:
+            with self.changed:
+                self._coming.remove(job.id)
+                if accepted:
+                    self.enter(job)
+        return accepted
+
+    def enter(self, job: Job, ahead: bool = False) -> None:
+        """Queue it. The lock is held."""
+        self.live[job.id] = job
+        if self.draining:
+            self._handed.append(job)
+        elif ahead:
+            self.queue.appendleft(job)
+        else:
+            self.queue.append(job)
+        self.on_entry()
+        self.changed.notify_all()
+
+    def adopt(self, jobs: Sequence[Job]) -> None:
+        """Take those jobs, which were another's, ahead of all others: they have waited longest."""
+        with self.changed:
+            for job in sorted(jobs, key=lambda job: job.created_at, reverse=True):
+                log.warning("job %s: its server ended; it goes on here", job.id)
+                self.enter(job, ahead=True)
+
+    def room(self) -> int:
+        """How many more may come."""
+        with self.changed:
+            return 0 if self.draining else self._max_queue - len(self.queue) - len(self._coming)
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the job is here, or on its way in."""
+        with self.changed:
+            return job_id in self.live or job_id in self._coming
+
+    def living(self) -> list[Job]:
+        """All that are here."""
+        with self.changed:
+            return list(self.live.values())
+
+    def find(self, job_id: str) -> Job | None:
+        """That job, if it is this server's to end."""
+        with self.changed:
+            return self.live.get(job_id)
+
+    # Going on
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a change makes `condition` true, so long at most; whether it is."""
+        with self.changed:
+            return self.changed.wait_for(condition, max(0.0, seconds))
+
+    def has(self, job: Job) -> bool:
+        """Whether it is this server's to end."""
+        return self.live.get(job.id) is job
+
+    def may_begin(self) -> bool:
+        """Whether a song waits, and none is here that could not be written: memory would fill with them."""
+        return bool(self.queue) and not self._unsaved
+
+    def hear(self, wishes: Collection[str]) -> None:
+        """Cancel those of them that are here."""
+        for job in self.living():
+            if job.id in wishes and not job.cancel_requested:
+                self.cancel(job)
+
+    def cancel(self, job: Job) -> bool:
+        """Cancel a job of this server's; whether that is its end. In the engine a song ends a little later."""
+        with self.changed:
+            queued = job in self.queue
+            if self.has(job) and not job.finished:
+                job.cancel_requested = True
+            if queued:
+                self.queue.remove(job)
+            engine = job.engine
+            self.changed.notify_all()
+        if queued:
+            self.finish(job, job_record.cancelled(Cancelled("the song was cancelled before it began")))
+        if engine:
+            engine.cancel(job.id)  # by its id, so that it can never reach the next song
+        return queued
+
+    def drain(self) -> None:
+        """Take no more songs and begin none; those that are queued are given to other servers with the next `save`."""
+        with self.changed:
+            self.draining = True
+            self._handed += self.queue
+            self.queue.clear()
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Sing no more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    # Going out
+
+    def finish(self, job: Job, end: End) -> None:
+        """The one way into a finished state: the end is written first, and where that fails, again and again."""
+        if not self.has(job):
+            return  # it is another's; what was made of it here is dropped
+        try:
+            self._write(job, end)
+        except StorageError as error:
+            log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
+            with self.changed:
+                self._unsaved[job.id] = end
+                end.befall(job)
+                self.changed.notify_all()
+
+    def _write(self, job: Job, end: End) -> None:
+        """Write the end. Where another server has written one before, that is the end."""
+        if self._store.end(job, end):
+            end.befall(job)
+        else:
+            log.warning("job %s: another server has ended it", job.id)
+            self.look_again(job)
+        with self.changed:
+            self._leave(job)
+        log.info("job %s: %s", job.id, job.state)
+
+    def look_again(self, job: Job) -> None:
+        """Tell a job that is not here how it is now."""
+        try:
+            found = self._store.read(job.id)
+        except StorageError as error:
+            log.warning("job %s: cannot be looked at: %s", job.id, error)
+            return
+        if found:
+            job.become(found)
+
+    def save(self) -> None:
+        """Try again to write the ends that could not be written, and give away what is to be given."""
+        with self.changed:
+            unsaved, handed = dict(self._unsaved), list(self._handed)
+            told = [job for job in self.live.values() if self.draining and job.engine and job.id not in self._told]
+        for job_id, end in unsaved.items():
+            self._write(self.live[job_id], end)
+        for job in told:
+            self._store.leaving(job)
+            self._told.add(job.id)
+        for job in handed:
+            self._store.hand_over(job)
+            with self.changed:
+                self._handed.remove(job)
+                self._leave(job)
+
+    def let_go(self, job: Job) -> None:
+        """Forget that job, which is another's by now."""
+        with self.changed:
+            self._leave(job)
+            engine = job.engine
+        if engine:
+            engine.cancel(job.id)
+
+    def _leave(self, job: Job) -> None:
+        """Have nothing more to do with it. The lock is held."""
+        self.live.pop(job.id, None)
+        self._unsaved.pop(job.id, None)
+        self._told.discard(job.id)
+        if job in self.queue:
+            self.queue.remove(job)
+        self.changed.notify_all()
+
+    def _undo(self, job: Job) -> None:
+        """Leave nothing of what was refused. With a request id it may have been accepted: the keeper finds out."""
+        if job.request_id:
+            return
+        try:
+            self._store.withdraw(job.id)
+        except StorageError as error:
+            log.warning("job %s: was refused, and may be sung though: %s", job.id, error)

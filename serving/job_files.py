@@ -1,0 +1,122 @@
+"""What the names of a job store's files mean, and its audio, read when it is asked for.
+
+It writes nothing: `serving/job_store.py` does, and has the layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO
+
+from serving.job import SizedAudio
+from storage import Entry, Storage
+
+NOBODY = "nobody"  # the replica under which jobs lie that were handed over
+LAST_MOMENT = 10**14  # in milliseconds; what is subtracted from it sorts the other way round
+ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which job a request id belongs to."""
+
+    job_id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A finished job, as the list of them has it."""
+
+    path: str
+    job_id: str
+    finished_at: datetime
+    size_bytes: int
+
+    @classmethod
+    def of(cls, path: str) -> Ended:
+        """The one that lies at that path."""
+        moment, job_id, size_bytes = path.removeprefix("ended/").split("-")
+        finished_at = datetime.fromtimestamp((LAST_MOMENT - int(moment)) / 1_000, UTC)
+        return cls(path, job_id, finished_at, int(size_bytes))
+
+    @staticmethod
+    def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
+        """Where it lies: the newest first."""
+        moment = LAST_MOMENT - int(finished_at.timestamp() * 1_000)
+        return f"ended/{moment:014d}-{job_id}-{size_bytes}"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """All that is going on: who lives, which jobs are open, and which of them somebody wants cancelled."""
+
+    replicas: Mapping[str, str]  # replica -> the version of its sign of life
+    opened: tuple[tuple[str, str], ...]  # replica, job id
+    wishes: frozenset[str]
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Surroundings:
+        """What the files under `live` say."""
+        paths = {tuple(entry.path.split("/")[1:]): entry for entry in entries}
+        return cls(
+            {path[1]: entry.version for path, entry in paths.items() if path[0] == "replicas"},
+            tuple((path[1], path[2]) for path in paths if path[0] == "open" and ID.fullmatch(path[-1])),
+            frozenset(path[1] for path in paths if path[0] == "cancel"),
+        )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the names in a job's folder say."""
+
+    names: frozenset[str]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it is a job at all."""
+        return "job.json" in self.names
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return "end.json" in self.names
+
+    @property
+    def claim(self) -> int:
+        """The number of the last claim."""
+        return max((int(name.removeprefix("claim-")) for name in self.names if name.startswith("claim-")), default=0)
+
+    @property
+    def handed(self) -> bool:
+        """Whether the last claim was given up."""
+        return f"handed-{self.claim}" in self.names
+
+    @property
+    def attempts(self) -> int:
+        """How often the song was begun; not counted is what ended because a replica was told to stop."""
+        begun = [name.split("-")[1] for name in self.names if name.startswith("start-")]
+        forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
+        return len(begun) - len(forgiven)
+
+
+class StoredAudio(SizedAudio):
+    """A finished song's tracks, read from the storage."""
+
+    def __init__(self, storage: Storage, paths: Mapping[str, str], sizes_bytes: Mapping[str, int]) -> None:
+        self._storage, self._paths, self.sizes_bytes = storage, paths, sizes_bytes
+
+    def __getitem__(self, track: str) -> bytes:
+        return self._storage.get(self._paths[track])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, track: str) -> IO[bytes]:
+        return self._storage.open(self._paths[track])

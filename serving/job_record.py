@@ -1,0 +1,167 @@
+"""The JSON form of a job: what was asked for, how far it is, how it ended.
+
+It does not know where the JSON lies, and writes no audio into it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any
+
+from inference.errors import YueError
+from inference.song import Progress, Reference, SectionSpan, Song, SongRequest
+from serving.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
+from serving.problems import Problem, problem_of
+
+Json = dict[str, Any]
+REFERENCE_PARTS = ("mix", "vocal", "instrumental")
+JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model")
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ends, before it has."""
+
+    state: str
+    song: Song | None = None
+    error: Exception | None = None
+    finished_at: datetime = field(default_factory=now)
+
+    def befall(self, job: Job) -> None:
+        """Make it so."""
+        job.song, job.error, job.finished_at, job.engine = self.song, self.error, self.finished_at, None
+        job.request = without_audio(job.request)
+        job.state = self.state
+
+
+def succeeded(song: Song) -> End:
+    """It was sung."""
+    return End(SUCCEEDED, song=song)
+
+
+def failed(error: Exception) -> End:
+    """It was not. Whatever nobody foresaw becomes a problem here, so that it has one id in every answer."""
+    foreseen = isinstance(error, YueError | Problem)
+    return End(FAILED, error=error if foreseen else problem_of(error))
+
+
+def cancelled(error: Exception) -> End:
+    """Somebody did not want it any more."""
+    return End(CANCELLED, error=error)
+
+
+def interrupted() -> End:
+    """Whoever sang it ended, again and again."""
+    detail = "the servers that sang it ended before it was done, twice; send it again, as a new request"
+    return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
+
+
+def without_audio(request: SongRequest) -> SongRequest:
+    """The request without the megabytes that nobody needs once it is sung."""
+    return replace(request, reference=None)
+
+
+def reference_parts(request: SongRequest) -> dict[str, bytes]:
+    """The reference's files, by their names."""
+    given = {part: getattr(request.reference, part) for part in REFERENCE_PARTS} if request.reference else {}
+    return {part: audio for part, audio in given.items() if audio is not None}
+
+
+def ordered(job: Job) -> Json:
+    """What was asked for: nothing of it changes."""
+    request = _shallow(without_audio(job.request))
+    if job.request.reference:
+        window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
+        request["reference"] = {"parts": list(reference_parts(job.request)), **window}
+    kept = {name: getattr(job, name) for name in JOB_FIELDS}
+    return {**kept, "created_at": _text(job.created_at), "warnings": job.warnings, "request": request}
+
+
+def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
+    """The job as it was when it came; `parts` are the reference's files, none where it is not to be sung."""
+    given = dict(record["request"])
+    reference = given.pop("reference", None)
+    if reference and parts:
+        window = {name: reference[name] for name in ("start_seconds", "end_seconds")}
+        given["reference"] = Reference(**{**parts, **window})
+    request = SongRequest(
+        **{**given, "guidance_scale": tuple(given["guidance_scale"]), "tracks": tuple(given["tracks"])}
+    )
+    kept = {name: record[name] for name in JOB_FIELDS}
+    return Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
+
+
+def progressed(job: Job) -> Json:
+    """How far it is."""
+    return {
+        "state": job.state,
+        "model": job.model,
+        "started_at": _text(job.started_at),
+        "attempts": job.attempts,
+        "progress": asdict(job.progress) if job.progress else None,
+    }
+
+
+def read_progressed(job: Job, record: Json) -> None:
+    """Tell the job how far it is."""
+    job.model, job.attempts = record["model"], record["attempts"]
+    job.started_at = _moment(record["started_at"])
+    job.progress = Progress(**record["progress"]) if record["progress"] else None
+    job.state = record["state"]
+
+
+def ended(job: Job, end: End) -> Json:
+    """How it ended; all that a view of it needs, but for the audio."""
+    problem = problem_of(end.error) if end.error else None
+    return {
+        **progressed(job),
+        "state": end.state,
+        "finished_at": _text(end.finished_at),
+        "cancel_requested": job.cancel_requested,
+        "song": _song(end.song) if end.song else None,
+        "error": problem
+        and {name: getattr(problem, name) for name in ("status", "kind", "detail", "members", "headers")},
+    }
+
+
+def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
+    """Tell the job its end."""
+    read_progressed(job, {**record, "state": job.state})
+    job.cancel_requested = record["cancel_requested"]
+    song = record["song"]
+    if song:
+        segments = tuple(SectionSpan(**span) for span in song["segments"])
+        kept = {name: song[name] for name in ("format", "sample_rate", "duration_seconds", "seed", "timings")}
+        job.song = Song(audio=audio, segments=segments, warnings=tuple(song["warnings"]), **kept)
+    job.error = Problem(**record["error"]) if record["error"] else None
+    job.finished_at = _moment(record["finished_at"])
+    job.state = record["state"]
+
+
+def packed(record: Json) -> bytes:
+    """As it is written."""
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def _song(song: Song) -> Json:
+    kept = {each.name: getattr(song, each.name) for each in fields(song) if each.name not in ("audio", "segments")}
+    return {
+        **kept,
+        "sizes_bytes": {name: len(audio) for name, audio in song.audio.items()},
+        "segments": [asdict(span) for span in song.segments],
+    }
+
+
+def _shallow(request: SongRequest) -> Json:
+    return {each.name: getattr(request, each.name) for each in fields(request)}
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

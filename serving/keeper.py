@@ -1,0 +1,217 @@
+"""Keeps a replica's jobs true in their store: signs of life, wishes of others, lost jobs, and forgetting.
+
+It knows nothing of engines or queues, and holds no lock while it reads or writes: `serving/backlog.py` has those.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from inference.errors import Cancelled, StorageError
+from serving import job_record
+from serving.job import MOST_ATTEMPTS, Job, now
+from serving.job_files import NOBODY, Surroundings
+from serving.job_store import JobStore
+from serving.replica import LOST_SECONDS, Watch
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 5.0  # from one sign of life, and one round, to the next
+SWEEP_SECONDS = 600.0
+SWEPT_TOGETHER = 50  # jobs that are forgotten in one go, so that a round never takes long
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How long, and how many bytes of, finished songs are kept; the newest always is."""
+
+    hours: float = 168
+    limit_bytes: int = 20_000_000_000
+
+
+class Owner(Protocol):
+    """Who has the jobs in memory: a Backlog."""
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the job is here, or on its way in."""
+
+    def living(self) -> list[Job]:
+        """All that are here."""
+
+    def room(self) -> int:
+        """How many more may come."""
+
+    def adopt(self, jobs: Sequence[Job]) -> None:
+        """Take those jobs, which were another's, into the queue."""
+
+    def let_go(self, job: Job) -> None:
+        """Forget that job, which is another's by now."""
+
+    def hear(self, wishes: Collection[str]) -> None:
+        """Cancel those of them that are here."""
+
+    def save(self) -> None:
+        """Try again to write what could not be written."""
+
+
+class Keeper:
+    """One replica's two threads beside its songs. `look_after` is one round, for who has a clock of their own."""
+
+    def __init__(self, store: JobStore, owner: Owner, keep: Keep, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._owner, self._keep, self._clock = store, owner, keep, clock
+        self._watch = Watch(store.process, clock)
+        self._odd: dict[str, float] = {}  # what is only half there, and since when it is seen so
+        self._noted: dict[str, object] = {}  # job id -> what was written of its progress
+        self._began, self._began_at = now(), clock()
+        self._swept_at: float | None = None
+        self._ends, self._wake = threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to give signs of life, and to look after things."""
+        for name, task in (("jobs-heartbeat", self._beat), ("jobs-keeper", self._keep_on)):
+            self._threads.append(threading.Thread(target=task, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def wake(self) -> None:
+        """Do the next round now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End both threads, save what can be saved, and take leave."""
+        self._ends.set()
+        self.wake()
+        for thread in self._threads:
+            thread.join()
+        _tried(self._owner.save, "some jobs could not be given to other servers, who find them later")
+        _tried(lambda: self._store.bury(self._store.replica), "this server could not take its leave")
+
+    def look_after(self) -> None:
+        """One round. Raises StorageError; the next round begins anew."""
+        self._owner.save()
+        self._note_progress()
+        around = self._store.surroundings()
+        self._watch.note(around.replicas)
+        self._owner.hear(around.wishes)
+        self._let_go_of_taken(around)
+        self._recover(around)
+        self._clear_odds(around)
+        if self._is_sweeper(around):
+            self._sweep()
+
+    def _beat(self) -> None:
+        while not self._ends.is_set():
+            _tried(self._store.beat, "a sign of life could not be given")
+            self._ends.wait(BEAT_SECONDS)
+
+    def _keep_on(self) -> None:
+        while not self._ends.is_set():
+            self._wake.clear()
+            _tried(self.look_after, "the jobs could not be looked after")
+            self._wake.wait(BEAT_SECONDS)
+
+    def _note_progress(self) -> None:
+        jobs = [job for job in self._owner.living() if job.engine and job.progress]
+        for job in jobs:
+            if self._noted.get(job.id) != job.progress:
+                self._store.note(job)
+        self._noted = {job.id: job.progress for job in jobs}
+
+    def _let_go_of_taken(self, around: Surroundings) -> None:
+        """A server that stood still for minutes finds its songs with others."""
+        mine = {job_id for replica, job_id in around.opened if replica == self._store.replica}
+        for job in self._owner.living():
+            if job.id not in mine and not job.finished and not self._store.still_owned(job):  # it may be just new
+                log.warning("job %s: another server has taken it", job.id)
+                self._owner.let_go(job)
+
+    def _recover(self, around: Surroundings) -> None:
+        found: list[Job] = []
+        try:
+            for job_id in self._unattended(around):
+                if len(found) >= self._owner.room():
+                    return
+                job = self._store.recover(job_id, self._watch.is_lost)
+                if job and not self._ended(job, around):
+                    found.append(job)
+        finally:
+            self._owner.adopt(found)
+
+    def _unattended(self, around: Surroundings) -> Iterable[str]:
+        """The jobs that nobody seems to look after."""
+        for job_id in sorted({job_id for _, job_id in around.opened}):
+            replicas = [replica for replica, opened in around.opened if opened == job_id]
+            if not self._owner.knows(job_id) and any(self._is_gone(replica) for replica in replicas):
+                yield job_id
+
+    def _is_gone(self, replica: str) -> bool:
+        return replica in (NOBODY, self._store.replica) or self._watch.is_lost(replica)
+
+    def _ended(self, job: Job, around: Surroundings) -> bool:
+        """Whether the job, which is ours now, is not to be sung any more."""
+        if job.id in around.wishes:
+            job.cancel_requested = True
+            end = job_record.cancelled(Cancelled("the song was cancelled, and its server ended"))
+        elif job.attempts >= MOST_ATTEMPTS:
+            end = job_record.interrupted()
+        else:
+            return False
+        log.warning("job %s: %s", job.id, end.state)
+        self._store.end(job, end)
+        return True
+
+    def _clear_odds(self, around: Surroundings) -> None:
+        """Jobs that were never written to the end, wishes that came too late, replicas that left nothing behind."""
+        opened = {job_id for _, job_id in around.opened}
+        half = {job_id for job_id in self._unattended(around) if not self._store.folder(job_id).ordered}
+        late = around.wishes - opened
+        since = {name: self._odd.get(name, self._clock()) for name in half | late}
+        due = {name for name, moment in since.items() if self._clock() - moment >= LOST_SECONDS}
+        self._odd = {name: moment for name, moment in since.items() if name not in due}
+        for name in half & due:
+            self._store.abandon(name)
+        for name in late & due:
+            self._store.drop_wish(name)
+        busy = {replica for replica, _ in around.opened}
+        for replica in around.replicas.keys() - busy - {self._store.replica}:
+            if self._watch.is_lost(replica):
+                self._store.bury(replica)
+
+    def _is_sweeper(self, around: Surroundings) -> bool:
+        """Of all replicas one sweeps, from time to time."""
+        if self._swept_at is not None and self._clock() - self._swept_at < SWEEP_SECONDS:
+            return False
+        return self._store.replica == min(
+            (replica for replica in around.replicas if not self._watch.is_lost(replica)), default=None
+        )
+
+    def _sweep(self) -> None:
+        """Forget the oldest finished jobs, by age and by their bytes."""
+        # A clock that jumps ahead while the server runs makes nothing older.
+        moment = min(now(), self._began + timedelta(seconds=self._clock() - self._began_at))
+        oldest = moment - timedelta(hours=self._keep.hours)
+        size_bytes, old = 0, []
+        for count, ended in enumerate(self._store.ended()):
+            size_bytes += ended.size_bytes
+            if count and (ended.finished_at < oldest or size_bytes > self._keep.limit_bytes):
+                old.append(ended)
+        for ended in old[::-1][:SWEPT_TOGETHER]:
+            self._store.forget(ended)
+        if len(old) <= SWEPT_TOGETHER:
+            self._swept_at = self._clock()
+
+
+def _tried(task: Callable[[], None], complaint: str) -> None:
+    """A thread that keeps things must not end of anything."""
+    try:
+        task()
+    except StorageError as error:
+        log.warning("%s: %s", complaint, error)
+    except Exception:
+        log.exception("%s", complaint)
