@@ -97,7 +97,7 @@ class Samplers:
         mass = torch.softmax(top, dim=-1)
         mass_from_here = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
         dropped = mass_from_here <= 1.0 - self.top_p
-        dropped[:, 0] = False
+        dropped[:, 0].fill_(False)
         return torch.softmax(top.masked_fill(dropped, -torch.inf), dim=-1), candidates
 
     def draw(self, scores: Tensor, noise: Tensor) -> Tensor:

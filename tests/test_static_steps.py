@@ -6,9 +6,11 @@ Here they run as they are; on a GPU the same steps are compiled and recorded as 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference import llama as room
 from inference.choir import Choir, compose
@@ -118,6 +120,32 @@ def test_a_step_is_compiled_for_as_many_shapes_as_there_are_buckets(composer: Ll
         for rows in range(1, 13):
             lanes, tokens = [Lanes(cache, torch.zeros(rows, dtype=torch.long))], torch.full((rows, 1), 7)
             torch.testing.assert_close(llama.static_forward(lanes, tokens), composer.static_forward(lanes, tokens))
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what a CUDA graph would: asking the device for a value, or bringing it one from the program."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(name in func.name() for name in self.REFUSED), f"{func.name()} waits for the device"
+        indices = args[1] if func.name() in ("aten::index.Tensor", "aten::index_put_") else ()
+        assert not any(index is not None and index.dtype == torch.bool for index in indices), "a mask has no fixed size"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_nothing_in_a_step_waits_for_the_device(stage: str) -> None:
+    """Its layers aside, which the compiler has proved."""
+    llama = short_llama(stage) if stage == "stage1" else parity_llama(stage)
+    llama._layer = lambda layer, hidden, turns, lanes: hidden
+    recorder = Recorder.on(CPU)
+    static = (Choir if stage == "stage1" else Orchestra)(llama, 2, recorder).static
+    assert static
+    with torch.inference_mode(), NothingWaits():
+        static._step(2)
+    with pytest.raises(AssertionError, match="waits"), NothingWaits():
+        torch.ones(1).item()
 
 
 def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> None:
