@@ -199,7 +199,7 @@ def test_a_download_is_cancelled_and_begun_again(
     held = hub.fault(f"{STAGE_1}/resolve", method="GET", effect="hold")
     server = start()
     server.wait_until_answered()
-    waiting = [aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)]
+    download, song = aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)
     assert held.reached.wait(SECONDS)
     (pid,) = server.children(DOWNLOAD)
     until(lambda: server.ask("/jobs")[1]["jobs"])
@@ -277,12 +277,14 @@ def test_a_signal_during_a_download_ends_everything_and_who_waits_is_told(
     held = hub.fault(f"{STAGE_1}/resolve", method="GET", effect="hold")
     server = start()
     server.wait_until_answered()
-    waiting = [aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)]
+    download, song = aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)
     assert held.reached.wait(SECONDS)
     until(lambda: server.ask("/jobs")[1]["jobs"])
     family = descendants(server.process.pid)
     assert len(family) >= 2
     assert server.end(END_SECONDS) == 0
-    for status, problem in (each.result(SECONDS) for each in waiting):
-        assert status == 503 and "stopping" in problem["detail"]
+    status, problem = download.result(SECONDS)
+    assert status == 503 and "stopping" in problem["detail"]
+    status, job = song.result(SECONDS)  # accepted, and so for the next server on this folder
+    assert status == 200 and job["status"] == "queued"
     until(lambda: not any(map(is_running, family)))
