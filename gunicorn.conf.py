@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from serving import logs
 from serving.settings import InvalidSettings, read_settings
 
 try:
@@ -37,15 +38,12 @@ graceful_timeout = int(_settings.wait_seconds) + _GRACE_SECONDS  # requests that
 # The worker's heartbeat is a file: on a slow disk it would stall.
 worker_tmp_dir = str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
 control_socket_disable = True  # nobody speaks to it, and it would lie in the home folder, which may be read-only
-# Everything on stdout: platforms take what is on stderr for errors.
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
-    "root": {"level": "INFO", "handlers": ["stdout"]},
-    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
-}
+logconfig_dict = logs.config(_settings)
+
+
+def on_starting(server: Any) -> None:
+    """Before the worker is forked, so that it holds for both."""
+    logs.catch_all()
 
 
 def post_worker_init(worker: Any) -> None:

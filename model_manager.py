@@ -31,6 +31,7 @@ from model_states import (
     ERROR,
     LOADING,
     NOT_LOADED,
+    READY,
     SOUND_SECONDS,
     Attempt,
     Engine,
@@ -38,6 +39,7 @@ from model_states import (
     MakeFetch,
     Setbacks,
     StartEngine,
+    Tally,
     Trouble,
     cancelled,
 )
@@ -73,6 +75,7 @@ class ModelManager:
         self._clock = clock
         self._setbacks = Setbacks(clock)  # since an engine sang for long
         self._stopping = False
+        self.tally = Tally()
 
     @property
     def model(self) -> Model:
@@ -171,6 +174,16 @@ class ModelManager:
             return {**attempt.status(), **troubles}
         return {"status": unloaded, "model": model.name, "revision": model.stage1.revision, **troubles}
 
+    def glance(self) -> tuple[str, Loaded | None, Attempt | None]:
+        """The state, what is loaded and lives, and what is on its way, as they are this instant.
+
+        It waits for no lock and looks after nothing: `status` does, and may take a dead engine's last seconds.
+        """
+        loaded, attempt = self._loaded, self._attempt
+        if loaded and loaded.engine.alive:
+            return READY, loaded, attempt
+        return attempt.state if attempt else self._unloaded, None, attempt
+
     def stop(self) -> None:
         """Load nothing any more, now or later; an engine that is here sings on. Who waits gets an EngineError."""
         with self._guard:
@@ -251,6 +264,7 @@ class ModelManager:
             ended = EngineError(f"the engine's process ended by itself: it {self._loaded.engine.ending}")
             self._trouble = Trouble(ended, self._loaded.model)
             self._setbacks.engine_ended(self._loaded.ready_at)
+            self.tally.engine_crashes += 1
             self._loaded, self._engine_ended = None, True
             self._unloaded = ERROR if self._setbacks.crash_loop else NOT_LOADED
             self.models_loaded.clear()
@@ -312,6 +326,7 @@ class ModelManager:
 
     def _take_over(self, attempt: Attempt, loaded: Loaded) -> None:
         with self._guard:
+            self.tally.engine_starts += 1
             wanted = not attempt.ended  # else cancelled or closed meanwhile, and nobody waits any more
             replaced = self._loaded if wanted else loaded
             if wanted:
@@ -335,6 +350,7 @@ class ModelManager:
             if attempt.ended:  # cancelled or closed: those who waited know already
                 return
             log.error("model %s: not loaded", attempt.model.name, exc_info=error)
+            self.tally.failed_attempts += 1
             self._setbacks.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
             self._end(attempt, error, ERROR)
 

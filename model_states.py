@@ -62,6 +62,15 @@ StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]  # what the 
 
 
 @dataclass(eq=False)
+class Tally:
+    """What has happened since the server started, for those who measure. The manager's guard is held to change it."""
+
+    engine_starts: int = 0
+    engine_crashes: int = 0  # engines that ended by themselves once they were ready
+    failed_attempts: int = 0  # to fetch and load a model
+
+
+@dataclass(eq=False)
 class Loaded:
     """A model that can sing, and how many use it right now."""
 

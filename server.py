@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
@@ -28,7 +28,7 @@ from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import schemas, tracks, views
+from serving import schemas, telemetry, tracks, views
 from serving.job import SUCCEEDED, Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
@@ -74,8 +74,7 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
-    app.before_request(_start_clock)
-    app.after_request(_log_request)
+    telemetry.install(app, settings, manager, jobs, lambda: services.seats_taken)
     app.register_error_handler(Exception, _problem_response)
     if settings.loading == STARTUP:
         manager.start()
@@ -131,6 +130,11 @@ class Services:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
         self._seats = threading.Semaphore(settings.max_waiters)
+
+    @property
+    def seats_taken(self) -> int:
+        """How many requests wait for a song or for the models."""
+        return self.settings.max_waiters - self._seats._value
 
     def health(self) -> tuple[Response, int]:
         """Whether requests may be sent here."""
@@ -378,13 +382,3 @@ def _problem_response(error: Exception) -> Response:
     problem = problem_of(error)
     place = str(problem.members.get("instance", ""))
     return problem.having(instance=request.path + place.removeprefix(request.path)).response()
-
-
-def _start_clock() -> None:
-    g.began = time.monotonic()
-
-
-def _log_request(response: Response) -> Response:
-    milliseconds = 1_000 * (time.monotonic() - g.began)
-    log.info("%s %s %d %.0f ms", request.method, request.path, response.status_code, milliseconds)
-    return response

@@ -8,21 +8,23 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog, weights
+from inference import catalog, child_log, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
 from inference.transfer import Emit, Patience, Source
+
+log = logging.getLogger(__name__)
 
 PARTS = ("stage1", "stage2", "codec")
 GRACE_SECONDS = 5.0  # between asking the process to end and ending it
@@ -78,10 +80,12 @@ class DownloadProcess:
     def run(self, on_progress: ProgressCallback = lambda progress: None) -> ModelFiles:
         """The files, once all are here. Raises DownloadError."""
         child = self._start()
+        assert child.stderr is not None
+        relay = child_log.relay(child.stderr, __name__)
         try:
             return self._listen(child, on_progress)
         finally:
-            _end(child)
+            _end(child, relay)
 
     def cancel(self) -> None:
         """End the download; `run` then raises DownloadError. What is already here is kept."""
@@ -98,7 +102,9 @@ class DownloadProcess:
             assert self._child is None, "a download runs once"
             root = Path(__file__).resolve().parent.parent  # where `-m inference.download` is found
             pipe = subprocess.PIPE
-            self._child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, cwd=root, encoding="utf-8")
+            self._child = subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=root, encoding="utf-8", errors="replace"
+            )
             return self._child
 
     def _listen(self, child: subprocess.Popen[str], on_progress: ProgressCallback) -> ModelFiles:
@@ -134,6 +140,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
     """The child's side: fetch, and write one JSON object a line to `output`. Returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.end_with_stdin:
+        child_log.write_lines()
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     lock = threading.Lock()  # several files come at once
@@ -149,7 +156,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         files = fetch(model, options.cache, options.local, force=options.force, emit=emit, patience=patience)
     except Exception as error:  # whatever it is, the parent must hear of it
         if not isinstance(error, YueError):
-            traceback.print_exc()
+            log.error("the download failed", exc_info=error)
         reason = error.reason if isinstance(error, DownloadError) else "failed"
         emit("error", error=type(error).__name__, message=str(error), reason=reason)
         return 1
@@ -199,13 +206,14 @@ def _command(model: Model, cache: Path, local: Path | str | None, force: bool, f
     return command + (["--force"] if force else [])
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """Leave nothing behind: no process, no open pipe."""
+def _end(child: subprocess.Popen[str], relay: threading.Thread) -> None:
+    """Leave nothing behind: no process, no open pipe, no word that is not logged."""
     child.terminate()
     try:
         child.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
+    relay.join(GRACE_SECONDS)
     with child:  # closes the pipes and waits
         pass
 

@@ -30,6 +30,11 @@ class InvalidField(YueError):
         where = f" (line {self.line})" if self.line is not None else ""
         return f"{self.field}{where}: got {_shortened(self.value)}; allowed: {self.allowed}"
 
+    @property
+    def without_value(self) -> str:
+        """What it says, for those who must not read what was given: it may be lyrics."""
+        return f"{self.field}: allowed: {self.allowed}"
+
 
 class CheckpointError(YueError):
     """A file of weights is missing, cut short, or not the network it should be.

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from inference import child_log
 from inference.catalog import ModelFiles
 from inference.download import cache_folder
 from inference.errors import EngineError, YueError
@@ -136,6 +137,8 @@ class EngineProcess:
         self._closed = False
         self._lost = False  # the pipe is closed: whatever the process still does, nobody will hear of it
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
+        assert process.stdout is not None, "what the child writes is logged"
+        self._relay = child_log.relay(process.stdout, __name__)
 
     @classmethod
     def start(
@@ -156,6 +159,8 @@ class EngineProcess:
             cwd=PROJECT,
             # Threads that spin while they wait take the cores from the HTTP process, and from each other.
             env={"OMP_WAIT_POLICY": "passive", COMPILED_STEPS: str(cache_folder() / "compiled"), **os.environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
         )
         theirs.close()
@@ -216,6 +221,7 @@ class EngineProcess:
             self._kill()
         if self._listener.ident is not None:
             self._listener.join()  # it ends with the pipe, and fails the songs
+        self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
         self._connection.close()
 
     def _load(self, load: Load, on_loading: Callable[[str], None]) -> None:
@@ -408,7 +414,7 @@ def _for_parent(error: Exception) -> YueError:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    child_log.write_lines()
     # Run under its real name, so that the messages' classes are the ones the parent knows.
     from inference import worker
 

@@ -9,15 +9,25 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from inference.errors import Cancelled, StorageError
 from serving import job_record
-from serving.job import Job
+from serving.job import RUNNING, Job, about
 from serving.job_record import End
 from serving.job_store import JobStore
 from serving.problems import queue_full, stopping
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs wait to be sung, are sung, and are over but could not be written yet."""
+
+    queued: int
+    running: int
+    unsaved: int
 
 
 class Backlog:
@@ -33,6 +43,7 @@ class Backlog:
         self.queue: deque[Job] = deque()
         self.draining = self.closed = False
         self.on_entry: Callable[[], None] = lambda: None  # called with every job that comes in; the lock is held
+        self.on_end: Callable[[Job], None] = lambda job: None  # called with every job whose end is written here
         self._coming: set[str] = set()  # jobs that are being written
         self._unsaved: dict[str, End] = {}  # ends that could not be written yet, by job id
         self._handed: list[Job] = []  # to be given to other servers
@@ -80,8 +91,15 @@ class Backlog:
         """Take those jobs, which were another's, ahead of all others: they have waited longest."""
         with self.changed:
             for job in sorted(jobs, key=lambda job: job.created_at, reverse=True):
-                log.warning("job %s: its server ended; it goes on here", job.id)
+                with about(job):
+                    log.warning("job %s: its server ended; it goes on here", job.id)
                 self.enter(job, ahead=True)
+
+    def counts(self) -> Counts:
+        """How many are here."""
+        with self.changed:
+            running = sum(job.state == RUNNING for job in self.live.values())
+            return Counts(len(self.queue) + len(self._coming), running, len(self._unsaved))
 
     def room(self) -> int:
         """How many more may come."""
@@ -160,19 +178,21 @@ class Backlog:
         """The one way into a finished state: the end is written first, and where that fails, again and again."""
         if not self.has(job):
             return  # it is another's; what was made of it here is dropped
-        try:
-            self._write(job, end)
-        except StorageError as error:
-            log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
-            with self.changed:
-                self._unsaved[job.id] = end
-                end.befall(job)
-                self.changed.notify_all()
+        with about(job):
+            try:
+                self._write(job, end)
+            except StorageError as error:
+                log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
+                with self.changed:
+                    self._unsaved[job.id] = end
+                    end.befall(job)
+                    self.changed.notify_all()
 
     def _write(self, job: Job, end: End) -> None:
         """Write the end. Where another server has written one before, that is the end."""
         if self._store.end(job, end):
             end.befall(job)
+            self.on_end(job)
         else:
             log.warning("job %s: another server has ended it", job.id)
             self.look_again(job)
@@ -196,7 +216,8 @@ class Backlog:
             unsaved, handed = dict(self._unsaved), list(self._handed)
             told = [job for job in self.live.values() if self.draining and job.engine and job.id not in self._told]
         for job_id, end in unsaved.items():
-            self._write(self.live[job_id], end)
+            with about(self.live[job_id]):
+                self._write(self.live[job_id], end)
         for job in told:
             self._store.leaving(job)
             self._told.add(job.id)

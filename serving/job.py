@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import IO
+from typing import IO, Any
+
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from inference.song import Progress, Song, SongRequest
 from model_states import Engine
@@ -50,6 +53,7 @@ class Job:
     engine: Engine | None = None  # while the song is in it
     claim: int = 0  # the number of the claim under which it is sung here
     attempts: int = 0  # how often it was begun
+    origin: dict[str, Any] = field(default_factory=get_contextvars)  # what the log knows of the request that made it
 
     @property
     def finished(self) -> bool:
@@ -66,9 +70,16 @@ class Job:
         """Take over all that is known of the same job from elsewhere."""
         assert self.id == other.id, "another job"
         for each in fields(self):
-            if each.name != "state":
+            if each.name not in ("state", "origin"):
                 setattr(self, each.name, getattr(other, each.name))
         self.state = other.state
+
+
+@contextmanager
+def about(job: Job) -> Iterator[None]:
+    """Every line that is logged meanwhile says which job it is about, and what is known of the request that made it."""
+    with bound_contextvars(**{**job.origin, **get_contextvars(), "job_id": job.id}):
+        yield
 
 
 class SizedAudio(Mapping[str, bytes], ABC):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from serving.backlog import Backlog
-from serving.job import RUNNING, Job
+from serving.job import RUNNING, Job, about
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
 from serving.problems import conflict, not_found
@@ -54,6 +54,11 @@ class Jobs:
         """Look after the jobs that were left by servers that ended, also by this one's earlier lives."""
         self.keeper.start()
 
+    @property
+    def backlog(self) -> Backlog:
+        """The jobs in memory, for those who measure."""
+        return self._backlog
+
     def submit(self, job: Job) -> Job:
         """Queue a job; one with the same request id that is known anywhere already is returned instead.
 
@@ -63,7 +68,9 @@ class Jobs:
         with self._alone(job.request_id):
             while not (known := self._known(job)):
                 if self._backlog.take_in(job):
-                    log.info("job %s: queued", job.id)
+                    words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
+                    with about(job):
+                        log.info("job %s: queued", job.id, extra=words)  # which are withheld, unless a setting says so
                     return job
             return known
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from inference.errors import Cancelled, StorageError
 from serving import job_record
-from serving.job import MOST_ATTEMPTS, Job, now
+from serving.job import MOST_ATTEMPTS, Job, about, now
 from serving.job_files import NOBODY, Surroundings
 from serving.job_store import JobStore
 from serving.replica import LOST_SECONDS, Watch
@@ -128,7 +128,8 @@ class Keeper:
         mine = {job_id for replica, job_id in around.opened if replica == self._store.replica}
         for job in self._owner.living():
             if job.id not in mine and not job.finished and not self._store.still_owned(job):  # it may be just new
-                log.warning("job %s: another server has taken it", job.id)
+                with about(job):
+                    log.warning("job %s: another server has taken it", job.id)
                 self._owner.let_go(job)
 
     def _recover(self, around: Surroundings) -> None:
@@ -162,8 +163,9 @@ class Keeper:
             end = job_record.interrupted()
         else:
             return False
-        log.warning("job %s: %s", job.id, end.state)
-        self._store.end(job, end)
+        with about(job):
+            log.warning("job %s: %s", job.id, end.state)
+            self._store.end(job, end)
         return True
 
     def _clear_odds(self, around: Surroundings) -> None:

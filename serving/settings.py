@@ -80,6 +80,17 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description=f"a number of seconds from 0 to {LONGEST_WAIT_SECONDS}",
     )
+    log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto, json or console")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    log_lyrics: bool = Field(default=False, description="true or false")
+    google_cloud_project: str | None = Field(
+        default=None, validation_alias="GOOGLE_CLOUD_PROJECT", description="the id of a project of Google Cloud"
+    )
+    aip_project_number: str | None = Field(
+        default=None, validation_alias="AIP_PROJECT_NUMBER", description="what Vertex AI sets"
+    )
     port: int = Field(
         default=8080,
         ge=1,
@@ -128,6 +139,11 @@ class Settings(BaseSettings):
     def http_port(self) -> int:
         """The port to listen on: Vertex AI's word counts before `PORT`."""
         return self.aip_http_port or self.port
+
+    @property
+    def project(self) -> str | None:
+        """The project of Google Cloud that this server's traces belong to, where one is known."""
+        return self.google_cloud_project or self.aip_project_number
 
     @property
     def engine_options(self) -> EngineOptions:

@@ -19,7 +19,7 @@ from inference.song import Progress
 from model_states import Engine, Loaded
 from serving import job_record
 from serving.backlog import Backlog
-from serving.job import MOST_ATTEMPTS, QUEUED, RUNNING, Job, now
+from serving.job import MOST_ATTEMPTS, QUEUED, RUNNING, Job, about, now
 from serving.job_store import JobStore
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class Singers:
                 with self._models.borrowed() as loaded:
                     job = self._next(loaded)
                     if job:
-                        self._sing(job, loaded.engine)
+                        with about(job):
+                            log.info("job %s: running on %s", job.id, job.model)
+                            self._sing(job, loaded.engine)
             except Exception as error:  # no engine for those who waited for it; later songs try again
                 self._fail_queued(error)
             finally:
@@ -103,7 +105,6 @@ class Singers:
         if not fits:
             self._backlog.finish(job, job_record.failed(another_model(job.wanted_model, loaded.model.name)))
             return None
-        log.info("job %s: running on %s", job.id, job.model)
         return job
 
     def _sing(self, job: Job, engine: Engine) -> None:

@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parent.parent
 SECONDS = 60.0  # the longest that anything may take on a busy machine
 Found = TypeVar("Found")
 LOOK_SECONDS = 0.02  # between two looks at something that cannot be waited for
-OWN_SETTINGS = ("YUE_", "AIP_", "HF_")
+OWN_SETTINGS = ("YUE_", "AIP_", "HF_", "GOOGLE_CLOUD_PROJECT")
 
 
 class RealServer:

@@ -15,8 +15,12 @@ import pytest
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app, create_app
+from serving.job import Job
+from serving.job_store import JobStore
+from serving.jobs import Jobs
 from serving.settings import RESERVED_THREADS, Settings
-from tests.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, problem
+from storage import Storage
+from tests.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, new_folder, problem
 
 PROJECT = Path(__file__).parent.parent
 MP3 = {"Accept": "audio/mpeg"}
@@ -114,11 +118,12 @@ def test_unknown_paths_and_methods_are_problems(served: Served) -> None:
 
 
 def test_an_unforeseen_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        def list(self) -> list[object]:
+    class Broken(Jobs):
+        def list(self) -> list[Job]:
             raise RuntimeError("a secret")
 
-    app = create_app(Settings(), FakeModels().manager(), Broken())
+    manager = FakeModels().manager()
+    app = create_app(Settings(), manager, Broken(manager, JobStore(Storage.at(new_folder())), max_queue=1))
     answer = problem(app.test_client().get("/jobs"), 500)
     assert "secret" not in str(answer)
     assert answer["error_id"] in caplog.text and "a secret" in caplog.text

@@ -14,7 +14,7 @@ from serving.settings import RESERVED_THREADS, InvalidSettings, Settings, read_s
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine's environment holds is none of these tests' business."""
     for name in os.environ:
-        if name.startswith(("YUE_", "AIP_")) or name == "PORT":
+        if name.startswith(("YUE_", "AIP_")) or name in ("PORT", "GOOGLE_CLOUD_PROJECT"):
             monkeypatch.delenv(name)
 
 
@@ -44,6 +44,11 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "YUE_MAX_REQUEST_BYTES": "5000",
         "YUE_THREADS": "20",
         "YUE_WAIT_SECONDS": "1.5",
+        "YUE_LOG_FORMAT": "json",
+        "YUE_LOG_LEVEL": "debug",
+        "YUE_LOG_LYRICS": "true",
+        "GOOGLE_CLOUD_PROJECT": "music",
+        "AIP_PROJECT_NUMBER": "1234",
         "PORT": "9000",
         "AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2",
         "AIP_PREDICT_ROUTE": "/v1/endpoints/1/deployedModels/2:predict",
@@ -69,6 +74,11 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "max_request_bytes": 5_000,
         "threads": 20,
         "wait_seconds": 1.5,
+        "log_format": "json",
+        "log_level": "debug",
+        "log_lyrics": True,
+        "google_cloud_project": "music",
+        "aip_project_number": "1234",
         "port": 9_000,
         "health_route": "/v1/endpoints/1/deployedModels/2",
         "predict_route": "/v1/endpoints/1/deployedModels/2:predict",
