@@ -28,12 +28,13 @@ from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import schemas, tracks, views
+from serving import guard, schemas, tracks, views
 from serving.job import SUCCEEDED, Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.keeper import Keep
 from serving.problems import Problem, problem_of
+from serving.references import References
 from serving.schemas import Download, JobOperation, ModelsOperation, Order
 from serving.settings import STARTUP, Settings, read_settings
 from storage import Storage
@@ -76,6 +77,7 @@ def create_app(
     _add_routes(app, services)
     app.before_request(_start_clock)
     app.after_request(_log_request)
+    guard.install(app, settings, open_views=(services.health,))
     app.register_error_handler(Exception, _problem_response)
     if settings.loading == STARTUP:
         manager.start()
@@ -130,6 +132,7 @@ class Services:
     def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs, give_up: Callable[[str], None]) -> None:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
+        self.references = References(settings.reference_hosts)
         self._seats = threading.Semaphore(settings.max_waiters)
 
     def health(self) -> tuple[Response, int]:
@@ -177,6 +180,7 @@ class Services:
 
     def list_jobs(self) -> Response:
         """All jobs, the newest first."""
+        guard.check_admin(self.settings)
         return jsonify(jobs=[views.job_view(job) for job in self.jobs.list()])
 
     def show_job(self, job_id: str) -> Response:
@@ -245,7 +249,7 @@ class Services:
         model = self.manager.model.name
         job = Job(order.request, model, order.warnings, order.request_id, order.fingerprint, order.model)
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
-        return Pending(self.jobs.submit(job), wait_seconds)
+        return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds)
 
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
         """Give each song its time, counted from the start of the request."""
@@ -256,6 +260,7 @@ class Services:
 
     def _download(self, wanted: Download) -> tuple[dict[str, object], bool]:
         """The answer to a download, and whether the model is ready."""
+        guard.check_admin(self.settings)
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
         if wanted.wait and not outcome.done():
             with self._seat() as seated:
@@ -271,6 +276,7 @@ class Services:
         }, True
 
     def _cancel_download(self) -> dict[str, object]:
+        guard.check_admin(self.settings)
         model = self.manager.cancel()
         status = "cancelled" if model else "nothing_to_cancel"
         message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"
