@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import UnsupportedMediaType
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
@@ -320,12 +320,7 @@ def _add_routes(app: Flask, services: Services) -> None:
 
 def _read_json(empty: object = None) -> object:
     """The body. Raises Problem where it is no JSON; `empty` stands for an empty one where that is allowed."""
-    try:
-        body = request.get_data(cache=False)
-    except RequestEntityTooLarge as error:
-        limit = request.max_content_length
-        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
-        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    body = guard.read_body()
     if not body and empty is not None:
         return empty
     if not request.is_json:

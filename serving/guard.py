@@ -1,4 +1,4 @@
-"""Who may ask: the API key at the door, and what only administrators may do.
+"""Who may ask, and how much: the API key at the door, what only administrators may do, the size of a body.
 
 It does not know what the routes do, and never shows a key or writes one down.
 """
@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from flask import Flask, Request, Response, request
 from pydantic import SecretStr
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from serving.problems import Problem
 from serving.settings import KEY_VARIABLE, Settings
@@ -50,6 +51,20 @@ def check_admin(settings: Settings) -> None:
         f"set {KEY_VARIABLE}, so that only those with the key do, or YUE_ADMIN=on"
     )
     raise Problem(403, "forbidden", detail)
+
+
+def read_body() -> bytes:
+    """The request's body. Raises Problem where it is larger than the server takes."""
+    limit = request.max_content_length
+    try:
+        body = request.get_data(cache=False)
+        # A body in chunks says no length, and is cut at the limit: whether more comes has to be looked at.
+        if request.content_length is None and len(body) == limit and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+    except RequestEntityTooLarge as error:
+        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
+        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    return body
 
 
 def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
