@@ -33,6 +33,7 @@ RUN useradd --uid 10001 --user-group --create-home yue \
     && install --directory --owner=yue --group=yue /models
 # On Vertex AI the GPU's driver and tools are mounted at /usr/local/nvidia.
 ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
+    YUE_HOST=0.0.0.0 \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     HF_HOME=/models/huggingface \
     XDG_CACHE_HOME=/models \

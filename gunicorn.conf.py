@@ -25,7 +25,7 @@ _GRACE_SECONDS = 10
 _LEAVE_SECONDS = 5  # of them are for what comes after the songs
 
 wsgi_app = "server:create_app()"
-bind = f"0.0.0.0:{_settings.http_port}"
+bind = _settings.bind
 # One process holds the jobs and the engine: a second one would be a second server. Recycling it would lose its songs.
 workers = 1
 max_requests = 0

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from flask import Flask, Response, jsonify, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import UnsupportedMediaType
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
@@ -28,12 +28,13 @@ from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import schemas, telemetry, tracks, views
+from serving import guard, schemas, telemetry, tracks, views
 from serving.job import SUCCEEDED, Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.keeper import Keep
 from serving.problems import Problem, problem_of
+from serving.references import References
 from serving.schemas import Download, JobOperation, ModelsOperation, Order
 from serving.settings import STARTUP, Settings, read_settings
 from storage import Storage
@@ -75,6 +76,7 @@ def create_app(
     app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
     telemetry.install(app, settings, manager, jobs, lambda: services.seats_taken)
+    guard.install(app, settings, open_views=(services.health,))
     app.register_error_handler(Exception, _problem_response)
     if settings.loading == STARTUP:
         manager.start()
@@ -129,6 +131,7 @@ class Services:
     def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs, give_up: Callable[[str], None]) -> None:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
+        self.references = References(settings.reference_hosts)
         self._seats = threading.Semaphore(settings.max_waiters)
 
     @property
@@ -181,6 +184,7 @@ class Services:
 
     def list_jobs(self) -> Response:
         """All jobs, the newest first."""
+        guard.check_admin(self.settings)
         return jsonify(jobs=[views.job_view(job) for job in self.jobs.list()])
 
     def show_job(self, job_id: str) -> Response:
@@ -249,7 +253,7 @@ class Services:
         model = self.manager.model.name
         job = Job(order.request, model, order.warnings, order.request_id, order.fingerprint, order.model)
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
-        return Pending(self.jobs.submit(job), wait_seconds)
+        return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds)
 
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
         """Give each song its time, counted from the start of the request."""
@@ -260,6 +264,7 @@ class Services:
 
     def _download(self, wanted: Download) -> tuple[dict[str, object], bool]:
         """The answer to a download, and whether the model is ready."""
+        guard.check_admin(self.settings)
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
         if wanted.wait and not outcome.done():
             with self._seat() as seated:
@@ -275,6 +280,7 @@ class Services:
         }, True
 
     def _cancel_download(self) -> dict[str, object]:
+        guard.check_admin(self.settings)
         model = self.manager.cancel()
         status = "cancelled" if model else "nothing_to_cancel"
         message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"
@@ -318,12 +324,7 @@ def _add_routes(app: Flask, services: Services) -> None:
 
 def _read_json(empty: object = None) -> object:
     """The body. Raises Problem where it is no JSON; `empty` stands for an empty one where that is allowed."""
-    try:
-        body = request.get_data(cache=False)
-    except RequestEntityTooLarge as error:
-        limit = request.max_content_length
-        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
-        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    body = guard.read_body()
     if not body and empty is not None:
         return empty
     if not request.is_json:

@@ -25,6 +25,9 @@ MAX_REFERENCE_SECONDS = 120.0
 SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dBFS
 MIN_FILE_RATE_HZ = 4_000
 MAX_FILE_RATE_HZ = 192_000
+MAX_FILE_CHANNELS = 8
+READ_SAMPLES = 1 << 18  # of every channel at once
+LOUDEST_PEAK = 16.0  # 24 dB above full scale; the networks would make no numbers of far more
 
 PEAK = 0.99
 CROSSOVER_HZ = 5_500.0
@@ -44,10 +47,32 @@ def read_reference(reference: Reference) -> tuple[np.ndarray, ...]:
 
     Each is (samples,), the part from `start_seconds` to `end_seconds` or to the end of the file. Raises InvalidField.
     """
-    files = _reference_files(reference)
-    _check_span(reference.start_seconds, reference.end_seconds)
+    files = check_reference(reference)
     tracks = [_read_track(field, content, reference) for field, content in files.items()]
     return _cut_to_shortest(*tracks)
+
+
+def check_reference(reference: Reference) -> dict[str, bytes]:
+    """The one or two files by the names of their fields; none of them is read. Raises InvalidField."""
+    files = _reference_files(reference)
+    _check_span(reference.start_seconds, reference.end_seconds)
+    return files
+
+
+def cut_reference(reference: Reference) -> Reference:
+    """The same reference, in files that hold no more than what `read_reference` gives. Raises InvalidField."""
+    tracks = read_reference(reference)
+    end_seconds = len(tracks[0]) / CODEC_RATE_HZ
+    if len(tracks) == 1:
+        return Reference(mix=_as_wav(tracks[0]), end_seconds=end_seconds)
+    return Reference(vocal=_as_wav(tracks[0]), instrumental=_as_wav(tracks[1]), end_seconds=end_seconds)
+
+
+def _as_wav(waveform: np.ndarray) -> bytes:
+    """The waveform (samples,) at 16 kHz as a file, to the bit."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, CODEC_RATE_HZ, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
 
 
 def _reference_files(reference: Reference) -> dict[str, bytes]:
@@ -82,10 +107,12 @@ def _check_span(start_seconds: float, end_seconds: float) -> None:
 
 def _read_track(field: str, content: bytes, reference: Reference) -> np.ndarray:
     """One file's span, (samples,) at 16 kHz."""
-    samples, rate_hz = _decode_span(field, content, reference.start_seconds, reference.end_seconds)
-    mono = samples.mean(axis=1)
+    mono, rate_hz = _decode_span(field, content, reference.start_seconds, reference.end_seconds)
     if not np.isfinite(mono).all():
         raise InvalidField(field, "samples that are not numbers (NaN or infinite)", "finite samples")
+    if np.abs(mono).max(initial=0) > LOUDEST_PEAK:
+        allowed = f"samples between -1 and 1; what is far beyond, above {LOUDEST_PEAK:g}, is a mistake"
+        raise InvalidField(field, f"a sample of {np.abs(mono).max():g}", allowed)
     if len(mono) < MIN_REFERENCE_SECONDS * rate_hz:
         allowed = f"at least {MIN_REFERENCE_SECONDS:g} s between start_seconds and the end of the file"
         raise InvalidField(field, f"{len(mono) / rate_hz:.3f} s", allowed)
@@ -95,7 +122,7 @@ def _read_track(field: str, content: bytes, reference: Reference) -> np.ndarray:
 
 
 def _decode_span(field: str, content: bytes, start_seconds: float, end_seconds: float) -> tuple[np.ndarray, int]:
-    """Samples (n, channels) and their rate. No more of the file is decoded than the span."""
+    """The mean of the channels, float32 (samples,), and its rate. No more of the file is decoded than the span."""
     if not content:
         raise InvalidField(field, "an empty file", "an audio file, such as WAV, FLAC, MP3 or OGG")
     try:
@@ -104,15 +131,30 @@ def _decode_span(field: str, content: bytes, start_seconds: float, end_seconds: 
             if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
                 allowed = f"{MIN_FILE_RATE_HZ} to {MAX_FILE_RATE_HZ} Hz"
                 raise InvalidField(field, f"a sample rate of {rate_hz} Hz", allowed)
+            if file.channels > MAX_FILE_CHANNELS:
+                raise InvalidField(field, f"{file.channels} channels", f"up to {MAX_FILE_CHANNELS} channels")
             if start_seconds >= duration_s > 0:
                 allowed = f"less than {duration_s:.3f} s, the length of {field}"
                 raise InvalidField("reference.start_seconds", start_seconds, allowed)
             first = file.seek(round(start_seconds * rate_hz)) if start_seconds else 0
             last = round(min(end_seconds, duration_s) * rate_hz)
-            return file.read(max(last - first, 0), dtype="float32", always_2d=True), rate_hz
+            return _mono(file, max(last - first, 0)), rate_hz
     except soundfile.SoundFileError as error:
         allowed = "an audio file that libsndfile reads, such as WAV, FLAC, MP3 or OGG"
         raise InvalidField(field, f"{len(content)} bytes that are no audio", allowed) from error
+
+
+def _mono(file: soundfile.SoundFile, samples: int) -> np.ndarray:
+    """The mean of the channels, float32, of so many samples, or fewer where the file ends before.
+
+    All channels are there only a block at a time: a few bytes of FLAC unpack to hundreds of megabytes of silence.
+    """
+    blocks = [np.zeros(0, np.float32)]
+    while samples > 0 and len(block := file.read(min(samples, READ_SAMPLES), dtype="float32", always_2d=True)):
+        with np.errstate(invalid="ignore", over="ignore"):  # what is infinite is told by whoever asked
+            blocks.append(block.mean(axis=1))
+        samples -= len(block)
+    return np.concatenate(blocks)
 
 
 # --- the mix ---

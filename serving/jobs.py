@@ -59,14 +59,16 @@ class Jobs:
         """The jobs in memory, for those who measure."""
         return self._backlog
 
-    def submit(self, job: Job) -> Job:
+    def submit(self, job: Job, complete: Callable[[Job], None] = lambda job: None) -> Job:
         """Queue a job; one with the same request id that is known anywhere already is returned instead.
 
-        A job that is returned is written: it comes to an end, whatever becomes of this server.
+        `complete` may take its time to add what the job lacks, and its errors refuse the job; one that is known
+        already lacks nothing. A job that is returned is written: it comes to an end, whatever becomes of this server.
         Raises Problem: the queue is full, the request id belongs to another request, or the server is stopping.
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
+                complete(job)
                 if self._backlog.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):

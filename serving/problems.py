@@ -102,7 +102,12 @@ def queue_full(limit: int) -> Problem:
 
 def stopping() -> Problem:
     """The server takes no more work."""
-    return _unavailable("stopping", "the server is stopping; send the request again")
+    return unavailable("stopping", "the server is stopping; send the request again")
+
+
+def unavailable(kind: str, detail: str, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> Problem:
+    """Something is not there now; asking again may help."""
+    return Problem(503, kind, detail, headers={"Retry-After": str(retry_after_seconds)})
 
 
 def invalid(errors: Sequence[InvalidField]) -> Problem:
@@ -132,15 +137,15 @@ def problem_of(error: BaseException) -> Problem:
         case CheckpointError():
             return Problem(500, "checkpoint-broken", str(error))
         case DownloadError():
-            return _unavailable("download-failed", str(error))
+            return unavailable("download-failed", str(error))
         case EngineCrashed():
-            return _unavailable("engine-failed", str(error), max(1, math.ceil(error.retry_seconds)))
+            return unavailable("engine-failed", str(error), max(1, math.ceil(error.retry_seconds)))
         case EngineError():
-            return _unavailable("engine-failed", str(error))
+            return unavailable("engine-failed", str(error))
         case StorageError(kind="full"):
             return Problem(507, "storage-full", f"there is no room for another song: {error}", headers=_AGAIN)
         case StorageError():
-            return _unavailable("storage-failed", f"songs cannot be kept or found now: {error}")
+            return unavailable("storage-failed", f"songs cannot be kept or found now: {error}")
         case YueError():
             return Problem(500, "song-failed", str(error))
         case HTTPException():
@@ -164,10 +169,6 @@ def shown(value: object) -> object:
 def _members(error: InvalidField) -> dict[str, object]:
     members = {"field": error.field, "value": shown(error.value), "allowed": error.allowed}
     return members if error.line is None else {**members, "line": error.line}
-
-
-def _unavailable(kind: str, detail: str, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> Problem:
-    return Problem(503, kind, detail, headers={"Retry-After": str(retry_after_seconds)})
 
 
 def _of_http(error: HTTPException) -> Problem:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from inference import catalog, lyrics, prompt
-from inference.audio import read_reference
+from inference.audio import check_reference, read_reference
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
@@ -29,6 +29,8 @@ from serving.singers import another_model
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 DRAWN_SEEDS = 2**32  # short enough to be typed again
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
+LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
+REFERENCE_PARTS = ("audio", "vocal", "instrumental")
 JOB_OPERATIONS = ("status", "result", "cancel")
 SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
@@ -53,6 +55,11 @@ def _whole_number(low: int, high: int) -> Any:
     return _number(low, high, "a whole number")
 
 
+def _address(part: str) -> Any:
+    where = f"instead of {part}, its address: https:// or gs://, of the server's YUE_REFERENCE_HOSTS"
+    return Field(None, pattern=r"^(https|gs)://", max_length=LONGEST_ADDRESS, description=where)
+
+
 class _Strict(BaseModel):
     """Unknown names are refused, "3" is not a number, true is not 1, and NaN is nothing.
 
@@ -68,24 +75,44 @@ class ReferenceFields(_Strict):
     audio: str | None = Field(None, description="an audio file, base64")
     vocal: str | None = Field(None, description="an audio file, base64, together with instrumental")
     instrumental: str | None = Field(None, description="an audio file, base64, together with vocal")
+    audio_uri: str | None = _address("audio")
+    vocal_uri: str | None = _address("vocal")
+    instrumental_uri: str | None = _address("instrumental")
     start_seconds: float | None = Field(None, description="a number of seconds within the file")
     end_seconds: float | None = Field(None, description="a number of seconds after start_seconds")
 
     @model_validator(mode="after")
     def _can_be_read(self) -> ReferenceFields:
         try:
-            read_reference(self.as_reference())
+            self._check_addresses()
+            if not self.addresses():
+                read_reference(self.as_reference())
         except InvalidField as error:
             raise _wrapped(error) from error
         return self
 
-    def as_reference(self) -> Reference:
-        """The audio itself."""
+    def addresses(self) -> dict[str, str]:
+        """The addresses whose files make the reference whole, by the names of their fields."""
+        given = {f"{part}_uri": getattr(self, f"{part}_uri") for part in REFERENCE_PARTS}
+        return {name: address for name, address in given.items() if address is not None}
+
+    def _check_addresses(self) -> None:
+        """What can be known before anything is fetched."""
+        for name, address in self.addresses().items():
+            part = name.removesuffix("_uri")
+            if getattr(self, part) is not None:
+                raise InvalidField(f"reference.{name}", address, f"either reference.{part} or reference.{name}")
+        if self.addresses():
+            check_reference(self.as_reference(dict.fromkeys(self.addresses(), b"")))
+
+    def as_reference(self, found: Mapping[str, bytes] | None = None) -> Reference:
+        """The audio itself; `found` is what lay at the addresses, by the names of their fields."""
+        found = found or {}
         start = 0.0 if self.start_seconds is None else self.start_seconds
         return Reference(
-            mix=_decoded("reference.audio", self.audio),
-            vocal=_decoded("reference.vocal", self.vocal),
-            instrumental=_decoded("reference.instrumental", self.instrumental),
+            mix=found.get("audio_uri", _decoded("reference.audio", self.audio)),
+            vocal=found.get("vocal_uri", _decoded("reference.vocal", self.vocal)),
+            instrumental=found.get("instrumental_uri", _decoded("reference.instrumental", self.instrumental)),
             start_seconds=start,
             end_seconds=start + REFERENCE_SECONDS if self.end_seconds is None else self.end_seconds,
         )
@@ -199,6 +226,7 @@ class Order:
     model: str | None
     warnings: tuple[str, ...]
     fingerprint: str  # the same for the same instance, whatever was drawn
+    to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
 
 
 def read(schema: type[Schema], raw: object) -> Schema:
@@ -268,11 +296,15 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model,
         given["guidance_scale"] = tuple(wanted.guidance_scale)
     if wanted.tracks:
         given["tracks"] = tuple(wanted.tracks)
-    if wanted.reference:
-        given["reference"] = wanted.reference.as_reference()
+    reference = given.pop("reference", None)
+    to_fetch = reference if reference and reference.addresses() else None
+    if reference and not to_fetch:
+        given["reference"] = reference.as_reference()
     request = SongRequest(**{**given, "seed": seed})
-    warnings = _warnings(request, model)
-    return Order(request, wanted.wait_seconds, wanted.request_id, wanted.model, warnings, _fingerprint(wanted))
+    warnings = _warnings(wanted, model)
+    return Order(
+        request, wanted.wait_seconds, wanted.request_id, wanted.model, warnings, _fingerprint(wanted), to_fetch
+    )
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -282,7 +314,7 @@ def _check_model(name: str | None, model: Model) -> None:
         raise another_model(name, model.name)
 
 
-def _warnings(request: SongRequest, model: Model) -> tuple[str, ...]:
+def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
     parsed = lyrics.parse(request.lyrics)
     warnings = list(parsed.warnings)
     if request.reference and not model.takes_reference:

@@ -5,11 +5,13 @@ It knows nothing of what the settings are used for.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from inference import catalog
 from inference.download import cache_folder
@@ -20,11 +22,18 @@ from storage import is_address
 STARTUP = "startup"
 LONGEST_WAIT_SECONDS = 3_600  # the longest that a Vertex AI endpoint can be told to wait
 VERTEX_WAIT_SECONDS = 50  # under the 60 s after which a shared Vertex AI endpoint hangs up
+EVERYWHERE = "0.0.0.0"
 RESERVED_THREADS = 16  # never used by requests that wait, so that /health is always answered
 ROUTE = r"^/[^<>?#\s]*$"
 ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
 
 WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
+KEY_VARIABLE = "YUE_API_KEY"
+KEY = r"[!-+\--~]{16,256}"  # all that can be seen and typed, but for the comma
+KEYS_TEXT = "one key or several, separated by commas, each of 16 to 256 visible ASCII characters"
+REFERENCE_HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?|gs://[a-z0-9][a-z0-9._-]+(/[^/]+)*"
+HOSTS_TEXT = "hosts such as audio.example.com or audio.example.com:8443, and gs://bucket/folder, separated by commas"
+HOST_TEXT = "an IP address of this machine such as 127.0.0.1, 0.0.0.0 or ::"
 DATA_TEXT = "a folder on this machine that can be made and written, or a gs://, s3:// or az:// address"
 
 
@@ -36,6 +45,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,  # it may be a key
         populate_by_name=True,
         protected_namespaces=(),
     )
@@ -91,6 +101,9 @@ class Settings(BaseSettings):
     aip_project_number: str | None = Field(
         default=None, validation_alias="AIP_PROJECT_NUMBER", description="what Vertex AI sets"
     )
+    api_key: SecretStr | None = Field(default=None, description=KEYS_TEXT)
+    admin: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
+    reference_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description=HOSTS_TEXT)
     port: int = Field(
         default=8080,
         ge=1,
@@ -100,6 +113,10 @@ class Settings(BaseSettings):
     )
     aip_http_port: int | None = Field(
         default=None, ge=1, le=65_535, validation_alias="AIP_HTTP_PORT", description="a port from 1 to 65535"
+    )
+    host: str = Field(
+        default_factory=lambda data: EVERYWHERE if data.get("aip_mode") or data.get("aip_http_port") else "127.0.0.1",
+        description=HOST_TEXT,
     )
     health_route: str | None = Field(
         default=None, pattern=ROUTE, validation_alias="AIP_HEALTH_ROUTE", description=ROUTE_TEXT
@@ -134,6 +151,44 @@ class Settings(BaseSettings):
         if "://" in str(data) or (Path(data).exists() and not Path(data).is_dir()):
             raise ValueError("no folder")
         return Path(data).expanduser().resolve()
+
+    @field_validator("api_key")
+    @classmethod
+    def _are_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not all(re.fullmatch(KEY, key) for key in _listed(keys.get_secret_value())):
+            raise ValueError("no keys")
+        return keys
+
+    @field_validator("reference_hosts", mode="before")
+    @classmethod
+    def _are_hosts(cls, hosts: object) -> object:
+        listed = _listed(hosts) if isinstance(hosts, str) else hosts
+        if not isinstance(listed, tuple) or not all(re.fullmatch(REFERENCE_HOST, str(host)) for host in listed):
+            raise ValueError("no hosts")
+        return listed
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, host: str) -> str:
+        return str(ipaddress.ip_address(host))
+
+    @property
+    def api_keys(self) -> tuple[SecretStr, ...]:
+        """The keys, any of which opens the server; none where everybody may use it."""
+        return tuple(map(SecretStr, _listed(self.api_key.get_secret_value()))) if self.api_key else ()
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether whoever is let in may also change models and see everybody's jobs."""
+        if self.admin != "auto":
+            return self.admin == "on"
+        # A key, the platform or this machine's own border says who comes in; else it is anybody.
+        return bool(self.api_key or self.aip_mode) or ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def bind(self) -> str:
+        """Where to listen, as `address:port`."""
+        return f"[{self.host}]:{self.http_port}" if ":" in self.host else f"{self.host}:{self.http_port}"
 
     @property
     def http_port(self) -> int:
@@ -184,8 +239,13 @@ def describe(error: ValidationError) -> str:
             continue
         field = str(mistake["loc"][0])
         variable, allowed = _variables()[field]
-        lines.append(f"{variable}: got {str(mistake['input'])!r}; allowed: {allowed}")
+        got = "a key that is not shown" if variable == KEY_VARIABLE else repr(str(mistake["input"]))
+        lines.append(f"{variable}: got {got}; allowed: {allowed}")
     return "\n".join(lines)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 def _variables() -> dict[str, tuple[str, str]]:

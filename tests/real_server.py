@@ -36,6 +36,7 @@ class RealServer:
             port = free.getsockname()[1]
         foreign = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
         self.url = f"http://127.0.0.1:{port}"
+        self.key = ""  # that is sent with every request
         self._data = tempfile.TemporaryDirectory()
         here = {"PORT": str(port), "PYTHONUNBUFFERED": "1", "YUE_DATA": self._data.name}
         self._environment = {**foreign, **here, **settings}
@@ -85,7 +86,8 @@ class RealServer:
     def ask(self, path: str, body: object = None, method: str | None = None) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json", "X-API-Key": self.key}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with self._open(request, timeout=SECONDS) as response:
                 return response.status, json.load(response)

@@ -199,7 +199,7 @@ def test_a_download_is_cancelled_and_begun_again(
     held = hub.fault(f"{STAGE_1}/resolve", method="GET", effect="hold")
     server = start()
     server.wait_until_answered()
-    download, song = aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)
+    waiting = [aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)]
     assert held.reached.wait(SECONDS)
     (pid,) = server.children(DOWNLOAD)
     until(lambda: server.ask("/jobs")[1]["jobs"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from serving.settings import RESERVED_THREADS, InvalidSettings, Settings, read_settings
 
@@ -49,6 +51,10 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "YUE_LOG_LYRICS": "true",
         "GOOGLE_CLOUD_PROJECT": "music",
         "AIP_PROJECT_NUMBER": "1234",
+        "YUE_API_KEY": "0123456789abcdef,fedcba9876543210",
+        "YUE_ADMIN": "off",
+        "YUE_REFERENCE_HOSTS": "audio.example.com, gs://bucket/folder",
+        "YUE_HOST": "::",
         "PORT": "9000",
         "AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2",
         "AIP_PREDICT_ROUTE": "/v1/endpoints/1/deployedModels/2:predict",
@@ -79,6 +85,10 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "log_lyrics": True,
         "google_cloud_project": "music",
         "aip_project_number": "1234",
+        "api_key": SecretStr("0123456789abcdef,fedcba9876543210"),
+        "admin": "off",
+        "reference_hosts": ("audio.example.com", "gs://bucket/folder"),
+        "host": "::",
         "port": 9_000,
         "health_route": "/v1/endpoints/1/deployedModels/2",
         "predict_route": "/v1/endpoints/1/deployedModels/2:predict",
@@ -124,6 +134,10 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("YUE_WAIT_SECONDS", "nan", "from 0 to 3600"),
         ("YUE_THREADS", "16", "from 17"),
         ("YUE_MAX_REQUEST_BYTES", "1", "1024 or more"),
+        ("YUE_ADMIN", "yes", "auto, on or off"),
+        ("YUE_REFERENCE_HOSTS", "https://audio.example.com", "audio.example.com:8443"),
+        ("YUE_REFERENCE_HOSTS", "*", "separated by commas"),
+        ("YUE_HOST", "example.com", "an IP address"),
         ("PORT", "http", "a port from 1 to 65535"),
         ("AIP_HTTP_PORT", "70000", "a port from 1 to 65535"),
         ("AIP_HEALTH_ROUTE", "health", "starts with /"),
@@ -145,3 +159,35 @@ def test_all_wrong_values_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YUE_DTYPE", "x")
     with pytest.raises(InvalidSettings, match=r"(?s)YUE_DTYPE: .*\nPORT: "):
         read_settings()
+
+
+@pytest.mark.parametrize("keys", ["short-key", "0123456789abcdef,", "0123456789 abcdef", "0123456789abcdé€f"])
+def test_a_key_that_cannot_be_used_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("YUE_API_KEY", keys)
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings()
+    assert str(caught.value).startswith("YUE_API_KEY: got a key that is not shown; allowed: one key or several")
+    assert keys not in "".join(traceback.format_exception(caught.value))
+
+
+def test_keys_are_not_shown_where_settings_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YUE_API_KEY", "0123456789abcdef")
+    settings = read_settings()
+    assert "0123456789" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "bind"),
+    [
+        ({}, "127.0.0.1:8080"),
+        ({"YUE_HOST": "::1", "PORT": "80"}, "[::1]:80"),
+        ({"AIP_HTTP_PORT": "8081"}, "0.0.0.0:8081"),
+        ({"AIP_MODE": "PREDICTION"}, "0.0.0.0:8080"),
+    ],
+)
+def test_only_vertex_ai_and_who_asks_for_it_reach_beyond_this_machine(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], bind: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings().bind == bind

@@ -149,8 +149,9 @@ def test_an_error_comes_with_its_stack(served: Served, kept: Kept) -> None:
 
 
 def test_every_line_of_a_servers_life_is_json_and_none_holds_the_songs_words() -> None:
-    project = {"GOOGLE_CLOUD_PROJECT": "music", "YUE_API_KEY": "hush-hush"}
+    project = {"GOOGLE_CLOUD_PROJECT": "music", "YUE_API_KEY": "hush-hush-0123456"}
     with RealServer(JSON_LOG | project) as server:
+        server.key = project["YUE_API_KEY"]
         server.wait_until_answered()
         song = {"genres": "zydecopop", "lyrics": "[verse]\nxylophonic zanzibar\n\n[chorus]\nla", "max_new_tokens": 100}
         status, answer = server.sing(**song)

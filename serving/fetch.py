@@ -1,0 +1,187 @@
+"""Reads one file from an https address, and never from a place that only this machine can see.
+
+It does not know what is in the file or who asked for it; which hosts may be asked is its maker's word.
+
+The address that was checked is the one that is connected to: a name is resolved once for each connection, so it cannot
+name another machine by the time it is used. TLS then proves that the machine has that name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+Address = IPv4Address | IPv6Address
+
+HTTPS_PORT = 443
+MOST_REDIRECTS = 3
+REDIRECTS = (301, 302, 303, 307, 308)
+CHUNK_BYTES = 1 << 16
+# One file as it is: what is packed could unpack to any size.
+HEADERS = {
+    "Accept": "audio/*, application/octet-stream;q=0.5",
+    "Accept-Encoding": "identity",
+    "User-Agent": "yue-server",
+}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Refused(Exception):
+    """The address itself has to change; the message says why, after "got ADDRESS: "."""
+
+
+class Unreachable(Exception):
+    """The address may be right, but nothing came; asking again may help."""
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """All IP addresses of a host. Raises OSError."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: Address) -> bool:
+    """Whether anybody on the internet could reach it: no private, loopback, link-local (metadata) or reserved one."""
+    inner = _inner(address)
+    if inner is not None:
+        return is_public(inner)
+    reserved = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
+    return address.is_global and not reserved
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Reads files of up to `limit_bytes` within `seconds` from `hosts` (`name`, or `name:port`), and no others.
+
+    May be used by several threads at once.
+    """
+
+    hosts: Collection[str]
+    limit_bytes: int
+    seconds: float
+    resolve: Callable[[str, int], list[str]] = resolve
+    may_connect: Callable[[Address], bool] = is_public
+    context: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+
+    def __post_init__(self) -> None:
+        self.context.sslsocket_class = _TimedSocket
+
+    def fetch(self, address: str) -> bytes:
+        """The file at that address. Raises Refused and Unreachable."""
+        ends_at = time.monotonic() + self.seconds
+        for _ in range(1 + MOST_REDIRECTS):
+            found = self._ask(self._checked(address), ends_at)
+            if isinstance(found, bytes):
+                return found
+            address = urljoin(address, found)
+        raise Refused(f"more than {MOST_REDIRECTS} redirects")
+
+    def _checked(self, address: str) -> SplitResult:
+        """The parts of an address that may be asked."""
+        if not address.isascii() or not address.isprintable() or set(address) & set(' \\"<>'):
+            raise Refused("characters that are not percent-encoded")
+        try:
+            parts = urlsplit(address)
+            port = parts.port or HTTPS_PORT
+        except ValueError as error:
+            raise Refused("no address") from error
+        if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+            raise Refused("no https:// address without a user")
+        allowed = {parts.hostname} if port == HTTPS_PORT else set()
+        if not (allowed | {f"{parts.hostname}:{port}"}) & set(self.hosts):
+            raise Refused(f"the host {parts.netloc}, which is not one of YUE_REFERENCE_HOSTS")
+        return parts
+
+    def _ask(self, parts: SplitResult, ends_at: float) -> bytes | str:
+        """The file, or where it is instead."""
+        assert parts.hostname, "not checked"
+        host, port = parts.hostname, parts.port or HTTPS_PORT
+        connection = HTTPSConnection(host, port)
+        connection.auto_open = 0  # it would look the name up again
+        try:
+            connection.sock = self._connected(host, port, ends_at)
+            connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=HEADERS)
+            response = connection.getresponse()
+            location = response.headers["Location"]
+            return location if response.status in REDIRECTS and location else self._read(response)
+        except ssl.SSLCertVerificationError as error:
+            raise Unreachable(f"{host} has no certificate that proves its name") from error
+        except TimeoutError as error:
+            raise Unreachable(f"{host} took longer than {self.seconds:g} s") from error
+        except (OSError, HTTPException, ValueError) as error:
+            raise Unreachable(f"{host} did not send the file ({type(error).__name__})") from error
+        finally:
+            connection.close()
+
+    def _read(self, response: HTTPResponse) -> bytes:
+        if response.status >= 500 or response.status == 429:
+            raise Unreachable(f"it answered {response.status}")
+        if response.status != 200:
+            raise Refused(f"it answered {response.status}")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Refused(f"it answered in the encoding {response.headers['Content-Encoding']}")
+        content = bytearray()
+        while chunk := response.read(CHUNK_BYTES):
+            content += chunk
+            if len(content) > self.limit_bytes:
+                raise Refused(f"more than {self.limit_bytes} bytes")
+        return bytes(content)
+
+    def _connected(self, host: str, port: int, ends_at: float) -> ssl.SSLSocket:
+        """A connection to an address that was checked, with a machine that has proved to be `host`."""
+        addresses = self.resolve(host, port)
+        if not all(self.may_connect(ipaddress.ip_address(each)) for each in addresses):
+            raise Refused(f"the host {host}, which has an address that is not public")
+        plain = _first_that_answers(addresses, port, ends_at)
+        try:
+            plain.settimeout(_left_s(ends_at))
+            secure = self.context.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+        assert isinstance(secure, _TimedSocket), "the context has its class"
+        secure.ends_at = ends_at
+        return secure
+
+
+class _TimedSocket(ssl.SSLSocket):
+    """Every reading has what is left of the time: bytes that drip cannot go on for ever."""
+
+    ends_at: float
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(_left_s(self.ends_at))
+        return super().recv_into(buffer, nbytes, flags)
+
+
+def _first_that_answers(addresses: list[str], port: int, ends_at: float) -> socket.socket:
+    trouble: OSError = OSError("no address")
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), timeout=_left_s(ends_at))
+        except OSError as error:
+            trouble = error
+    raise trouble
+
+
+def _left_s(ends_at: float) -> float:
+    """What is left of the time. Raises TimeoutError."""
+    left_s = ends_at - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _inner(address: Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 one stands for: where such a network leads, it is the one that is reached."""
+    if isinstance(address, IPv4Address):
+        return None
+    translated = IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
+    return address.ipv4_mapped or address.sixtofour or translated

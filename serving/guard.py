@@ -1,0 +1,86 @@
+"""Who may ask, and how much: the API key at the door, what only administrators may do, the size of a body.
+
+It does not know what the routes do, and never shows a key or writes one down.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Collection
+from hashlib import sha256
+
+from flask import Flask, Request, Response, request
+from pydantic import SecretStr
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from serving.problems import Problem
+from serving.settings import KEY_VARIABLE, Settings
+
+SCHEME = "Bearer"
+KEY_HEADER = "X-API-Key"
+ASK_FOR_KEY = {"WWW-Authenticate": f'{SCHEME} realm="yue"'}
+
+
+def install(app: Flask, settings: Settings, open_views: Collection[Callable[..., object]]) -> None:
+    """Let nobody in without a key, where there are keys, but to `open_views`.
+
+    On Vertex AI the predict route is open too: there the platform has asked who it is, and lets no header through.
+    """
+    keys = settings.api_keys
+
+    def check_key() -> None:
+        on_vertex = settings.aip_mode and request.path == (settings.predict_route or "/predict")
+        if not keys or on_vertex or app.view_functions.get(request.endpoint or "") in open_views:
+            return
+        if not _opens(keys, request):
+            detail = f"this server needs a key: send it as Authorization: {SCHEME} KEY, or as {KEY_HEADER}: KEY"
+            raise Problem(401, "unauthorized", detail, headers=ASK_FOR_KEY)
+
+    app.before_request(check_key)
+    app.after_request(_take_by_its_name)
+
+
+def check_admin(settings: Settings) -> None:
+    """Raises Problem where whoever was let in may not change models or see everybody's jobs."""
+    if settings.may_administer:
+        return
+    if settings.admin == "off":
+        raise Problem(403, "forbidden", "models and the list of jobs are closed here, by YUE_ADMIN=off")
+    detail = (
+        "models and the list of jobs are closed, as anybody may reach this server; "
+        f"set {KEY_VARIABLE}, so that only those with the key do, or YUE_ADMIN=on"
+    )
+    raise Problem(403, "forbidden", detail)
+
+
+def read_body() -> bytes:
+    """The request's body. Raises Problem where it is larger than the server takes."""
+    limit = request.max_content_length
+    try:
+        body = request.get_data(cache=False)
+        # A body in chunks says no length, and is cut at the limit: whether more comes has to be looked at.
+        if request.content_length is None and len(body) == limit and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+    except RequestEntityTooLarge as error:
+        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
+        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    return body
+
+
+def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
+    """Whether one of the keys was sent. Takes the same time whichever it is, and however much of one is right."""
+    scheme, _, token = asked.headers.get("Authorization", "").partition(" ")
+    sent = [asked.headers.get(KEY_HEADER, "")] + ([token.strip()] if scheme.lower() == SCHEME.lower() else [])
+    pairs = [(_digest(one), _digest(key.get_secret_value())) for one in sent for key in keys]
+    return any([hmac.compare_digest(one, key) for one, key in pairs])  # a list: `any` alone would stop at the first
+
+
+def _digest(text: str) -> bytes:
+    """Of equal length for all, so that the comparison does not tell how long a key is."""
+    return sha256(text.encode()).digest()
+
+
+def _take_by_its_name(response: Response) -> Response:
+    """A browser must not guess that audio or JSON is a page."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

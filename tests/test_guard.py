@@ -1,0 +1,230 @@
+"""Who is let in: keys, what only administrators may do, and names that lead nowhere else."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import close_app
+from tests.fakes import INSTANCE, Served, problem
+from tests.real_server import RealServer
+
+KEY, OTHER = "first-key-0123456789", "second-key-987654321"
+BEYOND = "0.0.0.0"
+
+
+@pytest.fixture
+def locked() -> Iterator[Served]:
+    """It has two keys."""
+    served = Served(api_key=f"{KEY}, {OTHER}", host=BEYOND)
+    yield served
+    close_app(served.app)
+
+
+def ask(served: Served, method: str, path: str, **headers: str) -> Any:
+    return served.client.open(path, method=method, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/predict"),
+        ("GET", "/models/status"),
+        ("POST", "/download-models"),
+        ("DELETE", "/download-models"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/00000000000000000000000000000000"),
+        ("GET", "/jobs/00000000000000000000000000000000/audio/mix.mp3"),
+        ("GET", "/no/such/path"),
+        ("PUT", "/predict"),
+    ],
+)
+def test_nothing_but_health_is_answered_without_a_key(locked: Served, method: str, path: str) -> None:
+    response = ask(locked, method, path)
+    assert problem(response, 401)["type"] == "urn:yue:problem:unauthorized"
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_health_needs_no_key_under_either_name() -> None:
+    served = Served(api_key=KEY, health_route="/v1/alive")
+    assert {
+        ask(served, method, path).status_code for method in ("GET", "POST") for path in ("/health", "/v1/alive")
+    } == {200}
+    close_app(served.app)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer  {OTHER} "},
+        {"X-API-Key": OTHER},
+        {"X-API-Key": KEY, "Authorization": "Bearer the-platforms-own-token"},
+    ],
+)
+def test_each_key_opens_in_each_header(locked: Served, headers: dict[str, str]) -> None:
+    prediction = locked.predict(INSTANCE, headers=headers).json["predictions"][0]
+    assert prediction["status"] == "succeeded"
+    assert locked.client.post("/download-models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {KEY}0"},
+        {"X-API-Key": KEY[:-1]},
+        {"X-API-Key": f"{KEY},{OTHER}"},
+        {"X-API-Key": f"{KEY}, {OTHER}"},
+        {"X-API-Key": "ké" * 20},
+    ],
+)
+def test_what_is_no_key_does_not_open(locked: Served, headers: dict[str, str]) -> None:
+    problem(locked.predict(INSTANCE, headers=headers), 401)
+
+
+def test_a_key_is_never_written_down(locked: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    answers = [
+        locked.predict(INSTANCE, headers={"X-API-Key": KEY}),
+        locked.predict({}, headers={"Authorization": f"Bearer {OTHER}"}),
+        locked.predict(INSTANCE, headers={"X-API-Key": KEY + "x"}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 400, 401]
+    written = caplog.text + "".join(answer.get_data(as_text=True) + str(answer.headers) for answer in answers)
+    assert "/predict" in written and KEY not in written and OTHER not in written
+
+
+def test_on_vertex_ai_songs_need_no_key_and_other_paths_do() -> None:
+    served = Served(api_key=KEY, aip_mode="PREDICTION", predict_route="/v1/predict")
+    song = served.client.post("/v1/predict", json={"instances": [INSTANCE]})
+    assert song.json["predictions"][0]["status"] == "succeeded"
+    done = served.client.post("/v1/predict", json={"instances": [{"operation": "download-models"}]})
+    assert done.json["predictions"][0]["status"] == "success"
+    problem(served.predict(INSTANCE), 401)
+    platform = {"Authorization": "Bearer the-platforms-own-token"}
+    problem(ask(served, "GET", "/jobs", **platform), 401)
+    assert ask(served, "GET", "/jobs", **platform, **{"X-API-Key": KEY}).status_code == 200
+    close_app(served.app)
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({"host": BEYOND}, False),
+        ({"host": "::"}, False),
+        ({"host": "10.0.0.1", "admin": "off"}, False),
+        ({"admin": "off"}, False),
+        ({"admin": "off", "aip_mode": "PREDICTION"}, False),
+        ({"host": BEYOND, "admin": "on"}, True),
+        ({"host": BEYOND, "aip_mode": "PREDICTION"}, True),
+        ({"host": "127.0.0.1"}, True),
+        ({"host": "::1"}, True),
+    ],
+)
+def test_who_may_change_models_and_see_all_jobs(settings: dict[str, str], may: bool) -> None:
+    served = Served(**settings)
+    operations = [{"operation": "download-models"}, {"operation": "cancel-download"}]
+    answers = [
+        ask(served, "POST", "/download-models"),
+        ask(served, "DELETE", "/download-models"),
+        ask(served, "GET", "/jobs"),
+        *map(served.predict, operations),
+    ]
+    assert {answer.status_code for answer in answers} == {200 if may else 403}
+    assert bool(served.models.fetches) is may
+    close_app(served.app)
+
+
+def test_a_closed_server_says_how_to_open_it_and_still_sings() -> None:
+    served = Served(host=BEYOND)
+    refused = problem(ask(served, "POST", "/download-models"), 403)
+    assert refused["type"] == "urn:yue:problem:forbidden"
+    assert "YUE_API_KEY" in refused["detail"] and "YUE_ADMIN=on" in refused["detail"]
+    job_id = served.one()["job_id"]  # which brought the models
+    assert served.client.get(f"/jobs/{job_id}").json["status"] == "succeeded"
+    assert served.client.get("/models/status").json["status"] == "ready"
+    assert served.client.delete(f"/jobs/{job_id}").status_code == 200
+    close_app(served.app)
+
+
+def test_every_answer_is_taken_for_what_it_says() -> None:
+    served = Served()
+    job_id = served.one()["job_id"]
+    for path in ("/health", "/nothing", f"/jobs/{job_id}/audio/mix.mp3"):
+        assert served.client.get(path).headers["X-Content-Type-Options"] == "nosniff"
+    close_app(served.app)
+
+
+@pytest.mark.parametrize(
+    "job_id", ["..", "../keys/0", "%2e%2e%2fkeys", "..%2f..%2fetc%2fpasswd", "%00", "a" * 5_000, "0" * 31 + "A", "*"]
+)
+def test_a_jobs_id_leads_nowhere_else(tmp_path: Path, job_id: str) -> None:
+    served = Served(data=tmp_path / "data")
+    for name in ("job.json", "end.json"):
+        (tmp_path / "data" / name).write_text("{}")
+        (tmp_path / name).write_text("{}")
+    for path in (f"/jobs/{job_id}", f"/jobs/{job_id}/audio/mix.mp3"):
+        assert problem(served.client.get(path), 404)
+    problem(served.client.delete(f"/jobs/{job_id}"), 404)
+    problem(served.predict({"job_id": job_id, "operation": "cancel"}), 404)
+    assert not list(tmp_path.rglob("*cancel*"))
+    close_app(served.app)
+
+
+@pytest.mark.parametrize(
+    "name", ["../end.json", "..%2fend.json", "../../../etc/passwd", "%2e%2e/%2e%2e/job.json", "mix%00.mp3"]
+)
+def test_a_tracks_name_leads_nowhere_else(name: str) -> None:
+    served = Served()
+    job_id = served.one()["job_id"]
+    problem(served.client.get(f"/jobs/{job_id}/audio/{name}"), 404)
+    close_app(served.app)
+
+
+def test_a_request_id_stays_a_name(tmp_path: Path) -> None:
+    served = Served(data=tmp_path / "data")
+    job_id = served.one(request_id="../../../escaped/file")["job_id"]
+    assert served.one(request_id="../../../escaped/file")["job_id"] == job_id
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert all(len(path.stem) == 64 for path in (tmp_path / "data" / "keys").iterdir())
+    close_app(served.app)
+
+
+def test_an_idempotency_key_has_a_limit() -> None:
+    served = Served()
+    assert problem(served.predict(INSTANCE, headers={"Idempotency-Key": "k" * 129}), 400)["field"] == "request_id"
+    close_app(served.app)
+
+
+def test_headers_and_bodies_without_end_are_refused_by_the_real_server() -> None:
+    with RealServer({"YUE_MAX_REQUEST_BYTES": "2000", "YUE_API_KEY": KEY}) as server:
+        server.wait_until_answered()
+        assert server.ask("/jobs")[0] == 401
+        host = server.url.removeprefix("http://")
+        key = {"X-API-Key": KEY}
+        assert _status(host, "GET", "/jobs", headers=key) == 200
+        assert _status(host, "GET", "/health", headers={"X-Long": "x" * 20_000}) in (400, 431)
+        assert _status(host, "GET", "/health", headers={f"X-{i}": "x" for i in range(200)}) in (400, 431)
+        assert _status(host, "GET", "/" + "x" * 10_000) in (400, 414)
+        json = {"Content-Type": "application/json", **key}
+        assert _status(host, "POST", "/predict", b"x" * 2_001, json) == 413
+        in_chunks = [(_status(host, "POST", "/predict", iter([b"x" * 1_000] * n), json)) for n in (2, 3)]
+        assert in_chunks == [400, 413]  # without a Content-Length
+        assert KEY not in server.log()
+
+
+def _status(host: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
+    connection = http.client.HTTPConnection(host, timeout=60)
+    try:
+        connection.request(method, path, body, headers or {}, encode_chunked=not isinstance(body, bytes | None))
+        return connection.getresponse().status
+    finally:
+        connection.close()
