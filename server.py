@@ -28,7 +28,7 @@ from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import guard, schemas, telemetry, tracks, views
+from serving import guard, openapi, schemas, telemetry, tracks, views
 from serving.job import SUCCEEDED, Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
@@ -75,6 +75,7 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
+    openapi.install(app, settings.max_instances)
     telemetry.install(app, settings, manager, jobs, lambda: services.seats_taken)
     guard.install(app, settings, open_views=(services.health,))
     app.register_error_handler(Exception, _problem_response)

@@ -14,7 +14,7 @@ from typing import Any
 from inference.errors import YueError
 from inference.song import Progress, Reference, SectionSpan, Song, SongRequest
 from serving.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
-from serving.problems import Problem, problem_of
+from serving.problems import Problem, problem_of, recorded
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")
@@ -136,7 +136,7 @@ def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
         segments = tuple(SectionSpan(**span) for span in song["segments"])
         kept = {name: song[name] for name in ("format", "sample_rate", "duration_seconds", "seed", "timings")}
         job.song = Song(audio=audio, segments=segments, warnings=tuple(song["warnings"]), **kept)
-    job.error = Problem(**record["error"]) if record["error"] else None
+    job.error = recorded(record["error"]) if record["error"] else None
     job.finished_at = _moment(record["finished_at"])
     job.state = record["state"]
 

@@ -19,6 +19,7 @@ import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flask import Response, jsonify
 from werkzeug.exceptions import HTTPException
@@ -35,11 +36,11 @@ from inference.errors import (
     UnknownModel,
     YueError,
 )
+from serving.problem_kinds import KINDS
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
-TYPE_PREFIX = "urn:yue:problem:"
 RETRY_AFTER_SECONDS = 30  # about one song's time
 _AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 LONGEST_VALUE = 80  # characters of a wrong value that are repeated
@@ -48,8 +49,8 @@ LONGEST_VALUE = 80  # characters of a wrong value that are repeated
 class Problem(Exception):
     """An error as the client sees it.
 
-    `kind` ends the problem's type, `detail` is one sentence for the person who has to act, `members` are
-    the machine-readable rest: field, value, allowed, line, errors, job_id, instance, …
+    `kind` ends the problem's type and is one of KINDS, with its `status`; `detail` is one sentence for the person who
+    has to act, `members` are the machine-readable rest: field, value, allowed, line, errors, job_id, instance, …
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
+        assert _is_known(status, kind), f"{kind} with status {status} is not in serving/problem_kinds.py"
         self.status, self.kind, self.detail = status, kind, detail
         self.members = dict(members or {})
         self.headers = dict(headers or {})
@@ -71,8 +73,8 @@ class Problem(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object that RFC 9457 describes."""
-        title = self.kind.replace("-", " ").capitalize()
-        standard = {"type": TYPE_PREFIX + self.kind, "title": title, "status": self.status, "detail": self.detail}
+        kind = KINDS[self.kind]
+        standard = {"type": kind.type, "title": kind.title, "status": self.status, "detail": self.detail}
         return {**standard, **self.members}
 
     def response(self) -> Response:
@@ -118,6 +120,12 @@ def invalid(errors: Sequence[InvalidField]) -> Problem:
     detail = f"{len(errors)} fields are wrong: " + "; ".join(str(error) for error in errors)
     listed = [{"detail": str(error), **_members(error)} for error in errors]
     return Problem(400, "invalid-fields", detail, {"errors": listed})
+
+
+def recorded(record: Mapping[str, Any]) -> Problem:
+    """A problem that was written down, maybe by a server of another version, whose kinds may be others."""
+    known = _is_known(record["status"], record["kind"])
+    return Problem(**(record if known else {**record, "status": 500, "kind": "song-failed"}))
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -174,9 +182,18 @@ def _members(error: InvalidField) -> dict[str, object]:
 def _of_http(error: HTTPException) -> Problem:
     """What Flask itself refuses: unknown routes, methods, media types, bodies that are too large."""
     kind = error.name.lower().replace(" ", "-")
+    status = error.code or 500
+    if not _is_known(status, kind):
+        if status >= 500:
+            return _of_the_unforeseen(error)
+        status, kind = 400, "bad-request"
     # Location and Allow are part of the answer; the content type is ours.
     headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
-    return Problem(error.code or 500, kind, error.description or error.name, headers=headers)
+    return Problem(status, kind, error.description or error.name, headers=headers)
+
+
+def _is_known(status: int, kind: str) -> bool:
+    return kind in KINDS and KINDS[kind].status in (status, None)
 
 
 def _of_the_unforeseen(error: BaseException) -> Problem:

@@ -200,7 +200,7 @@ def test_a_request_id_stays_a_name(tmp_path: Path) -> None:
 
 def test_an_idempotency_key_has_a_limit() -> None:
     served = Served()
-    assert problem(served.predict(INSTANCE, headers={"Idempotency-Key": "k" * 129}), 400)["field"] == "request_id"
+    assert problem(served.predict(INSTANCE, headers={"Idempotency-Key": "k" * 129}), 400)["field"] == "Idempotency-Key"
     close_app(served.app)
 
 
