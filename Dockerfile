@@ -1,7 +1,9 @@
 # The server as an image: for Vertex AI, or for any machine with or without a GPU.
 #
 #   docker build -t yue-server .
-#   docker run --gpus all -p 8080:8080 -v yue-models:/models -e YUE_MODEL=en-cot yue-server
+#   docker run --gpus all -p 8080:8080 -v yue-models:/models -e YUE_MODEL=en-cot -e YUE_API_KEY yue-server
+#
+# It listens everywhere: without a key, /download-models and /jobs are closed, unless YUE_ADMIN=on.
 #
 # BASE               an image with Python 3.11 or newer under the name python3, its venv module, and CA certificates
 # TORCH_REQUIREMENT  which torch; what pip takes by itself on Linux is the CUDA build

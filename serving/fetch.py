@@ -31,6 +31,8 @@ HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "yue-server",
 }
+# Clouds answer their own machines there: Oracle's metadata lies in the first, Azure's agent at the second.
+_CLOUDS = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -53,7 +55,7 @@ def is_public(address: Address) -> bool:
     if inner is not None:
         return is_public(inner)
     reserved = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
-    return address.is_global and not reserved
+    return address.is_global and not reserved and not any(address in network for network in _CLOUDS)
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,9 @@ class Fetcher:
         try:
             connection.sock = self._connected(host, port, ends_at)
             connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=HEADERS)
-            response = connection.getresponse()
-            location = response.headers["Location"]
-            return location if response.status in REDIRECTS and location else self._read(response)
+            with connection.getresponse() as response:
+                location = response.headers["Location"]
+                return location if response.status in REDIRECTS and location else self._read(response)
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"{host} has no certificate that proves its name") from error
         except TimeoutError as error:
@@ -132,6 +134,8 @@ class Fetcher:
             content += chunk
             if len(content) > self.limit_bytes:
                 raise Refused(f"more than {self.limit_bytes} bytes")
+        if response.length:
+            raise Unreachable(f"it broke off {response.length} bytes before its end")
         return bytes(content)
 
     def _connected(self, host: str, port: int, ends_at: float) -> ssl.SSLSocket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from inference.audio import (
     PEAK,
     TAGS,
     WRITE_SAMPLES,
+    cut_reference,
     encode,
     low_band_scale,
     merge_bands,
@@ -284,3 +286,62 @@ def test_a_waveform_that_holds_no_number_is_an_error(format: str, value: float) 
     waveform[30_000] = value
     with pytest.raises(EngineError, match="NaN or infinite"):
         encode(waveform, 44_100, format, {})
+
+
+# --- files that are made to harm ---
+
+
+def test_hours_of_audio_are_not_decoded_beyond_the_span() -> None:
+    file = io.BytesIO()
+    hour = np.zeros(4_000 * 3_600, np.int16)
+    hour[: 2 * 4_000] = 8_000
+    with soundfile.SoundFile(file, "w", samplerate=4_000, channels=1, format="FLAC") as hours:
+        for _ in range(10):
+            hours.write(hour)
+    assert file.tell() < 1_000_000  # it is all silence, and packs well
+    tracemalloc.start()
+    try:
+        (mix,) = read_reference(Reference(mix=file.getvalue(), start_seconds=9 * 3_600, end_seconds=9 * 3_600 + 2))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(mix) == 2 * CODEC_RATE_HZ
+    assert most_bytes < 20_000_000
+
+
+def test_few_bytes_do_not_unpack_to_many() -> None:
+    file = io.BytesIO()
+    silence = np.zeros((192_000, 8), np.int16)
+    silence[0] = 8_000
+    with soundfile.SoundFile(file, "w", samplerate=192_000, channels=8, format="FLAC") as bomb:
+        for _ in range(30):
+            bomb.write(silence)
+    tracemalloc.start()
+    try:
+        read_reference(Reference(mix=file.getvalue(), end_seconds=30))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 30 * 192_000 * 8 * 4 / 2  # all channels at once would be twice that
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (wav(np.full((16_000, 9), 0.5)), "9 channels; allowed: up to 8"),
+        (wav(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "NaN"),
+        (wav(np.full((32_000, 2), [np.inf, -np.inf]), subtype="FLOAT"), "NaN or infinite"),
+        (wav(np.full((32_000, 2), 3e38), subtype="FLOAT"), "infinite"),
+        (wav(np.full(32_000, 32_767.0), subtype="FLOAT"), "between -1 and 1"),
+    ],
+)
+def test_samples_that_no_network_takes_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        read_reference(Reference(mix=content))
+    assert message in str(caught.value).replace("'", "")
+
+
+def test_a_cut_reference_is_the_same_to_the_bit() -> None:
+    both = Reference(vocal=wav(tone(4, 44_100), 44_100), instrumental=wav(tone(3, 22_050), 22_050), start_seconds=0.7)
+    for before, after in zip(read_reference(both), read_reference(cut_reference(both)), strict=True):
+        assert np.array_equal(before, after)
