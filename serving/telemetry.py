@@ -51,7 +51,7 @@ def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, s
         if response.mimetype == "text/event-stream":
             metrics.requests.streams.inc()
             response.call_on_close(metrics.requests.streams.dec)
-        _log(response, seconds, logging.DEBUG if route in quiet else logging.INFO)
+        _log(response, seconds, route in quiet)
         response.call_on_close(clear_contextvars)
         return response
 
@@ -87,9 +87,15 @@ def _begin() -> None:
     bind_contextvars(request_id=g.request_id, **trace_of(request.headers))
 
 
-def _log(response: Response, seconds: float, level: int) -> None:
+def _level(status: int, quiet: bool) -> int:
+    """Who probes a server hears 503 for as long as it loads: that is no reason to warn."""
+    if quiet:
+        return logging.DEBUG if status < 400 else logging.INFO
+    return logging.WARNING if status >= 500 else logging.INFO
+
+
+def _log(response: Response, seconds: float, quiet: bool) -> None:
     status, path = response.status_code, quote(request.path)[:LONGEST_PATH]  # no control characters at a terminal
-    level = logging.WARNING if status >= 500 else logging.INFO if status >= 400 else level
     http = {
         "requestMethod": request.method,
         "requestUrl": path,
@@ -100,4 +106,12 @@ def _log(response: Response, seconds: float, level: int) -> None:
     }
     if response.content_length is not None:
         http["responseSize"] = str(response.content_length)
-    log.log(level, "%s %s %d %.0f ms", request.method, path, status, 1_000 * seconds, extra={"httpRequest": http})
+    log.log(
+        _level(status, quiet),
+        "%s %s %d %.0f ms",
+        request.method,
+        path,
+        status,
+        1_000 * seconds,
+        extra={"httpRequest": http},
+    )

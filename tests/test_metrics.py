@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flask import Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference.errors import DownloadError, EngineError
@@ -130,6 +131,16 @@ def test_gpu_memory_is_told_where_there_is_a_gpu(served: Served) -> None:
     served.models.on_a_gpu = True
     served.client.post("/download-models", json={"force": True})
     assert numbers(served)["yue_gpu_memory_bytes"] == 1_000
+
+
+def test_event_streams_are_counted_while_they_are_open(served: Served) -> None:
+    served.app.add_url_rule(
+        "/events", "events", lambda: Response(iter(["data: 1\n\n"] * 3), mimetype="text/event-stream")
+    )
+    stream = served.client.get("/events")
+    assert numbers(served)["yue_event_streams"] == 1
+    stream.close()
+    assert numbers(served)["yue_event_streams"] == 0
 
 
 def test_random_paths_and_methods_add_no_series(served: Served) -> None:
