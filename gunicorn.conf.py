@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from serving import logs
+from serving.connections import SLOW_CONNECTIONS, Worker
 from serving.settings import InvalidSettings, read_settings
 
 try:
@@ -30,8 +31,9 @@ bind = _settings.bind
 workers = 1
 max_requests = 0
 preload_app = False
-worker_class = "gthread"
-threads = _settings.threads
+worker_class = Worker  # gthread, with a limit to what slow clients can hold
+threads = _settings.threads + SLOW_CONNECTIONS
+worker_connections = 4_096  # open at once, idle ones included, if so many files may be open
 timeout = 0  # a song is longer than any sensible limit; the engine is watched elsewhere
 keepalive = 620  # seconds; Google's load balancers keep idle connections for 600
 graceful_timeout = int(_settings.wait_seconds) + _GRACE_SECONDS  # requests that wait for a song get it
@@ -44,6 +46,11 @@ logconfig_dict = logs.config(_settings)
 def on_starting(server: Any) -> None:
     """Before the worker is forked, so that it holds for both."""
     logs.catch_all()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Tell the worker how patient it is."""
+    worker.network_seconds = _settings.network_seconds
 
 
 def post_worker_init(worker: Any) -> None:

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
         le=1_000,
         description=f"a whole number from {RESERVED_THREADS + 1} to 1000",
     )
+    network_seconds: float = Field(
+        default=30, ge=0.1, le=3_600, allow_inf_nan=False, description="a number of seconds from 0.1 to 3600"
+    )
     wait_seconds: float = Field(
         default_factory=lambda data: VERTEX_WAIT_SECONDS if data.get("aip_mode") else LONGEST_WAIT_SECONDS,
         ge=0,

@@ -241,8 +241,9 @@ class Served:
     def one(self, **fields: object) -> Any:
         """The prediction of one instance that is sung."""
         response = self.predict({**INSTANCE, **fields})
-        assert response.status_code == 200, response.json
-        return response.json["predictions"][0]
+        body: Any = response.json
+        assert response.status_code == 200, body
+        return body["predictions"][0]
 
     @property
     def waiters(self) -> int:

@@ -1,0 +1,264 @@
+"""Has many songs sung by two servers on one folder, which are killed all the while, and counts what became of each.
+
+    python -m benchmarks.soak --minutes 10 --songs 200 --seed 1
+
+It knows nothing of how the servers keep their promises, but for the names of the files that they leave behind. Clients
+vanish, ask again at the other server, and cancel. Whatever was promised and not kept is a violation, and the exit
+code 1.
+With a seed the clients and the killer draw the same numbers again; which of them comes first is the machine's affair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import queue
+import random
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.soak_audit import audit_folder, audit_process
+from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, Berth, Client, Found, Json
+from tests.light_engine import audio_of
+from tests.real_server import descendants, until
+
+LIGHT_APP = "tests.light_engine:light_app()"
+CLIENTS = 6
+ENDED = ("succeeded", "failed", "cancelled", "interrupted")
+MEMORY_FACTOR = 1.3  # of the servers' memory in the last third, over that in the first
+MEMORY_SECONDS = 300.0  # a run that is shorter tells nothing about memory
+
+
+class Killer(threading.Thread):
+    """Ends servers in every way, one after the other, and starts them again."""
+
+    def __init__(self, berths: Sequence[Berth], found: Found, seed: int, pause: tuple[float, float]) -> None:
+        super().__init__(name="killer")
+        self._berths, self._found, self._pause = berths, found, pause
+        self._draw = random.Random(f"{seed}-killer")
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(self._draw.uniform(*self._pause)):
+            berth = self._draw.choice(self._berths)
+            way = self._draw.choice((self.kill, self.kill_worker, self.stop, self.stop, self.kill_engine))
+            try:
+                way(berth)
+                self._found.count(f"kills: {way.__name__}")
+            except Exception as error:
+                self._found.violation(f"{way.__name__}: {error!r}\n{berth.server.log()[-2_000:]}")
+                return
+
+    def finish(self) -> None:
+        self._done.set()
+        self.join()
+
+    def kill(self, berth: Berth) -> None:
+        berth.server.kill()
+        berth.leave()
+        berth.start()
+
+    def kill_worker(self, berth: Berth) -> None:
+        _signal(berth.worker, signal.SIGKILL)
+        berth.server.wait_until_answered()
+
+    def kill_engine(self, berth: Berth) -> None:
+        for pid in berth.engines:
+            _signal(pid, signal.SIGKILL)
+
+    def stop(self, berth: Berth) -> None:
+        left = descendants(berth.server.process.pid)
+        code = berth.server.end()
+        if code != 0:
+            self._found.violation(f"SIGTERM ended the server with code {code}")
+        if any(Path(f"/proc/{pid}").exists() for pid in left):
+            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), ASK_SECONDS)
+        berth.leave()
+        berth.start()
+
+
+class Scale(threading.Thread):
+    """Weighs the servers' processes."""
+
+    def __init__(self, berths: Sequence[Berth], found: Found) -> None:
+        super().__init__(name="scale")
+        self._berths, self._found = berths, found
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(1.0):
+            for berth in self._berths:
+                if size_bytes := resident_bytes(berth.worker):
+                    self._found.memory_bytes.append((time.monotonic(), size_bytes))
+
+    def finish(self) -> None:
+        self._done.set()
+        self.join()
+
+
+def soak(folder: Path, songs: int, seconds: float, seed: int, tiny: bool = False) -> Found:
+    """Run it: so many songs, ordered over that time; what was found."""
+    found = Found()
+    data = folder / "data"
+    settings = {"YUE_DATA": str(data), "XDG_CACHE_HOME": str(folder), "YUE_WAIT_SECONDS": "5", "YUE_DEVICE": "cpu"}
+    app = None if tiny else LIGHT_APP
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    berths = [Berth(name, {**settings, "TMPDIR": str(temporary)}, app) for name in ("one", "other")]
+    try:
+        began = time.monotonic()
+        with _troubled(berths, found, seed, (8.0, 20.0) if tiny else (0.5, 2.5)):
+            _send(berths, found, songs, seconds, seed)
+        print(f"  all songs were sent after {time.monotonic() - began:.0f} s", flush=True)
+        _judge(berths, found, data, songs, seed, tiny)
+        if seconds >= MEMORY_SECONDS:
+            _judge_memory(found)
+    finally:
+        for berth in berths:
+            if berth.server.process.poll() is None and berth.server.end() != 0:
+                found.violation("a server did not end well")
+            berth.leave()
+    _judge_leavings(berths, found, temporary)
+    return found
+
+
+@contextmanager
+def _troubled(berths: Sequence[Berth], found: Found, seed: int, pause: tuple[float, float]) -> Iterator[None]:
+    killer, scale = Killer(berths, found, seed, pause), Scale(berths, found)
+    killer.start()
+    scale.start()
+    try:
+        yield
+    finally:
+        killer.finish()
+        scale.finish()
+
+
+def _send(berths: Sequence[Berth], found: Found, songs: int, seconds: float, seed: int) -> None:
+    """Have all songs ordered, one after the other over all the time, by clients that stay with theirs."""
+    numbers: queue.Queue[int | None] = queue.Queue()
+    client = Client(berths, found, seed)
+    threads = [threading.Thread(target=client.take_all, args=(numbers,)) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for number in range(songs):
+        numbers.put(number)
+        time.sleep(seconds / songs)
+    for _ in threads:
+        numbers.put(None)
+    for thread in threads:
+        thread.join()
+
+
+def _judge(berths: Sequence[Berth], found: Found, data: Path, songs: int, seed: int, tiny: bool) -> None:
+    """Ask for every song at both servers, and look at what is left."""
+    client = Client(berths, found, seed)
+    acknowledged = set(found.jobs)
+    states: dict[str, str] = {}
+    for number in range(songs):
+        try:
+            state = _same_at_both(client, berths, number, tiny)
+        except Exception as error:
+            found.violation(f"song {number}: {error!r}")
+            continue
+        states[found.jobs[number]] = state
+        found.count(f"ended {state}")
+    found.counts["accepted under the servers' deaths"] = len(acknowledged)
+    if len(set(found.jobs.values())) != len(found.jobs):
+        found.violation("two keys have the same job")
+    found.violations += audit_folder(data, states, servers=len(berths))
+    for berth in berths:
+        found.violations += audit_process(berth.server, berth.worker)
+
+
+def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bool) -> str:
+    """The state in which the song has ended, which both servers have to tell alike, audio and all."""
+
+    def ended() -> Json | None:
+        known = client.submit(number, berths[0], WAIT_SECONDS)
+        job = berths[0].server.ask(f"/jobs/{known['job_id']}")[1]
+        return job if job["status"] in ENDED else None
+
+    job: Json = until(ended)
+    job_id = job["job_id"]
+    other = berths[1].server.ask(f"/jobs/{job_id}")[1]
+    assert other == job, f"one server says {job}, the other {other}"
+    assert client.submit(number, berths[1], 0)["job_id"] == job_id
+    answers = [berth.server.sing(job_id=job_id, operation="result") for berth in berths]
+    assert answers[0][0] == answers[1][0], f"one server says {answers[0]}, the other {answers[1]}"
+    if job["status"] == "succeeded":
+        one, two = (base64.b64decode(answer["audio"]) for _, answer in answers)
+        assert one == two and one, "the servers have different audio"
+        assert tiny or one == audio_of(number), "it is another song"
+    else:
+        assert job["error"]["detail"], "no reason is given"
+    return str(job["status"])
+
+
+def _judge_memory(found: Found) -> None:
+    weights = [size_bytes for _, size_bytes in sorted(found.memory_bytes)]
+    third = len(weights) // 3
+    first, last = statistics.median(weights[:third]), statistics.median(weights[-third:])
+    found.counts["MB of a server, first third"] = round(first / 1e6)
+    found.counts["MB of a server, last third"] = round(last / 1e6)
+    if last > MEMORY_FACTOR * first:
+        found.violation(f"a server's memory grew from {first / 1e6:.0f} to {last / 1e6:.0f} MB")
+
+
+def _judge_leavings(berths: Sequence[Berth], found: Found, temporary: Path) -> None:
+    """What is left when all servers have ended: nothing, and no word of an error that nobody foresaw."""
+    left = sorted(path.name for path in temporary.iterdir())
+    if left:
+        found.violation(f"temporary files are left: {left}")
+    for berth in berths:
+        for log in berth.logs:
+            for line in log.splitlines():
+                if "unforeseen error" in line or "Exception in thread" in line or "AssertionError" in line:
+                    found.violation(f"server {berth.name} logged: {line}")
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory that a process has; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        if pid:
+            os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def report(found: Found) -> str:
+    """All that was counted, and what is wrong."""
+    counts = [f"{found.counts[what]:6}  {what}" for what in sorted(found.counts)]
+    return "\n".join(counts + ([f"VIOLATION: {what}" for what in found.violations] or ["no violation"]))
+
+
+def main() -> int:
+    """Run it, print what was counted, and fail where a promise was not kept."""
+    parser = argparse.ArgumentParser(description="Songs sung by servers that are killed all the while.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="about how long (default: 10)")
+    parser.add_argument("--songs", type=int, default=200, help="how many songs (default: 200)")
+    parser.add_argument("--seed", type=int, default=1, help="what clients and killer draw (default: 1)")
+    parser.add_argument("--tiny", action="store_true", help="sing with the real engine and the tiny model")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        found = soak(Path(folder), given.songs, 60 * given.minutes, given.seed, given.tiny)
+    print(report(found))
+    return 1 if found.violations else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

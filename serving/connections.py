@@ -1,0 +1,171 @@
+"""gunicorn's worker, of whose threads slow, silent or vanished clients never hold more than their share.
+
+It knows nothing of what is asked or answered: only of connections, and of the time that their bytes take.
+
+A connection gets a thread when there is something to read, not before. A thread that has to wait for the network takes
+one of SLOW_CONNECTIONS seats, and for one request it waits no longer than the worker's `network_seconds`, and a second
+more for every BYTES_PER_SECOND that were moved. A connection that takes longer, or finds no seat, is closed. So there
+are always as many threads left for those who wait for songs, and for /health, as if all clients were quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import select
+import selectors
+import socket
+import threading
+import time
+from functools import partial
+from typing import Any
+
+from gunicorn import util
+from gunicorn.workers import gthread
+
+SLOW_CONNECTIONS = 64
+BYTES_PER_SECOND = 8 * 1024  # half of what an MP3 of 128 kbit/s takes to be heard while it comes
+MOST_FILES = 65_536  # that are opened at once, where the system allows it
+RESERVED_FILES = 256  # for the storage, the engine and the logs
+NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
+REST_SECONDS = 0.1
+
+
+class PatientSocket(socket.socket):
+    """A client's connection, for whose bytes a thread waits only so long."""
+
+    def __init__(self, client: socket.socket, seats: threading.Semaphore, seconds: float) -> None:
+        super().__init__(client.family, client.type, client.proto, client.detach())
+        self._seats, self._seconds = seats, seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Another request begins, with all its time."""
+        self._waited_seconds, self._moved_bytes = 0.0, 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """What is there to be read. Raises TimeoutError."""
+        while True:
+            try:
+                data = super().recv(size, flags | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+            else:
+                self._moved_bytes += len(data)
+                return data
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send all of it. Raises TimeoutError."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            try:
+                sent = super().send(rest, flags | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+            else:
+                self._moved_bytes += sent
+                rest = rest[sent:]
+
+    def _wait(self, event: int) -> None:
+        """Wait until the network is ready, as long as the socket's own timeout and this request's time allow."""
+        timeout = self.gettimeout()
+        if timeout == 0:
+            raise BlockingIOError(errno.EAGAIN, "nothing to be done without waiting")
+        left = self._seconds + self._moved_bytes / BYTES_PER_SECOND - self._waited_seconds
+        seconds = left if timeout is None else min(left, timeout)
+        if seconds <= 0 or not self._seats.acquire(blocking=False):
+            raise _too_slow()
+        began = time.monotonic()
+        try:
+            poll = select.poll()
+            poll.register(self, event)
+            ready = poll.poll(1_000 * seconds)
+        finally:
+            self._seats.release()
+            self._waited_seconds += time.monotonic() - began
+        if not ready:
+            raise _too_slow()
+
+
+class Connection(gthread.TConn):
+    """A connection that is closed without waiting for anybody: gunicorn's own would make the main loop wait 2 s."""
+
+    def close(self, graceful: bool = False) -> None:
+        util.close(self.sock)
+
+
+class Worker(gthread.ThreadWorker):
+    """gunicorn's threaded worker with connections as described above."""
+
+    network_seconds = 30.0
+
+    def init_process(self) -> None:
+        """Make room for all the connections that may come, then work."""
+        files = _most_files()
+        self.worker_connections = max(2 * self.cfg.threads, min(self.cfg.worker_connections, files - RESERVED_FILES))
+        self.max_keepalived = self.worker_connections - self.cfg.threads
+        self._seats = threading.Semaphore(SLOW_CONNECTIONS)
+        super().init_process()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take a new connection, and wait in the main loop until something comes from it."""
+        try:
+            client, address = listener.accept()
+        except OSError as error:
+            if error.errno in NO_FILES_LEFT:  # gunicorn would end, and every song with it
+                self.log.error("a connection could not be taken: %s", error)
+                if not self._drop_an_idle_one():
+                    time.sleep(REST_SECONDS)
+            elif error.errno not in NOBODY_CAME:
+                raise
+            return
+        sock = PatientSocket(client, self._seats, self.network_seconds)
+        conn = Connection(self.cfg, sock, address, listener.getsockname())
+        self.nr_conns += 1
+        conn.timeout = time.monotonic() + self.network_seconds
+        self.pending_conns.append(conn)
+        self.poller.register(sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+        if self.nr_conns >= self.worker_connections:
+            self._drop_an_idle_one()
+
+    def handle(self, conn: Any) -> Any:
+        """One request, in a thread, which also takes leave of the client where that was the last."""
+        conn.sock.begin()
+        goes_on = super().handle(conn)
+        if not goes_on:
+            conn.sock.begin()
+            util.close_graceful(conn.sock)
+        return goes_on
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Where the worker stops, those that have not asked yet are waited for no longer than those that have."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _drop_an_idle_one(self) -> bool:
+        """Close the connection that is idle for longest, of those that never asked anything first."""
+        idle = self.pending_conns or self.keepalived_conns
+        if not idle:
+            return False
+        conn = idle.popleft()
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+        return True
+
+
+def _too_slow() -> TimeoutError:
+    """gunicorn takes it for a connection that was reset: it closes it, and writes no traceback."""
+    return TimeoutError(errno.ECONNRESET, "the client takes too long over its request or its answer")
+
+
+def _most_files() -> int:
+    """Have as many files open as is allowed; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
