@@ -64,6 +64,11 @@ def is_address(place: str) -> bool:
     return bool(separator) and scheme in SCHEMES and bool(rest.strip("/"))
 
 
+def is_bucket(place: str | Path) -> bool:
+    """Whether what is at `place` can be read from other machines."""
+    return is_address(str(place)) and str(place).partition("://")[0] in BUCKET_SCHEMES
+
+
 class Storage:
     """Files under one root, named by paths with `/`. Every method raises StorageError."""
 
@@ -139,7 +144,7 @@ class Storage:
     @property
     def is_bucket(self) -> bool:
         """Whether others can read it from elsewhere."""
-        return self.name.partition("://")[0] in BUCKET_SCHEMES and "://" in self.name
+        return is_bucket(self.name)
 
     def uri(self, path: str) -> str | None:
         """The file's address in a bucket; None in a folder."""

@@ -124,7 +124,7 @@ class Backlog:
         with self.changed:
             taken = self.pace.song_seconds
             begins = self.pace.beginnings(self._sung_seconds(), len(self.queue))
-            ends = [begin + (taken or 0.0) for begin in begins] or [None] * len(self.queue)
+            ends: Sequence[float | None] = [begin + (taken or 0.0) for begin in begins] or [None] * len(self.queue)
             waiting = enumerate(zip(self.queue, ends, strict=True), start=1)
             return {job.id: Outlook(position, end) for position, (job, end) in waiting}
 

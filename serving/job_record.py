@@ -148,7 +148,7 @@ def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
 
 
 def seconds_left(job: Job) -> float | None:
-    """Until the job's deadline. Seconds go from server to server, because moments of one clock mean nothing to others."""
+    """Until the job's deadline. Other servers are told seconds, for moments of this clock mean nothing to them."""
     return None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from serving.backlog import Backlog
 from serving import job_record
+from serving.backlog import Backlog
 from serving.job import QUEUED, RUNNING, Job
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
@@ -115,7 +115,8 @@ class Jobs:
         before, backlog = _shown(job), self._backlog
         if backlog.has(job):
             self.wait_until(
-                lambda: _shown(job) != before or not backlog.has(job) or self.is_left(job), self._until_late(job, seconds)
+                lambda: _shown(job) != before or not backlog.has(job) or self.is_left(job),
+                self._until_late(job, seconds),
             )
             backlog.expire()
         else:

@@ -79,7 +79,9 @@ class Singers:
         """Wait for a job, and for room in the engine; False once closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._backlog.draining or (self._backlog.may_begin() and self._busy < self._backlog.pace.together)
+                lambda: (
+                    self._backlog.draining or (self._backlog.may_begin() and self._busy < self._backlog.pace.together)
+                )
             )
             if self._backlog.draining:
                 return False
