@@ -5,15 +5,11 @@ It knows nothing of routes or models: it builds the app and ends it.
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from serving import logs
-from serving.connections import SLOW_CONNECTIONS, Worker
+from serving.connections import SLOW_CONNECTIONS
 from serving.settings import InvalidSettings, read_settings
 
 try:
@@ -23,7 +19,6 @@ except InvalidSettings as error:
 
 _SHARED_MEMORY = Path("/dev/shm")
 _GRACE_SECONDS = 10
-_LEAVE_SECONDS = 5  # of them are for what comes after the songs
 
 wsgi_app = "server:create_app()"
 bind = _settings.bind
@@ -31,7 +26,7 @@ bind = _settings.bind
 workers = 1
 max_requests = 0
 preload_app = False
-worker_class = Worker  # gthread, with a limit to what slow clients can hold
+worker_class = "serving.graceful.GracefulWorker"
 threads = _settings.threads + SLOW_CONNECTIONS
 worker_connections = 4_096  # open at once, idle ones included, if so many files may be open
 timeout = 0  # a song is longer than any sensible limit; the engine is watched elsewhere
@@ -53,26 +48,6 @@ def post_fork(server: Any, worker: Any) -> None:
     worker.network_seconds = _settings.network_seconds
 
 
-def post_worker_init(worker: Any) -> None:
-    """On SIGTERM gunicorn lets requests finish; those that wait for what does not come any more must end before."""
-    from server import drain_app
-
-    finish = signal.getsignal(signal.SIGTERM)
-    assert callable(finish)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # In a thread, because what a signal interrupts may hold the very lock that is needed.
-        threading.Thread(target=drain_app, args=(worker.wsgi,), daemon=True).start()
-        worker.must_end_at = time.monotonic() + graceful_timeout
-        finish(number, frame)
-
-    signal.signal(signal.SIGTERM, stop)
-
-
 def worker_exit(server: Any, worker: Any) -> None:
-    """Give the songs what is left of the time, then end the engine and the threads: the process would wait for them."""
-    from server import close_app  # only the worker has the app and all that it imports
-
-    if worker.wsgi is not None:
-        end = getattr(worker, "must_end_at", 0.0)
-        close_app(worker.wsgi, max(0.0, end - _LEAVE_SECONDS - time.monotonic()))
+    """End the engine and the threads: the process would wait for them."""
+    worker.end()

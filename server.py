@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from flask import Flask, Response, jsonify, request
@@ -23,26 +21,30 @@ from werkzeug.exceptions import UnsupportedMediaType
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.download import DownloadProcess, cache_folder
-from inference.errors import StorageError
 from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import guard, openapi, schemas, telemetry, tracks, views
-from serving.job import SUCCEEDED, Job
+from serving import events, guard, openapi, schemas, telemetry, tracks, views
+from serving.answers import Answers, Outcome, Pending
+from serving.job import Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.keeper import Keep
-from serving.problems import Problem, problem_of
+from serving.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
 from serving.references import References
 from serving.schemas import Download, JobOperation, ModelsOperation, Order
 from serving.settings import STARTUP, Settings, read_settings
-from storage import Storage
+from serving.waiting import PEEK_SECONDS, Seats, is_gone
+from storage import Storage, is_bucket
 
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
+AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+STOPPABLE = "stoppable"  # where `serving/graceful.py` looks for them
 
 
 GUNICORN_HALT = 3  # the exit code of a worker that cannot work: gunicorn ends itself with it
@@ -73,10 +75,10 @@ def create_app(
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
+    app.extensions[SERVICES] = app.extensions[STOPPABLE] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
     openapi.install(app, settings.max_instances)
-    telemetry.install(app, settings, manager, jobs, lambda: services.seats_taken)
+    telemetry.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.seats.free)
     guard.install(app, settings, open_views=(services.health,))
     app.register_error_handler(Exception, _problem_response)
     if settings.loading == STARTUP:
@@ -86,13 +88,7 @@ def create_app(
 
 def close_app(app: Flask, seconds: float = 0.0) -> None:
     """End what the app has begun: its songs, which have so long to be done, its models, its threads."""
-    app.extensions[SERVICES].jobs.close(seconds)
-
-
-def drain_app(app: Flask) -> None:
-    """Begin no song and load no models any more; what is sung is sung to its end, the rest is for other servers."""
-    app.extensions[SERVICES].jobs.drain()
-    app.extensions[SERVICES].manager.stop()
+    app.extensions[SERVICES].close(seconds)
 
 
 def make_jobs(settings: Settings, manager: ModelManager) -> Jobs:
@@ -113,17 +109,8 @@ def make_manager(settings: Settings) -> ModelManager:
     return ModelManager(catalog.find(settings.model), fetch, start_engine)
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A song that an instance of a request waits for."""
-
-    job: Job
-    wait_seconds: float
-
-
 View = Callable[..., ResponseReturnValue]
 Wanted = Order | JobOperation | ModelsOperation | Problem  # an instance, read
-Outcome = Pending | dict[str, object] | Problem  # an instance, begun
 
 
 class Services:
@@ -132,17 +119,29 @@ class Services:
     def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs, give_up: Callable[[str], None]) -> None:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
+        self.seats = Seats(settings.max_waiters)
         self.references = References(settings.reference_hosts)
-        self._seats = threading.Semaphore(settings.max_waiters)
+        self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
+
+    def drain(self) -> None:
+        """Begin no song and load no models any more; what is sung is sung to its end, the rest is for other servers."""
+        self.jobs.drain()
+        self.manager.stop()
 
     @property
-    def seats_taken(self) -> int:
-        """How many requests wait for a song or for the models."""
-        return self.settings.max_waiters - self._seats._value
+    def busy(self) -> bool:
+        """Whether songs are sung."""
+        return self.jobs.busy
 
-    def health(self) -> tuple[Response, int]:
+    def close(self, seconds: float = 0.0) -> None:
+        """End the songs, which have so long to be done, the models, the threads."""
+        self.jobs.close(seconds)
+
+    def health(self) -> ResponseReturnValue:
         """Whether requests may be sent here."""
         models = self.manager.status()
+        if self.jobs.draining:
+            return jsonify(status="draining", models=models), 503, AGAIN
         trouble = models["last_error"]
         must_be_ready = self.settings.loading == STARTUP and self.settings.aip_mode
         if must_be_ready and models["status"] == ERROR and isinstance(trouble, dict) and trouble["permanent"]:
@@ -180,21 +179,34 @@ class Services:
         outcomes = [self._begin(each) for each in wanted]
         self._wait(outcomes, began)
         if as_audio and isinstance(outcomes[0], Pending):
-            return _audio_response(outcomes[0].job)
-        return _predictions_response([_answer(outcome, index) for index, outcome in enumerate(outcomes)])
+            return self.answers.audio(outcomes[0].job)
+        return self.answers.predictions(outcomes)
 
     def list_jobs(self) -> Response:
         """All jobs, the newest first."""
         guard.check_admin(self.settings)
-        return jsonify(jobs=[views.job_view(job) for job in self.jobs.list()])
+        jobs, outlooks = self.jobs.list(), self.jobs.outlooks()
+        return jsonify(jobs=[views.job_view(job, outlooks.get(job.id)) for job in jobs])
 
     def show_job(self, job_id: str) -> Response:
         """One job."""
-        return jsonify(views.job_view(self.jobs.get(job_id)))
+        return jsonify(self.answers.job_view(self.jobs.get(job_id)))
+
+    def job_events(self, job_id: str) -> Response:
+        """One job's way, as it happens."""
+        job, last_id = self.jobs.get(job_id), request.headers.get("Last-Event-ID")
+        if job.finished and last_id == events.end_id(job):
+            return Response(status=204)  # which tells a browser not to come back
+        if not self.seats.take():
+            raise no_seat()
+        told = events.stream(self.jobs, job, last_id, partial(is_gone, request.environ))
+        response = Response(told, mimetype=events.CONTENT_TYPE, headers=UNBUFFERED)
+        response.call_on_close(self.seats.give_back)
+        return response
 
     def cancel_job(self, job_id: str) -> Response:
         """Cancel one job."""
-        return jsonify(views.job_view(self.jobs.cancel(job_id)))
+        return jsonify(self.answers.job_view(self.jobs.cancel(job_id)))
 
     def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a finished song, or the range of it that was asked for."""
@@ -216,7 +228,7 @@ class Services:
         only = wanted[0]
         if len(wanted) == 1 and isinstance(only, Order):
             offered.append(MIME_TYPES[only.request.format])
-        if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result":
+        if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result" and not only.track:
             offered.append(MIME_TYPES[self.jobs.get(only.job_id).request.format])
         if isinstance(only, Problem) and len(wanted) == 1:  # it is answered as a problem, whatever was accepted
             return False
@@ -233,11 +245,11 @@ class Services:
                 case Order():
                     return self._submit(wanted)
                 case JobOperation(operation="result"):
-                    return Pending(self.jobs.get(wanted.job_id), 0)
+                    return Pending(self.jobs.get(wanted.job_id), 0, piece=wanted if wanted.track else None)
                 case JobOperation(operation="status"):
-                    return views.job_view(self.jobs.get(wanted.job_id))
+                    return self.answers.job_view(self.jobs.get(wanted.job_id))
                 case JobOperation(operation="cancel"):
-                    return views.job_view(self.jobs.cancel(wanted.job_id))
+                    return self.answers.job_view(self.jobs.cancel(wanted.job_id))
                 case ModelsOperation(operation=schemas.MODELS_STATUS):
                     return self.manager.status()
                 case ModelsOperation(operation=schemas.CANCEL_DOWNLOAD):
@@ -252,24 +264,47 @@ class Services:
 
     def _submit(self, order: Order) -> Pending:
         model = self.manager.model.name
-        job = Job(order.request, model, order.warnings, order.request_id, order.fingerprint, order.model)
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
-        return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds)
+        warnings = order.warnings + self.answers.foresee(order.request, bool(order.request_id) or not wait_seconds)
+        job = Job(order.request, model, warnings, order.request_id, order.fingerprint, order.model)
+        if order.deadline_seconds is not None:
+            job.deadline = time.monotonic() + order.deadline_seconds
+        goes_on = bool(self.settings.aip_mode or order.request_id or order.wait_seconds is not None)
+        return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds, goes_on)
 
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
-        """Give each song its time, counted from the start of the request."""
-        with self._seat() as seated:
-            for outcome in outcomes:
-                if seated and isinstance(outcome, Pending):
-                    self.jobs.wait(outcome.job, max(0.0, began + outcome.wait_seconds - time.monotonic()))
+        """Give each song its time, counted from the start of the request, as long as the client is there."""
+        pending = [outcome for outcome in outcomes if isinstance(outcome, Pending)]
+        with self.seats.seat() as seated:
+            for each in pending if seated else ():
+                if not self._await(partial(self.jobs.wait, each.job), began + each.wait_seconds, each.job):
+                    log.info("the client is gone")
+                    self._drop(pending)
+                    return
+
+    def _await(self, wait_for: Callable[[float], object], end: float, job: Job | None = None) -> bool:
+        """Wait until that is so, at `end` at the latest; False as soon as the client is gone."""
+        while not wait_for(max(0.0, min(PEEK_SECONDS, end - time.monotonic()))):
+            if is_gone(request.environ):
+                return False
+            if time.monotonic() >= end or (job and self.jobs.is_left(job)):
+                break
+        return True
+
+    def _drop(self, pending: list[Pending]) -> None:
+        """Cancel the songs that nobody can ask for any more."""
+        for each in pending:
+            if not each.goes_on:
+                self.jobs.cancel(each.job.id)
 
     def _download(self, wanted: Download) -> tuple[dict[str, object], bool]:
         """The answer to a download, and whether the model is ready."""
         guard.check_admin(self.settings)
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
         if wanted.wait and not outcome.done():
-            with self._seat() as seated:
-                wait([outcome], self.settings.wait_seconds if seated else 0)
+            with self.seats.seat() as seated:
+                end = time.monotonic() + (self.settings.wait_seconds if seated else 0)
+                self._await(lambda seconds: wait([outcome], seconds).done, end)
         if not outcome.done():
             message = "Models are being downloaded and loaded; /models/status tells how far they are"
             return {"status": "accepted", "message": message, "models": self.manager.status()}, False
@@ -287,16 +322,6 @@ class Services:
         message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"
         return {"status": status, "message": message, "models": self.manager.status()}
 
-    @contextmanager
-    def _seat(self) -> Iterator[bool]:
-        """Whether this request may wait: some threads are never given to those who do, so that /health has one."""
-        seated = self._seats.acquire(blocking=False)
-        try:
-            yield seated
-        finally:
-            if seated:
-                self._seats.release()
-
 
 def _add_routes(app: Flask, services: Services) -> None:
     """Each path and method once. Vertex AI names paths of its own, which may be ours already, or each other."""
@@ -310,9 +335,12 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/models/status", either, services.models_status),
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
+        ("/download-models/cancel", ("POST",), services.cancel_download),
         ("/jobs", either, services.list_jobs),
         ("/jobs/<job_id>", either, services.show_job),
         ("/jobs/<job_id>", ("DELETE",), services.cancel_job),
+        ("/jobs/<job_id>/cancel", ("POST",), services.cancel_job),
+        ("/jobs/<job_id>/events", either, services.job_events),
         ("/jobs/<job_id>/audio/<track>.<audio_format>", either, services.job_audio),
     ]
     views: dict[tuple[str, str], View] = {}
@@ -334,50 +362,6 @@ def _read_json(empty: object = None) -> object:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid-json", f"the body is no JSON: {error}") from error
-
-
-def _answer(outcome: Outcome, index: int) -> dict[str, object] | Problem:
-    match outcome:
-        case Pending(job) if job.error:
-            problem = problem_of(job.error).having(job_id=job.id)
-        case Pending(job):
-            try:
-                return views.prediction(job)
-            except StorageError as error:
-                problem = problem_of(error).having(job_id=job.id)
-        case Problem():
-            problem = outcome
-        case _:
-            return outcome
-    return problem.having(instance=f"{request.path}#/instances/{index}")
-
-
-def _predictions_response(answers: list[dict[str, object] | Problem]) -> Response:
-    """One prediction for each instance, in their order. Raises Problem where not even one of them went well."""
-    problems = [answer for answer in answers if isinstance(answer, Problem)]
-    if len(problems) < len(answers):
-        return jsonify(predictions=[{"error": a.as_dict()} if isinstance(a, Problem) else a for a in answers])
-    if len(problems) == 1:
-        raise problems[0]
-    statuses = {problem.status for problem in problems}
-    worst = max(statuses)
-    status = worst if len(statuses) == 1 or worst >= 500 else 400
-    headers = {name: value for problem in problems for name, value in problem.headers.items()}
-    detail = f"none of the {len(problems)} instances could be sung"
-    members = {"errors": [problem.as_dict() for problem in problems]}
-    raise Problem(status, "all-instances-failed", detail, members, headers)
-
-
-def _audio_response(job: Job) -> Response:
-    """The song's first track as it is; what there is to say of it is in the headers."""
-    if job.error:
-        raise problem_of(job.error).having(job_id=job.id)
-    if job.state != SUCCEEDED or job.song is None:
-        response = jsonify(views.job_view(job))
-        response.status_code = 202
-        response.headers["Location"] = f"/jobs/{job.id}"
-        return response
-    return tracks.first_track(job)
 
 
 def _problem_response(error: Exception) -> Response:

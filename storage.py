@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -23,16 +24,20 @@ from obstore.exceptions import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
 from inference.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, ReadableFile
     from obstore.store import ClientConfig
     from typing_extensions import Buffer
 
-SCHEMES = ("gs", "s3", "az", "file")
+BUCKET_SCHEMES = ("gs", "s3", "az")
+SCHEMES = (*BUCKET_SCHEMES, "file")
+SIGNING_STORES = (S3Store, GCSStore, AzureStore)
 ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
 CHUNK_BYTES = 4 << 20
 # A file of gigabytes is one request, which obstore's own 30 s would cut; only a read that stalls is given up.
@@ -57,6 +62,11 @@ def is_address(place: str) -> bool:
     """Whether `place` is one of the addresses, and not a path on this machine."""
     scheme, separator, rest = place.partition("://")
     return bool(separator) and scheme in SCHEMES and bool(rest.strip("/"))
+
+
+def is_bucket(place: str | Path) -> bool:
+    """Whether what is at `place` can be read from other machines."""
+    return is_address(str(place)) and str(place).partition("://")[0] in BUCKET_SCHEMES
 
 
 class Storage:
@@ -130,6 +140,26 @@ class Storage:
                 obstore.delete(self._store, path)
             except FileNotFoundError:
                 return
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether others can read it from elsewhere."""
+        return is_bucket(self.name)
+
+    def uri(self, path: str) -> str | None:
+        """The file's address in a bucket; None in a folder."""
+        return self._title(path) if self.is_bucket else None
+
+    def sign(self, path: str, seconds: int) -> str | None:
+        """An address that lets anyone read the file for so long; None where these credentials cannot make one."""
+        if not isinstance(self._store, SIGNING_STORES):
+            return None
+        try:
+            with _translated(self._title(path)):
+                return obstore.sign(self._store, "GET", path, timedelta(seconds=seconds))
+        except StorageError as error:
+            log.warning("no address is signed: %s", error)
+            return None
 
     def _title(self, path: str) -> str:
         return f"{self.name.rstrip('/')}/{path}"

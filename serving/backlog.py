@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from serving import job_record
 from serving.job import RUNNING, Job, about
 from serving.job_record import End
 from serving.job_store import JobStore
-from serving.problems import queue_full, stopping
+from serving.pace import Outlook, Pace
+from serving.problems import deadline_passed, deadline_unreachable, queue_full, stopping
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Backlog:
         self.live: dict[str, Job] = {}  # in the order they came
         self.queue: deque[Job] = deque()
         self.draining = self.closed = False
+        self.pace = Pace()
         self.on_entry: Callable[[], None] = lambda: None  # called with every job that comes in; the lock is held
         self.on_end: Callable[[Job], None] = lambda job: None  # called with every job whose end is written here
         self._coming: set[str] = set()  # jobs that are being written
@@ -54,13 +57,11 @@ class Backlog:
     def take_in(self, job: Job) -> bool:
         """Write the job and queue it; False where its request id has become another's meanwhile.
 
-        Raises Problem: the queue is full, or the server is stopping. Raises StorageError.
+        Raises Problem: the queue is full, the song would come too late, or the server is stopping.
+        Raises StorageError.
         """
         with self.changed:
-            if self.draining:
-                raise stopping()
-            if len(self.queue) + len(self._coming) >= self._max_queue:
-                raise queue_full(self._max_queue)
+            self._admit(job)
             self._coming.add(job.id)
         accepted = False
         try:
@@ -74,6 +75,19 @@ class Backlog:
                 if accepted:
                     self.enter(job)
         return accepted
+
+    def _admit(self, job: Job) -> None:
+        """Raises Problem where the job may not come in. The lock is held."""
+        if self.draining:
+            raise stopping()
+        waiting = len(self.queue) + len(self._coming)
+        begins = self.pace.beginnings(self._sung_seconds(), waiting + 1)
+        expected = begins[-1] + (self.pace.song_seconds or 0.0) if begins else None
+        if waiting >= self._max_queue:
+            raise queue_full(self._max_queue, waiting + 1, begins[0] if begins else None, expected)
+        left = job_record.seconds_left(job)
+        if left is not None and expected is not None and expected > left:
+            raise deadline_unreachable(left, waiting + 1, expected)
 
     def enter(self, job: Job, ahead: bool = False) -> None:
         """Queue it. The lock is held."""
@@ -122,6 +136,30 @@ class Backlog:
             return self.live.get(job_id)
 
     # Going on
+
+    def outlooks(self) -> dict[str, Outlook]:
+        """What each job that waits can expect, by job id."""
+        with self.changed:
+            taken = self.pace.song_seconds
+            begins = self.pace.beginnings(self._sung_seconds(), len(self.queue))
+            ends: Sequence[float | None] = [begin + (taken or 0.0) for begin in begins] or [None] * len(self.queue)
+            waiting = enumerate(zip(self.queue, ends, strict=True), start=1)
+            return {job.id: Outlook(position, end) for position, (job, end) in waiting}
+
+    def _sung_seconds(self) -> list[float]:
+        """How long each song has been sung. The lock is held."""
+        now = time.monotonic()
+        return [now - job.began for job in self.live.values() if job.state == RUNNING and job.began is not None]
+
+    def expire(self) -> None:
+        """End what waits and was to be begun by now."""
+        now = time.monotonic()
+        with self.changed:
+            late = [job for job in self.queue if job.deadline is not None and job.deadline <= now]
+            for job in late:
+                self.queue.remove(job)
+        for job in late:
+            self.finish(job, job_record.failed(deadline_passed()))
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until a change makes `condition` true, so long at most; whether it is."""

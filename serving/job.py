@@ -54,6 +54,8 @@ class Job:
     claim: int = 0  # the number of the claim under which it is sung here
     attempts: int = 0  # how often it was begun
     origin: dict[str, Any] = field(default_factory=get_contextvars)  # what the log knows of the request that made it
+    deadline: float | None = None  # when it must have begun or be given up, by this process's monotonic clock
+    began: float | None = None  # when it was begun here, by the same clock
 
     @property
     def finished(self) -> bool:
@@ -90,3 +92,11 @@ class SizedAudio(Mapping[str, bytes], ABC):
     @abstractmethod
     def open(self, track: str) -> IO[bytes]:
         """The track's file, to be read piece by piece and from any point. Raises StorageError."""
+
+    @abstractmethod
+    def uri(self, track: str) -> str | None:
+        """The track's address in a bucket, for who may read there; None if it lies in a folder."""
+
+    @abstractmethod
+    def sign(self, track: str, seconds: int) -> str | None:
+        """An address that lets anyone read the track for so long; None where the storage cannot make one."""

@@ -120,3 +120,9 @@ class StoredAudio(SizedAudio):
 
     def open(self, track: str) -> IO[bytes]:
         return self._storage.open(self._paths[track])
+
+    def uri(self, track: str) -> str | None:
+        return self._storage.uri(self._paths[track])
+
+    def sign(self, track: str, seconds: int) -> str | None:
+        return self._storage.sign(self._paths[track], seconds)

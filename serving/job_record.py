@@ -6,6 +6,7 @@ It does not know where the JSON lies, and writes no audio into it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -71,13 +72,14 @@ def reference_parts(request: SongRequest) -> dict[str, bytes]:
 
 
 def ordered(job: Job) -> Json:
-    """What was asked for: nothing of it changes."""
+    """What was asked for: nothing of it changes. Of a deadline it has the seconds that are left, no moment."""
     request = _shallow(without_audio(job.request))
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
         request["reference"] = {"parts": list(reference_parts(job.request)), **window}
     kept = {name: getattr(job, name) for name in JOB_FIELDS}
-    return {**kept, "created_at": _text(job.created_at), "warnings": job.warnings, "request": request}
+    written = {"created_at": _text(job.created_at), "warnings": job.warnings, "seconds_left": seconds_left(job)}
+    return {**kept, **written, "request": request}
 
 
 def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
@@ -91,7 +93,9 @@ def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
         **{**given, "guidance_scale": tuple(given["guidance_scale"]), "tracks": tuple(given["tracks"])}
     )
     kept = {name: record[name] for name in JOB_FIELDS}
-    return Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
+    job = Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
+    _set_deadline(job, record)
+    return job
 
 
 def progressed(job: Job) -> Json:
@@ -102,6 +106,7 @@ def progressed(job: Job) -> Json:
         "started_at": _text(job.started_at),
         "attempts": job.attempts,
         "progress": asdict(job.progress) if job.progress else None,
+        "seconds_left": seconds_left(job),
     }
 
 
@@ -110,6 +115,7 @@ def read_progressed(job: Job, record: Json) -> None:
     job.model, job.attempts = record["model"], record["attempts"]
     job.started_at = _moment(record["started_at"])
     job.progress = Progress(**record["progress"]) if record["progress"] else None
+    _set_deadline(job, record)
     job.state = record["state"]
 
 
@@ -141,9 +147,19 @@ def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
     job.state = record["state"]
 
 
+def seconds_left(job: Job) -> float | None:
+    """Until the job's deadline. Other servers are told seconds, for moments of this clock mean nothing to them."""
+    return None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
+
+
 def packed(record: Json) -> bytes:
     """As it is written."""
     return json.dumps(record, ensure_ascii=False).encode()
+
+
+def _set_deadline(job: Job, record: Json) -> None:
+    left = record.get("seconds_left")
+    job.deadline = None if left is None else time.monotonic() + left
 
 
 def _song(song: Song) -> Json:

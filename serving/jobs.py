@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from serving import job_record
 from serving.backlog import Backlog
-from serving.job import RUNNING, Job, about
+from serving.job import QUEUED, RUNNING, Job, about
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
+from serving.pace import Outlook
 from serving.problems import conflict, not_found
 from serving.singers import Models, Singers
 
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LISTED_JOBS = 100
 LOOK_SECONDS = 2.0  # between two looks at a job that another server has
+SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
 READERS = 16  # files that are read at once for a list
 
 
@@ -97,6 +100,38 @@ class Jobs:
         self._remembered = {job.id: job for job in jobs if job.finished and job.id not in live}
         return jobs
 
+    def outlooks(self) -> Mapping[str, Outlook]:
+        """What the jobs that wait here can expect, by job id."""
+        return self._backlog.outlooks()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no song is begun any more."""
+        return self._backlog.draining
+
+    @property
+    def busy(self) -> bool:
+        """Whether a song is sung here."""
+        return any(job.state == RUNNING for job in self._backlog.living())
+
+    def is_left(self, job: Job) -> bool:
+        """Whether this server, which is stopping, will not bring the job any further."""
+        backlog = self._backlog
+        return backlog.draining and not job.finished and not (backlog.has(job) and job.state == RUNNING)
+
+    def wait_for_change(self, job: Job, seconds: float) -> None:
+        """Wait until there is something new of the job, so long at most, or until it is left."""
+        before, backlog = _shown(job), self._backlog
+        if backlog.has(job):
+            self.wait_until(
+                lambda: _shown(job) != before or not backlog.has(job) or self.is_left(job),
+                self._until_late(job, seconds),
+            )
+            backlog.expire()
+        else:
+            self.wait_until(lambda: backlog.draining, min(LOOK_SECONDS, seconds))
+            backlog.look_again(job)
+
     def wait(self, job: Job, seconds: float) -> bool:
         """Wait until the job is finished, so long at most; whether it is. The job is told what others do to it.
 
@@ -133,7 +168,7 @@ class Jobs:
         What is not finished is given to other servers.
         """
         self.drain()
-        self.wait_until(lambda: all(job.state != RUNNING for job in self._backlog.living()), seconds)
+        self.wait_until(lambda: not self.busy, seconds)
         self._backlog.close()
         self._models.close()  # which is what wakes a singer that waits for an engine
         self._singers.join()
@@ -172,8 +207,19 @@ class Jobs:
         """Wait as long as the job is this server's; whether there is nothing more to wait for."""
         backlog = self._backlog
 
-        def is_leaving() -> bool:
-            return backlog.draining and not (backlog.has(job) and job.state == RUNNING)
+        def is_over() -> bool:
+            return job.finished or self.is_left(job) or not backlog.has(job)
 
-        self.wait_until(lambda: job.finished or is_leaving() or not backlog.has(job), seconds)
-        return job.finished or is_leaving() or backlog.has(job)
+        end = time.monotonic() + seconds
+        while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
+            backlog.expire()
+        return job.finished or self.is_left(job) or backlog.has(job)
+
+    def _until_late(self, job: Job, seconds: float) -> float:
+        """So many seconds, or those until the job's deadline passes while it waits."""
+        left = job_record.seconds_left(job) if job.state == QUEUED else None
+        return seconds if left is None else min(seconds, left + SLACK_SECONDS)
+
+
+def _shown(job: Job) -> tuple[object, ...]:
+    return job.state, job.progress, job.cancel_requested

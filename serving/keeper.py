@@ -56,6 +56,9 @@ class Owner(Protocol):
     def hear(self, wishes: Collection[str]) -> None:
         """Cancel those of them that are here."""
 
+    def expire(self) -> None:
+        """End what waits and was to be begun by now."""
+
     def save(self) -> None:
         """Try again to write what could not be written."""
 
@@ -94,6 +97,7 @@ class Keeper:
 
     def look_after(self) -> None:
         """One round. Raises StorageError; the next round begins anew."""
+        self._owner.expire()
         self._owner.save()
         self._note_progress()
         around = self._store.surroundings()

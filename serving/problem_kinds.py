@@ -60,6 +60,13 @@ _KINDS = (
         "unknown-model", 400, (PREDICT, DOWNLOAD), "There is no model of that name.", "Take one that `allowed` names."
     ),
     Kind(
+        "response-too-large",
+        400,
+        (PREDICT, AUDIO),
+        "The song, or what is expected of it, is larger than an answer may be.",
+        "Fetch it in pieces: see `detail`; or ask for fewer tracks, segments or a smaller format.",
+    ),
+    Kind(
         "not-found",
         404,
         (PREDICT, JOB, AUDIO),
@@ -113,6 +120,34 @@ _KINDS = (
         "Ask for a range within the file's `bytes`.",
     ),
     Kind("queue-full", 429, (PREDICT,), "Too many songs wait already.", "Try again after `Retry-After` seconds."),
+    Kind(
+        "deadline-unreachable",
+        503,
+        (PREDICT,),
+        "By what songs took here, this one would be done after its `deadline_seconds`.",
+        "Allow more time, or try again after `Retry-After` seconds.",
+    ),
+    Kind(
+        "deadline-passed",
+        504,
+        (PREDICT,),
+        "The song's deadline passed while it waited, so it was not sung.",
+        "Send it again, with more time.",
+    ),
+    Kind(
+        "too-many-waiters",
+        503,
+        (JOB,),
+        "As many streams and requests wait as may.",
+        "Ask for the job's state instead, or try again after `Retry-After` seconds.",
+    ),
+    Kind(
+        "reference-unavailable",
+        503,
+        (PREDICT,),
+        "Reference audio could not be fetched from its address.",
+        "Try again, or send it as base64.",
+    ),
     Kind(
         "internal-error",
         500,

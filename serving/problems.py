@@ -96,10 +96,32 @@ def conflict(detail: str, **members: object) -> Problem:
     return Problem(409, "conflict", detail, members)
 
 
-def queue_full(limit: int) -> Problem:
-    """No more songs may wait."""
+def queue_full(limit: int, position: int, free_in: float | None, expected_seconds: float | None) -> Problem:
+    """No more songs may wait. The next place is free in so many seconds, as far as songs have been measured."""
     detail = f"{limit} songs are waiting already; try again later"
-    return Problem(429, "queue-full", detail, headers=_AGAIN)
+    members = {"position": position, "expected_seconds": _whole_seconds(expected_seconds)}
+    return Problem(429, "queue-full", detail, members, _again(free_in))
+
+
+def deadline_unreachable(deadline_seconds: float, position: int, expected_seconds: float) -> Problem:
+    """The song would come too late, by what songs took here."""
+    detail = (
+        f"the song is expected in {expected_seconds:.0f} s, and deadline_seconds is {deadline_seconds:g}; "
+        "allow more time, or ask again when fewer songs wait"
+    )
+    expected = _whole_seconds(expected_seconds)
+    members = {"deadline_seconds": deadline_seconds, "position": position, "expected_seconds": expected}
+    return Problem(503, "deadline-unreachable", detail, members, _again(expected_seconds - deadline_seconds))
+
+
+def deadline_passed() -> Problem:
+    """A song was not begun in time."""
+    return Problem(504, "deadline-passed", "the song's deadline passed while it waited, so it was not sung")
+
+
+def no_seat() -> Problem:
+    """As many requests wait as may."""
+    return unavailable("too-many-waiters", "as many streams and requests wait as may; ask for the job's state instead")
 
 
 def stopping() -> Problem:
@@ -177,6 +199,15 @@ def shown(value: object) -> object:
 def _members(error: InvalidField) -> dict[str, object]:
     members = {"field": error.field, "value": shown(error.value), "allowed": error.allowed}
     return members if error.line is None else {**members, "line": error.line}
+
+
+def _again(seconds: float | None) -> dict[str, str]:
+    """When to come back, in whole seconds; about one song's time where nothing has been measured."""
+    return _AGAIN if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _whole_seconds(seconds: float | None) -> int | None:
+    return None if seconds is None else math.ceil(seconds)
 
 
 def _of_http(error: HTTPException) -> Problem:

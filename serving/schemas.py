@@ -29,6 +29,8 @@ from serving.singers import another_model
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 DRAWN_SEEDS = 2**32  # short enough to be typed again
+LONGEST_DEADLINE_SECONDS = 86_400
+LARGEST_PIECE = 2**53 - 1  # bytes
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
 LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
 REFERENCE_PARTS = ("audio", "vocal", "instrumental")
@@ -152,6 +154,7 @@ class Parameters(_Strict):
         json_schema_extra={"uniqueItems": True},
     )
     wait_seconds: float | None = _number(0, LONGEST_WAIT_SECONDS)
+    deadline_seconds: float | None = _number(1, LONGEST_DEADLINE_SECONDS)
     request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description=REQUEST_ID_TEXT)
     reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
     model: str | None = Field(None, description="the name of the model that is loaded")
@@ -209,6 +212,20 @@ class JobOperation(_Strict):
 
     job_id: str = Field(description="the id of a job")
     operation: Literal["status", "result", "cancel"] = Field(description=", ".join(JOB_OPERATIONS))
+    track: Literal["mix", "vocal", "instrumental"] | None = Field(
+        None, description=f"one of {', '.join(TRACK_NAMES)}, with operation result"
+    )
+    offset: Whole | None = Field(None, ge=0, le=LARGEST_PIECE, description="a whole number of bytes from 0, with track")
+    length: Whole | None = Field(None, ge=1, le=LARGEST_PIECE, description="a whole number of bytes from 1, with track")
+
+    @model_validator(mode="after")
+    def _is_a_piece(self) -> JobOperation:
+        given = [name for name in ("track", "offset", "length") if getattr(self, name) is not None]
+        if given and self.operation != "result":
+            raise _wrapped(InvalidField(given[0], getattr(self, given[0]), "only with operation result"))
+        if given and self.track is None:
+            raise _wrapped(InvalidField("track", None, f"one of {', '.join(TRACK_NAMES)}, where a piece is asked for"))
+        return self
 
 
 class Download(_Strict):
@@ -236,6 +253,7 @@ class Order:
 
     request: SongRequest
     wait_seconds: float | None
+    deadline_seconds: float | None
     request_id: str | None
     model: str | None
     warnings: tuple[str, ...]
@@ -321,9 +339,8 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model,
         given["reference"] = reference.as_reference()
     request = SongRequest(**{**given, "seed": seed})
     warnings = _warnings(wanted, model)
-    return Order(
-        request, wanted.wait_seconds, wanted.request_id, wanted.model, warnings, _fingerprint(wanted), to_fetch
-    )
+    how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
+    return Order(request, *how, warnings, _fingerprint(wanted), to_fetch)
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -342,7 +359,7 @@ def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
 
 
 def _fingerprint(wanted: Instance) -> str:
-    body = wanted.model_dump(exclude={"request_id", "wait_seconds"}, exclude_none=True)
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,6 +21,8 @@ from storage import is_address
 
 STARTUP = "startup"
 LONGEST_WAIT_SECONDS = 3_600  # the longest that a Vertex AI endpoint can be told to wait
+VERTEX_RESPONSE_BYTES = 1_400_000  # under the 1.5 MB that a shared Vertex AI endpoint passes
+SMALLEST_RESPONSE_BYTES = 10_000  # so that a piece of a song fits, with what is said of it
 VERTEX_WAIT_SECONDS = 50  # under the 60 s after which a shared Vertex AI endpoint hangs up
 EVERYWHERE = "0.0.0.0"
 RESERVED_THREADS = 16  # never used by requests that wait, so that /health is always answered
@@ -76,6 +78,11 @@ class Settings(BaseSettings):
     max_instances: int = Field(default=8, ge=1, le=1_000, description="a whole number from 1 to 1000")
     max_request_bytes: int = Field(
         default=10 * 1024 * 1024, ge=1_024, description="a whole number of bytes, 1024 or more"
+    )
+    max_response_bytes: int | None = Field(
+        default_factory=lambda data: VERTEX_RESPONSE_BYTES if data.get("aip_mode") else None,
+        ge=SMALLEST_RESPONSE_BYTES,
+        description=f"a whole number of bytes, {SMALLEST_RESPONSE_BYTES} or more",
     )
     threads: int = Field(
         default=64,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -43,7 +44,6 @@ class Singers:
     def __init__(self, models: Models, backlog: Backlog, store: JobStore) -> None:
         self._models, self._backlog, self._store = models, backlog, store
         self._changed = backlog.changed
-        self._capacity = 1  # songs that the engine sings together, as far as is known
         self._busy = 0  # dispatchers that have a song, or are about to take one
         self._dispatchers: list[threading.Thread] = []
         backlog.on_entry = self._start_dispatchers
@@ -55,7 +55,7 @@ class Singers:
 
     def _start_dispatchers(self) -> None:
         """A thread for each song that could be sung now, none before there is one. The lock is held."""
-        wanted = min(self._capacity, self._busy + len(self._backlog.queue))
+        wanted = min(self._backlog.pace.together, self._busy + len(self._backlog.queue))
         while len(self._dispatchers) < wanted and not self._backlog.draining:
             dispatcher = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
             self._dispatchers.append(dispatcher)
@@ -81,7 +81,9 @@ class Singers:
         """Wait for a job, and for room in the engine; False once closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._backlog.draining or (self._backlog.may_begin() and self._busy < self._capacity)
+                lambda: (
+                    self._backlog.draining or (self._backlog.may_begin() and self._busy < self._backlog.pace.together)
+                )
             )
             if self._backlog.draining:
                 return False
@@ -90,8 +92,9 @@ class Singers:
 
     def _next(self, loaded: Loaded) -> Job | None:
         """Take the next job out of the queue, unless all were cancelled while the models were loaded."""
+        self._backlog.expire()
         with self._changed:
-            self._capacity = loaded.max_songs
+            self._backlog.pace.together = loaded.max_songs
             self._start_dispatchers()
             if not self._backlog.queue:
                 return None
@@ -100,7 +103,8 @@ class Singers:
             if fits:
                 job.model = loaded.model.name
                 job.attempts += 1
-                job.started_at, job.state, job.engine = now(), RUNNING, loaded.engine
+                job.started_at, job.began = now(), time.monotonic()
+                job.state, job.engine = RUNNING, loaded.engine
             self._changed.notify_all()
         if not fits:
             self._backlog.finish(job, job_record.failed(another_model(job.wanted_model, loaded.model.name)))
@@ -126,6 +130,8 @@ class Singers:
             elif (engine.alive and not self._backlog.closed) or not self._queued_again(job):
                 self._backlog.finish(job, job_record.failed(error))
         else:
+            with self._changed:
+                self._backlog.pace.note(time.monotonic() - (job.began or 0.0))
             self._backlog.finish(job, job_record.succeeded(song))
 
     def _write_start(self, job: Job) -> None:

@@ -13,8 +13,9 @@ A prediction (`prediction`) of a finished song:
     segments            [{"tag", "start_seconds", "end_seconds"}, …]
     timings             stage -> seconds
 
-A song that is not finished has the first entry only, with `status` "queued" or "running"; one that failed, was
-cancelled or was interrupted has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+A song that is not finished has the first entry only, with `status` "queued" or "running"; a queued one has `position`
+and `expected_seconds` too, null where its server cannot tell. One that failed, was cancelled or was interrupted has
+`error` too, a problem. The job's own view (`job_view`) is the same without any base64.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from datetime import datetime
 from typing import Any
 
 from inference.song import MIME_TYPES, Song
-from serving.job import FINISHED, SUCCEEDED, Job
+from serving.job import FINISHED, QUEUED, SUCCEEDED, Job
+from serving.pace import Outlook
 from serving.problems import problem_of
 
 
-def job_view(job: Job) -> dict[str, object]:
-    """A job as it is now, without its audio."""
+def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
+    """A job as it is now, without its audio; while it is queued, with what it can expect, as far as that is known."""
     state = job.state  # read first: what it promises was set before it
     view: dict[str, object] = {
         "job_id": job.id,
@@ -47,6 +49,10 @@ def job_view(job: Job) -> dict[str, object]:
     }
     if state == SUCCEEDED and job.song:
         return {**view, **_song_view(job, job.song)}
+    if state == QUEUED:
+        expected = outlook.expected_seconds if outlook else None
+        seconds = None if expected is None else round(expected, 1)
+        return {**view, "position": outlook.position if outlook else None, "expected_seconds": seconds}
     if state in FINISHED and job.error:
         return {**view, "error": problem_of(job.error).as_dict()}
     return view

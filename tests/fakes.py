@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Response, jsonify
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -249,7 +249,7 @@ class Served:
     def waiters(self) -> int:
         """How many requests wait for a song or for the models."""
         services = self.app.extensions["yue"]
-        return services.settings.max_waiters - services._seats._value
+        return services.settings.max_waiters - services.seats.free
 
     def wait_for(self, job_id: str) -> None:
         jobs = self.app.extensions["yue"].jobs
@@ -266,8 +266,8 @@ def new_folder() -> str:
 class ChildEngine(FakeEngine):
     """A fake engine with a process of its own, as the real one has."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, may_sing: bool = True) -> None:
+        super().__init__(may_sing)
         self._child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
     def info(self) -> dict[str, object]:
@@ -279,11 +279,29 @@ class ChildEngine(FakeEngine):
         self._child.communicate()
 
 
-def fake_app(may_fetch: bool = True) -> Flask:
-    """A whole server but for its models, for gunicorn to run; its settings come from the environment."""
+def fake_app(may_fetch: bool = True, may_sing: bool = True) -> Flask:
+    """A whole server but for its models, for gunicorn to run; its settings come from the environment.
+
+    Two more routes are for the test: /sing-on lets every song through, /waiters tells how many requests wait.
+    """
     models = FakeModels(may_fetch)
-    manager = ModelManager(catalog.find("tiny"), models.fetch, lambda files, on_loading: ChildEngine())
-    return create_app(manager=manager)
+    engines: list[ChildEngine] = []
+
+    def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> ChildEngine:
+        engines.append(ChildEngine(may_sing))
+        return engines[-1]
+
+    app = create_app(manager=ModelManager(catalog.find("tiny"), models.fetch, start_engine))
+    services = app.extensions["yue"]
+
+    def sing_on() -> Response:
+        for engine in engines:
+            engine.sing_on()
+        return jsonify(engines=len(engines))
+
+    app.add_url_rule("/sing-on", "sing-on", sing_on, methods=["POST"])
+    app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.seats.free))
+    return app
 
 
 def problem(response: TestResponse, status: int) -> Any:

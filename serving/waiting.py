@@ -1,0 +1,60 @@
+"""Requests that wait: how many may, and whether their clients are still there.
+
+It knows nothing of what they wait for.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PEEK_SECONDS = 2.0  # between two looks at whether a client is still there
+
+
+class Seats:
+    """Some threads are never given to those who wait, so that /health has one: as many may wait as there are seats."""
+
+    def __init__(self, seats: int) -> None:
+        self._free = threading.Semaphore(seats)
+
+    def take(self) -> bool:
+        """Whether a seat was free. Who has it gives it back."""
+        return self._free.acquire(blocking=False)
+
+    def give_back(self) -> None:
+        """Free a seat that was taken."""
+        self._free.release()
+
+    @property
+    def free(self) -> int:
+        """How many more may wait."""
+        return self._free._value
+
+    @contextmanager
+    def seat(self) -> Iterator[bool]:
+        """Whether this request may wait."""
+        seated = self.take()
+        try:
+            yield seated
+        finally:
+            if seated:
+                self.give_back()
+
+
+def is_gone(environ: Mapping[str, Any]) -> bool:
+    """Whether the client of that WSGI request has hung up, or will send nothing more; False where nobody can tell."""
+    connection = environ.get("gunicorn.socket")
+    if not isinstance(connection, socket.socket):
+        return False
+    try:
+        # The system's own recv: that of the worker's sockets would wait for something to read.
+        return not socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ValueError:  # it is encrypted, and cannot be peeked at
+        return False
+    except OSError:  # it was reset or closed
+        return True
