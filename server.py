@@ -28,7 +28,7 @@ from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
-from serving import schemas, tracks, views
+from serving import openapi, schemas, tracks, views
 from serving.job import SUCCEEDED, Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
@@ -71,9 +71,11 @@ def create_app(
         jobs.start()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.url_map.merge_slashes = False  # it would answer with a page that redirects, and no problem
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[SERVICES] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
+    openapi.install(app, settings.max_instances)
     app.before_request(_start_clock)
     app.after_request(_log_request)
     app.register_error_handler(Exception, _problem_response)

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +30,8 @@ from serving.singers import another_model
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 DRAWN_SEEDS = 2**32  # short enough to be typed again
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
+REQUEST_ID, REQUEST_ID_TEXT = r"[!-~]{1,128}", "1 to 128 visible ASCII characters"
+KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
 JOB_OPERATIONS = ("status", "result", "cancel")
 SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
@@ -43,6 +46,8 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+Scale = Annotated[float, Field(ge=1, le=10)]
+Scales = Annotated[list[Scale], Field(min_length=2, max_length=2)]
 
 
 def _number(low: float, high: float, what: str = "a number") -> Any:
@@ -95,9 +100,15 @@ class Parameters(_Strict):
     """The defaults for all instances of a request. What is None is left to SongRequest's own defaults."""
 
     genres: str | None = Field(
-        None, min_length=1, max_length=LONGEST_GENRES, description=f"text of 1 to {LONGEST_GENRES} characters"
+        None,
+        min_length=1,
+        max_length=LONGEST_GENRES,
+        description=f"text of 1 to {LONGEST_GENRES} characters",
+        json_schema_extra={"pattern": r"\S"},
     )
-    lyrics: str | None = Field(None, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
+    lyrics: str | None = Field(
+        None, min_length=1, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters"
+    )
     segments: Whole | None = _whole_number(1, 100)
     seed: Whole | None = _whole_number(0, LARGEST_SEED)
     max_new_tokens: Whole | None = _whole_number(100, MAX_NEW_TOKENS)
@@ -105,19 +116,20 @@ class Parameters(_Strict):
     top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, up to 1")
     top_k: Whole | None = _whole_number(0, 1_024)
     repetition_penalty: float | None = _number(1, 2)
-    guidance_scale: list[Annotated[float, Field(ge=1, le=10)]] | None = Field(
-        None, min_length=2, max_length=2, description="a number from 1 to 10, or two: first section, later ones"
-    )
+    guidance_scale: Scales | None = Field(None, description="a number from 1 to 10, or two: first section, later ones")
     format: Literal["mp3", "wav", "flac", "ogg"] | None = Field(None, description=", ".join(MIME_TYPES))
     tracks: list[Literal["mix", "vocal", "instrumental"]] | None = Field(
-        None, min_length=1, description=f"a list of {', '.join(TRACK_NAMES)}, each at most once"
+        None,
+        min_length=1,
+        description=f"a list of {', '.join(TRACK_NAMES)}, each at most once",
+        json_schema_extra={"uniqueItems": True},
     )
     wait_seconds: float | None = _number(0, LONGEST_WAIT_SECONDS)
-    request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$", description="1 to 128 visible ASCII characters")
+    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description=REQUEST_ID_TEXT)
     reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
     model: str | None = Field(None, description="the name of the model that is loaded")
 
-    @field_validator("guidance_scale", mode="before")
+    @field_validator("guidance_scale", mode="before", json_schema_input_type=Scale | Scales | None)
     @classmethod
     def _one_sets_both(cls, scale: object) -> object:
         return [scale, scale] if isinstance(scale, int | float) else scale
@@ -176,7 +188,9 @@ class Download(_Strict):
     """What /download-models takes. Without `model` and `revision`: the model that is set up."""
 
     model: str | None = Field(None, description="the name of a model")
-    revision: str | None = Field(None, pattern=r"^[\w./-]{1,200}$", description="a branch, tag or commit of the model")
+    revision: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_./-]{1,200}$", description="a branch, tag or commit of the model"
+    )
     force: bool = Field(False, description="true or false")
     wait: bool = Field(True, description="true or false")
 
@@ -206,7 +220,7 @@ def read(schema: type[Schema], raw: object) -> Schema:
     if not isinstance(raw, Mapping):
         raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
     try:
-        return schema.model_validate(_without_nulls(raw))
+        return schema.model_validate(_without_nulls(raw, schema))
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 
@@ -224,7 +238,7 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
     if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
         got = f"{len(instances)} instances" if isinstance(instances, list) else instances
         raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
-    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"])
+    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"], Parameters)
     try:
         read(Parameters, parameters)
     except Problem as problem:
@@ -243,8 +257,13 @@ def is_models_operation(instance: object) -> bool:
 
 
 def read_keys(header: str | None, instances: int) -> list[str | None]:
-    """The request id of each instance that the header Idempotency-Key gives: several get their places in the list."""
-    key = (header or "").strip().strip('"')
+    """The request id of each instance that the header Idempotency-Key gives: several get their places in the list.
+
+    Raises Problem.
+    """
+    if not KEY.match(header or ""):
+        raise invalid([InvalidField("Idempotency-Key", header, REQUEST_ID_TEXT)])
+    key = (header or "").strip('"')
     if not key:
         return [None] * instances
     return [key] if instances == 1 else [f"{key}.{index}" for index in range(instances)]
@@ -257,7 +276,7 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model,
     """
     if not isinstance(instance, Mapping):
         raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
-    read_from = {**parameters, **_without_nulls(instance)}
+    read_from = {**parameters, **_without_nulls(instance, Instance)}
     if key is not None and read_from.setdefault("request_id", key) != key:
         raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
     wanted = read(Instance, read_from)
@@ -335,7 +354,8 @@ def _decoded(field: str, text: str | None) -> bytes | None:
         raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
 
 
-def _without_nulls(fields: object) -> Any:
-    return (
-        {name: value for name, value in fields.items() if value is not None} if isinstance(fields, Mapping) else fields
-    )
+def _without_nulls(raw: object, schema: type[BaseModel]) -> Any:
+    """Without the schema's fields that hold null; an unknown name stays, to be refused."""
+    if not isinstance(raw, Mapping):
+        return raw
+    return {name: value for name, value in raw.items() if value is not None or name not in schema.model_fields}
