@@ -61,6 +61,8 @@ COPY --from=weights --chown=yue:yue /models /models
 COPY entrypoint.sh *.py LICENSE ./
 COPY inference inference
 COPY serving serving
+# The contract shows them.
+COPY examples examples
 
 ARG BAKE_MODEL=
 ENV YUE_MODEL=${BAKE_MODEL}

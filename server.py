@@ -74,6 +74,7 @@ def create_app(
         jobs.start()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.url_map.merge_slashes = False  # it would answer with a page that redirects, and no problem
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[SERVICES] = app.extensions[STOPPABLE] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)

@@ -103,6 +103,8 @@ class UnfinishedJob(_Job):
     """A song that waits or is made."""
 
     status: Literal["queued", "running"]
+    position: Natural | None = _maybe("of a queued song: how many come before it; null where its server is another")
+    expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
 
 
 class SungJob(_Job):
@@ -136,6 +138,28 @@ class SungPrediction(SungJob):
         description="by name, the first that was asked for first",
         json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
     )
+
+
+class SungElsewhere(SungJob):
+    """A finished song that is too large for an answer."""
+
+    audio_omitted: str = Field(description="why, and how to get it")
+    audio_uri: str = _maybe("where the first track lies in the server's bucket")
+    url: str = _maybe("the same, signed, to be fetched by anybody for an hour")
+
+
+class SongPiece(_Answer):
+    """A part of one track of a finished song."""
+
+    job_id: JobId
+    status: Literal["succeeded"]
+    track: str = Field(json_schema_extra={"enum": list(TRACK_NAMES)})
+    mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
+    bytes: Natural = Field(description="of the whole track")
+    offset: Natural = Field(description="where this part begins")
+    length: Natural = Field(description="bytes of this part")
+    next_offset: Natural | None = Field(description="where the next part begins; null after the last")
+    audio: str = Field(description="this part, base64", pattern="^[A-Za-z0-9+/]*=*$")
 
 
 class Refused(_Answer):
@@ -261,7 +285,9 @@ class Health(_Answer):
     models: ModelsStatus
 
 
-Prediction = SungPrediction | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
+Prediction = (
+    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
+)
 
 
 class Predictions(_Answer):

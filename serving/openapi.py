@@ -38,7 +38,16 @@ SECURITY = {
 }
 REF = "#/components/schemas/"
 NULL = {"type": "null"}
+LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 AGAIN = (429, 503, 507)  # the statuses of what passes
+# What the first prediction says of a job leads to these.
+_JOB_ID = {"job_id": "$response.body#/predictions/0/job_id"}
+_MIX = {**_JOB_ID, "track": "mix", "audio_format": "$response.body#/predictions/0/format"}
+LINKS = {
+    "job": {"operationId": "get_show_job", "parameters": _JOB_ID},
+    "cancel": {"operationId": "delete_cancel_job", "parameters": _JOB_ID},
+    "audio": {"operationId": "get_job_audio", "parameters": _MIX},
+}
 
 Json = dict[str, Any]
 View = Callable[..., Any]
@@ -156,14 +165,17 @@ def _or_null(schema: Json) -> Json:
 
 
 def _without_noise(schema: Any) -> Any:
-    """Without the titles and nulls for defaults that pydantic adds."""
+    """Without the titles and nulls for defaults that pydantic adds, and with its limits as JSON Schema calls them.
+
+    Where a type has a validator of its own, pydantic leaves the limits under the names that Python knows them by.
+    """
     if isinstance(schema, list):
         return [_without_noise(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     noise = ["title"] if isinstance(schema.get("title"), str) else []
     noise += ["default"] if schema.get("default", False) is None else []
-    return {name: _without_noise(each) for name, each in schema.items() if name not in noise}
+    return {LIMITS.get(name, name): _without_noise(each) for name, each in schema.items() if name not in noise}
 
 
 def _operation(name: str, schemas: _Schemas) -> Json:
@@ -174,7 +186,7 @@ def _operation(name: str, schemas: _Schemas) -> Json:
         problems = _problem_response(status, kinds, schemas)
         if status in responses:  # health's own 503
             problems["content"] |= responses[status]["content"]
-            problems["description"] = responses[status]["description"] + " " + problems["description"]
+            problems["description"] = responses[status]["description"] + "\n\n" + problems["description"]
         responses[status] = problems
     made: Json = {"tags": [operation.tag], "responses": dict(sorted(responses.items()))}
     if operation.description:
@@ -207,11 +219,7 @@ def _response(answer: Answer, schemas: _Schemas) -> Json:
             name: {"description": text, "schema": {"type": "string"}} for name, text in answer.headers.items()
         }
     if answer.links:
-        job_id = "$response.body#/predictions/0/job_id"
-        made["links"] = {
-            name: {"operationId": name, "parameters": {"job_id": job_id}}
-            for name in ("get_show_job", "delete_cancel_job")
-        }
+        made["links"] = LINKS
     return made
 
 
@@ -226,7 +234,7 @@ def _problems(operation: Operation) -> dict[str, list[Kind]]:
 def _problem_response(status: str, kinds: list[Kind], schemas: _Schemas) -> Json:
     narrowed = {"properties": {"type": {"enum": [kind.type for kind in kinds]}}}
     schema = {"allOf": [schemas.of(answers_schema.Problem), narrowed]}
-    text = " ".join(f"`{kind.name}`: {kind.meaning}" for kind in kinds)
+    text = "\n\n".join(f"`{kind.name}`: {kind.meaning}" for kind in kinds)
     made: Json = {"description": text, "content": {CONTENT_TYPE: {"schema": schema}}}
     if int(status) in AGAIN:
         seconds = {"description": "in so many seconds another try may help", "schema": {"type": "string"}}

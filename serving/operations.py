@@ -130,6 +130,15 @@ OPERATIONS = {
         places=(STORE, JOB),
         parameters=(JOB_ID,),
     ),
+    "job_events": Operation(
+        "Jobs",
+        {
+            200: Answer("`progress` whenever it has changed, then `end`.", {"text/event-stream": str}),
+            204: Answer("The client has heard the end."),
+        },
+        places=(STORE, JOB),
+        parameters=(JOB_ID, _header("Last-Event-ID", "the last event that the client has had")),
+    ),
     "job_audio": Operation(
         "Jobs",
         {
@@ -142,7 +151,7 @@ OPERATIONS = {
     ),
     "expose": Operation(
         "Server",
-        {200: Answer("The measurements.", {"text/plain": None, "application/openmetrics-text": None})},
+        {200: Answer("The measurements.", {"text/plain": str, "application/openmetrics-text": str})},
     ),
     "health": Operation(
         "Models",

@@ -266,7 +266,7 @@ def read(schema: type[Schema], raw: object) -> Schema:
     if not isinstance(raw, Mapping):
         raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
     try:
-        return schema.model_validate(_without_nulls(raw))
+        return schema.model_validate(_without_nulls(raw, schema))
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 
@@ -284,7 +284,7 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
     if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
         got = f"{len(instances)} instances" if isinstance(instances, list) else instances
         raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
-    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"])
+    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"], Parameters)
     try:
         read(Parameters, parameters)
     except Problem as problem:
@@ -322,7 +322,7 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model,
     """
     if not isinstance(instance, Mapping):
         raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
-    read_from = {**parameters, **_without_nulls(instance)}
+    read_from = {**parameters, **_without_nulls(instance, Instance)}
     if key is not None and read_from.setdefault("request_id", key) != key:
         raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
     wanted = read(Instance, read_from)
@@ -403,7 +403,8 @@ def _decoded(field: str, text: str | None) -> bytes | None:
         raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
 
 
-def _without_nulls(fields: object) -> Any:
-    return (
-        {name: value for name, value in fields.items() if value is not None} if isinstance(fields, Mapping) else fields
-    )
+def _without_nulls(raw: object, schema: type[BaseModel]) -> Any:
+    """Without the schema's fields that hold null; an unknown name stays, to be refused."""
+    if not isinstance(raw, Mapping):
+        return raw
+    return {name: value for name, value in raw.items() if value is not None or name not in schema.model_fields}
