@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, UnsupportedMediaType
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
@@ -320,6 +320,8 @@ def _read_json(empty: object = None) -> object:
         limit = request.max_content_length
         detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
         raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    except ClientDisconnected as error:
+        raise Problem(408, "request-timeout", "the body did not come to its end in time; send it again") from error
     if not body and empty is not None:
         return empty
     if not request.is_json:
