@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from flask import Flask, Request, Response, request
 from pydantic import SecretStr
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from serving.problems import Problem
 from serving.settings import KEY_VARIABLE, Settings
@@ -64,6 +64,8 @@ def read_body() -> bytes:
     except RequestEntityTooLarge as error:
         detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
         raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    except ClientDisconnected as error:
+        raise Problem(408, "request-timeout", "the body did not come to its end in time; send it again") from error
     return body
 
 

@@ -83,6 +83,7 @@ _KINDS = (
         "What `Accept` asks for cannot be given.",
         "Accept JSON, or the audio format of the only instance, see `allowed`.",
     ),
+    Kind("request-timeout", 408, (BODY,), "The body did not come to its end in time.", "Send it again."),
     Kind(
         "conflict",
         409,
