@@ -241,6 +241,13 @@ def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == READY
 
 
+def test_python_alone_is_enough_and_help_tells_the_exit_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", str(CLIENT), "--help"]  # without installed packages
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f"\n  {code}  " in done.stdout
+
+
 WRONG: dict[str, Callable[[Path], list[str]]] = {
     "no command": lambda tmp: [],
     "no lyrics": lambda tmp: ["sing", "--genres", "folk"],

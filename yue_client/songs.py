@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from yue_client.errors import ClientError, Failed, Json, Unreachable
 from yue_client.progress import Progress, job_words, models_words
-from yue_client.transport import Server
+from yue_client.transport import Server, is_framed
 
 BLOCK_BYTES = 1 << 16
 PIECE_BYTES = 1_000_000  # as base64 it fits what the smallest endpoint lets through, 1.5 MB
@@ -135,7 +135,7 @@ def _reads(file: BinaryIO) -> Callable[[http.client.HTTPResponse], bool]:
             if file.tell() == begin:
                 raise
         got = file.tell() - begin
-        if length is None or got == int(length):
+        if is_framed(response) and got == int(length or got):
             return True
         if not got:
             raise Unreachable("the answer was cut")

@@ -145,6 +145,8 @@ class Server:
 
     def _prediction(self, response: http.client.HTTPResponse) -> Json:
         answer = response.read()
+        if not is_framed(response):
+            raise Unreachable(f"the answer from {self.address} was cut")
         try:
             prediction: Json = json.loads(answer)["predictions"][0]
             problem = prediction.get("error")
@@ -154,6 +156,11 @@ class Server:
         if problem and not isinstance(prediction.get("status"), str):  # else it is a job that tells how it ended
             raise of_problem(problem if isinstance(problem, dict) else {"detail": str(problem)})
         return prediction
+
+
+def is_framed(response: http.client.HTTPResponse) -> bool:
+    """Whether its head says how long it is; one that was cut within its head may not."""
+    return response.headers.get("Content-Length") is not None or bool(getattr(response, "chunked", False))
 
 
 def _error_in(error: urllib.error.HTTPError) -> ClientError:
