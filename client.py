@@ -32,7 +32,7 @@ CANCEL_PATIENCE_S = 10.0  # somebody has pressed Ctrl-C and waits
 NEVER_FORGOTTEN = 3  # a song that its server has forgotten is asked for so often
 REQUEST_FIELDS = (
     *("genres", "lyrics", "segments", "seed", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty"),
-    *("guidance_scale", "format", "tracks", "model", "wait_seconds", "request_id"),
+    *("guidance_scale", "format", "tracks", "model", "wait_seconds", "request_id", "deadline_seconds"),
 )
 EXIT_CODES = """\
 exit codes:
@@ -192,7 +192,8 @@ def _song(arguments: argparse.Namespace) -> Json:
     if arguments.out and _suffix(arguments.out) in FORMATS:
         song.setdefault("format", _suffix(arguments.out))
     parts = ("audio", "vocal", "instrumental", "start_seconds", "end_seconds")
-    reference = {part: value for part in parts if (value := getattr(arguments, f"reference_{part}")) is not None}
+    given = {part: value for part in parts if (value := getattr(arguments, f"reference_{part}")) is not None}
+    reference = {f"{part}_uri" if _is_address(value) else part: value for part, value in given.items()}
     return {**song, "reference": reference} if reference else song
 
 
@@ -223,11 +224,18 @@ def _text_file(name: str) -> str:
         raise argparse.ArgumentTypeError(f"{error}; allowed: a text file in UTF-8, or - for the input") from error
 
 
+def _is_address(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "gs://"))
+
+
 def _audio_file(name: str) -> str:
+    """A file as base64; an address as it is, for the server to fetch from."""
+    if _is_address(name):
+        return name
     try:
         return base64.b64encode(Path(name).read_bytes()).decode()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{error}; allowed: an audio file") from error
+        raise argparse.ArgumentTypeError(f"{error}; allowed: an audio file, or its address") from error
 
 
 def _output(name: str) -> Path:
@@ -329,11 +337,17 @@ def _add_song(one: Any) -> None:
         "--guidance-scale", type=float, nargs="+", metavar="N", help="one, or first section and later ones"
     )
     words.add_argument("--model", help="refuse to be sung by another")
-    for part, hint in (("audio", "an audio file to continue"), ("vocal", "its voice"), ("instrumental", "the rest")):
+    for part, hint in (
+        ("audio", "an audio file to continue, or its address: https:// or gs://"),
+        ("vocal", "its voice"),
+        ("instrumental", "the rest"),
+    ):
         option = "--reference" if part == "audio" else f"--reference-{part}"
         words.add_argument(option, type=_audio_file, dest=f"reference_{part}", metavar="FILE", help=hint)
     for part in ("start", "end"):
         words.add_argument(f"--reference-{part}", type=float, dest=f"reference_{part}_seconds", metavar="SECONDS")
+    hint = "let the server give the song up when it takes longer"
+    words.add_argument("--deadline-seconds", type=_seconds, metavar="SECONDS", help=hint)
     hint = "let the server wait so long before it answers (default: %(default)g, it is asked how far it is)"
     words.add_argument("--wait-seconds", type=_seconds, default=0.0, metavar="SECONDS", help=hint)
     words.add_argument(

@@ -85,6 +85,22 @@ def test_what_is_wished_for_is_asked_for(tmp_path: Path) -> None:
     }
 
 
+def test_a_reference_may_be_an_address(output: Path) -> None:
+    server = JobServer()
+    sing(server, "--reference", "https://example.org/a.mp3", "--reference-end", "9", "--out", str(output))
+    assert server.instances[0]["reference"] == {"audio_uri": "https://example.org/a.mp3", "end_seconds": 9.0}
+
+
+def test_a_place_in_the_queue_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sing(JobServer([{**QUEUED, "position": 3, "expected_seconds": 80.4}, DONE], [READY]), "--out", str(output))
+    assert "  0% waiting as number 3, 80 s left" in capsys.readouterr().err
+
+
+def test_models_that_are_not_told_of_hold_no_song_up(output: Path) -> None:
+    closed = {"title": "Forbidden", "status": 403, "detail": "models are closed here"}
+    assert sing(JobServer(models=[closed]), "--out", str(output)) == 0
+
+
 def test_what_is_not_wished_for_is_left_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     server = JobServer()

@@ -64,7 +64,7 @@ class LargeAudio(AppDeployment):
             end = min(instance["offset"] + instance["length"], len(self.audio))
             piece = base64.b64encode(self.audio[instance["offset"] : end]).decode()
             following = end if end < len(self.audio) else None
-            found = {"audio": piece, "total_bytes": len(self.audio), "next_offset": following}
+            found = {"audio": piece, "bytes": len(self.audio), "next_offset": following}
         else:
             found = {**json.loads(answer.body)["predictions"][0], "url": "/jobs/x/audio/mix.mp3"}
             del found["audio"]

@@ -63,6 +63,8 @@ def job_words(job: Json, models: Json) -> tuple[str, float]:
     stage = progress.get("stage")
     if job["status"] == "queued" or not stage:
         words = models_words(models)[0]
+        if not words and job.get("position"):
+            return f"waiting as number {job['position']}" + _left(job.get("expected_seconds")), 0.0
         return "waiting" + (f" for the models: {words}" if words else ""), 0.0
     words = STAGES.get(stage, f"singing section {progress.get('section')} of {progress.get('sections')}")
     return words + _left(progress.get("seconds_left")), progress.get("fraction", 0.0)

@@ -11,7 +11,7 @@ import http.client
 from collections.abc import Callable
 from typing import BinaryIO
 
-from yue_client.errors import ClientError, Failed, Json, Unreachable
+from yue_client.errors import ClientError, Failed, Json, Refused, Unauthorized, Unreachable
 from yue_client.progress import Progress, job_words, models_words
 from yue_client.transport import Server, is_framed
 
@@ -25,8 +25,15 @@ def look(server: Server, job_id: str) -> tuple[Json, str, float]:
     """A job, a few words on what it is doing, and how much of it is done, 0 … 1."""
     job = server.predict({"job_id": job_id, "operation": "status"})
     waits = job["status"] in OPEN and not (job["status"] == "running" and (job.get("progress") or {}).get("stage"))
-    models = server.predict({"operation": "models/status"}) if waits else {}
-    return job, *job_words(job, models)
+    return job, *job_words(job, _models(server) if waits else {})
+
+
+def _models(server: Server) -> Json:
+    """What the models are doing; nothing where the server does not tell everybody."""
+    try:
+        return server.predict({"operation": "models/status"})
+    except (Refused, Unauthorized):
+        return {}
 
 
 def follow(server: Server, job_id: str, progress: Progress) -> Json:
@@ -114,7 +121,7 @@ class Tracks:
         while offset is not None:
             piece = self._server.predict({**asked, "offset": offset})
             _write(file, _decoded(piece["audio"]))
-            total, offset = piece["total_bytes"], piece["next_offset"]
+            total, offset = piece.get("total_bytes", piece.get("bytes")), piece["next_offset"]
             if file.tell() != (total if offset is None else offset):
                 raise Failed(f"{track}: got {file.tell()} bytes of {total}, and the next piece is {offset}")
 
