@@ -118,7 +118,7 @@ PYTHON
 sing() {
   local code=0
   # In the background, since bash heeds signals during `wait` but not while a command runs in front.
-  "$python" client.py sing --server "http://127.0.0.1:$PORT" --output "$output" \
+  "$python" client.py sing --url "http://127.0.0.1:$PORT" --out "$output" --force \
     --genres-file examples/genres.txt --lyrics-file examples/lyrics.txt &
   client=$!
   wait "$client" || code=$?

@@ -158,13 +158,21 @@ class FakeFetch:
 
 
 class FakeClock:
-    """A clock that stands still until it is told."""
+    """A clock that stands still until it is told, or until somebody sleeps by it."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
+        self.slept: list[float] = []
 
     def __call__(self) -> float:
         return self._now_s
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self._now_s += seconds
 
     def advance(self, seconds: float) -> None:
         self._now_s += seconds

@@ -23,16 +23,19 @@ QUEUED: Json = {"job_id": JOB_ID, "status": "queued"}
 DOWNLOADING: Json = {"status": "downloading", "download": {"bytes_done": 12, "bytes_total": 100}, "loading": None}
 LOADING: Json = {"status": "loading", "download": {}, "loading": "stage1"}
 READY: Json = {"status": "ready"}
-DONE: Json = {"job_id": JOB_ID, "status": "succeeded", "progress": {"stage": "encode", "fraction": 1.0}}
-RESULT: Json = {
-    **DONE,
-    "audio": base64.b64encode(AUDIO).decode(),
+DONE: Json = {
+    "job_id": JOB_ID,
+    "status": "succeeded",
+    "progress": {"stage": "encode", "fraction": 1.0},
     "mime_type": "audio/mpeg",
+    "format": "mp3",
     "sample_rate": 44_100,
     "duration_seconds": 12.34,
     "seed": 7,
     "warnings": ["lyrics: [intro] comes first"],
+    "tracks": {"mix": {"mime_type": "audio/mpeg", "bytes": len(AUDIO), "url": f"/jobs/{JOB_ID}/audio/mix.mp3"}},
 }
+RESULT: Json = {**DONE, "audio": base64.b64encode(AUDIO).decode()}
 
 
 def running(stage: str, fraction: float, section: int = 0, seconds_left: float | None = None) -> Json:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, RESULT, JobServer, running, serving
+from job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, JobServer, running, serving
 
 import client
+from tests.fakes import FakeClock
 
 CLIENT = Path(__file__).parents[1] / "client.py"
 SING = ["sing", "--genres", "folk calm", "--lyrics", "[verse]\nla la"]
@@ -28,17 +29,17 @@ def output(tmp_path: Path) -> Path:
 
 def sing(server: JobServer, *more: str) -> int:
     with serving(server):
-        return client.main([*SING, "--server", server.address, *more], poll_s=0)
+        return client.main([*SING, "--url", server.address, *more], FakeClock())
 
 
 def test_a_song_is_written_and_told_of(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sing(JobServer(), "--output", str(output)) == 0
+    assert sing(JobServer(), "--out", str(output)) == 0
     assert output.read_bytes() == AUDIO
     assert capsys.readouterr().out == f"{output}: 12.3 s, seed 7, job {JOB_ID}\n"
 
 
 def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sing(JobServer(), "--output", str(output))
+    sing(JobServer(), "--out", str(output))
     assert capsys.readouterr().err.splitlines() == [
         "  0% waiting for the models: downloading 12%",
         "  0% waiting for the models: loading stage1",
@@ -52,14 +53,14 @@ def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixtur
 
 def test_a_step_that_changes_nothing_is_not_shown_again(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [running("stage1", 0.21, 1, 41.0), running("stage1", 0.22, 1, 40.0), running("stage1", 0.23, 1, 39.0), DONE]
-    sing(JobServer(steps), "--output", str(output))
+    sing(JobServer(steps), "--out", str(output))
     assert capsys.readouterr().err.count("singing section 1") == 1
 
 
 def test_on_a_terminal_one_line_moves(output: Path) -> None:
     controller, terminal = pty.openpty()
     with serving(JobServer()) as server:
-        command = [sys.executable, str(CLIENT), *SING, "--server", server.address, "--output", str(output)]
+        command = [sys.executable, str(CLIENT), *SING, "--url", server.address, "--out", str(output)]
         done = subprocess.run(command, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
     shown = os.read(controller, 100_000).decode()
@@ -71,7 +72,7 @@ def test_on_a_terminal_one_line_moves(output: Path) -> None:
 
 def test_what_is_wished_for_is_asked_for(tmp_path: Path) -> None:
     server = JobServer()
-    sing(server, "--segments", "2", "--seed", "5", "--output", str(tmp_path / "song.flac"))
+    sing(server, "--segments", "2", "--seed", "5", "--out", str(tmp_path / "song.flac"))
     asked = server.instances[0]
     assert asked.pop("request_id")
     assert asked == {
@@ -82,6 +83,22 @@ def test_what_is_wished_for_is_asked_for(tmp_path: Path) -> None:
         "format": "flac",
         "wait_seconds": 0,
     }
+
+
+def test_a_reference_may_be_an_address(output: Path) -> None:
+    server = JobServer()
+    sing(server, "--reference", "https://example.org/a.mp3", "--reference-end", "9", "--out", str(output))
+    assert server.instances[0]["reference"] == {"audio_uri": "https://example.org/a.mp3", "end_seconds": 9.0}
+
+
+def test_a_place_in_the_queue_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sing(JobServer([{**QUEUED, "position": 3, "expected_seconds": 80.4}, DONE], [READY]), "--out", str(output))
+    assert "  0% waiting as number 3, 80 s left" in capsys.readouterr().err
+
+
+def test_models_that_are_not_told_of_hold_no_song_up(output: Path) -> None:
+    closed = {"title": "Forbidden", "status": 403, "detail": "models are closed here"}
+    assert sing(JobServer(models=[closed]), "--out", str(output)) == 0
 
 
 def test_what_is_not_wished_for_is_left_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,25 +115,26 @@ def test_words_come_from_files(tmp_path: Path, output: Path) -> None:
     lyrics.write_bytes("\ufeff[verse]\nné à l’aube 歌\n".encode())
     with serving(JobServer()) as server:
         words = ["--genres-file", str(genres), "--lyrics-file", str(lyrics)]
-        client.main(["sing", *words, "--server", server.address, "--output", str(output)], poll_s=0)
+        client.main(["sing", *words, "--url", server.address, "--out", str(output)], FakeClock())
     assert server.instances[0]["genres"] == "folk calm"
     assert server.instances[0]["lyrics"] == "[verse]\nné à l’aube 歌\n"
 
 
-def test_a_song_too_large_for_the_answer_is_fetched_from_its_url(output: Path) -> None:
-    apart = {name: value for name, value in RESULT.items() if name != "audio"}
-    assert sing(JobServer(result={**apart, "url": "/jobs/job-1/audio/mix.mp3"}), "--output", str(output)) == 0
+def test_a_song_is_fetched_as_a_file_where_that_can_be_reached(output: Path) -> None:
+    server = JobServer()
+    assert sing(server, "--out", str(output)) == 0
     assert output.read_bytes() == AUDIO
+    assert "result" not in [instance.get("operation") for instance in server.instances]
 
 
 def test_nothing_half_written_is_left(output: Path) -> None:
-    sing(JobServer(), "--output", str(output))
+    sing(JobServer(), "--out", str(output))
     assert list(output.parent.iterdir()) == [output]
 
 
 def test_a_refusal_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problem = {"title": "Bad request", "status": 400, "detail": "lyrics (line 1): got 'la'; allowed: a [tag] first"}
-    assert sing(JobServer(submitted=problem), "--output", str(output)) == 1
+    assert sing(JobServer(submitted=problem), "--out", str(output)) == 4
     assert capsys.readouterr().err == "client.py: lyrics (line 1): got 'la'; allowed: a [tag] first\n"
     assert not output.exists()
 
@@ -124,33 +142,33 @@ def test_a_refusal_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]
 def test_every_listed_problem_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = [{"title": "a", "detail": "seed: got -1"}, {"title": "a", "detail": "segments: got 0"}]
     problem = {"title": "Bad request", "status": 400, "detail": "2 fields are wrong", "errors": errors}
-    assert sing(JobServer(submitted=problem), "--output", str(output)) == 1
+    assert sing(JobServer(submitted=problem), "--out", str(output)) == 4
     assert capsys.readouterr().err == "client.py: 2 fields are wrong\nseed: got -1\nsegments: got 0\n"
 
 
 def test_an_error_in_the_prediction_is_passed_on(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed = {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
-    assert sing(JobServer([QUEUED, failed]), "--output", str(output)) == 1
-    assert "client.py: out of memory\n" in capsys.readouterr().err
+    assert sing(JobServer([QUEUED, failed]), "--out", str(output)) == 1
+    assert f"client.py: job {JOB_ID} failed: out of memory\n" in capsys.readouterr().err
 
 
 def test_a_song_cancelled_by_another_is_no_success(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sing(JobServer([QUEUED, {"job_id": JOB_ID, "status": "cancelled"}]), "--output", str(output)) == 1
-    assert f"job {JOB_ID}: cancelled" in capsys.readouterr().err
+    assert sing(JobServer([QUEUED, {"job_id": JOB_ID, "status": "cancelled"}]), "--out", str(output)) == 1
+    assert f"job {JOB_ID} cancelled" in capsys.readouterr().err
 
 
 def test_no_server_is_told_with_its_address(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert client.main(["models", "--server", address]) == 3
+        assert client.main(["models", "--url", address]) == 3
     assert address in capsys.readouterr().err
 
 
 def test_a_proxy_is_not_asked_for_this_machine(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
-    assert sing(JobServer(), "--output", str(output)) == 0
+    assert sing(JobServer(), "--out", str(output)) == 0
 
 
 def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,13 +177,13 @@ def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[
             return "hello"  # type: ignore[return-value]
 
     with serving(Other()) as server:
-        assert client.main(["models", "--server", server.address]) == 1
+        assert client.main(["models", "--url", server.address]) == 3
     assert "does not answer like a YuE server" in capsys.readouterr().err
 
 
 def test_ctrl_c_cancels_the_song(output: Path) -> None:
     with serving(JobServer([running("stage1", 0.1, 1)])) as server:
-        command = [sys.executable, str(CLIENT), *SING, "--server", server.address, "--output", str(output)]
+        command = [sys.executable, str(CLIENT), *SING, "--url", server.address, "--out", str(output)]
         singing = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.looked.wait(30)
         singing.send_signal(signal.SIGINT)
@@ -178,15 +196,15 @@ def test_ctrl_c_cancels_the_song(output: Path) -> None:
 
 def test_status_says_where_a_job_is(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(JobServer([running("stage1", 0.34, 2, 41.2)])) as server:
-        assert client.main(["status", JOB_ID, "--server", server.address]) == 0
+        assert client.main(["status", JOB_ID, "--url", server.address]) == 0
     assert capsys.readouterr().out == f"job {JOB_ID}: 34%, singing section 2 of 3, 41 s left\n"
 
 
 def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(JobServer()) as server:
-        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
+        assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
     assert server.instances == [{"job_id": JOB_ID, "operation": "cancel"}]
-    assert f"job {JOB_ID}: cancelled" in capsys.readouterr().err
+    assert f"job {JOB_ID}: cancelled" in capsys.readouterr().out
 
 
 def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,8 +213,8 @@ def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixtu
             return {**running("stage1", 0.2, 1), "cancel_requested": True}
 
     with serving(Busy()) as server:
-        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
-    assert f"job {JOB_ID}: running (cancelled soon)" in capsys.readouterr().err
+        assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
+    assert f"job {JOB_ID}: running (cancelled soon)" in capsys.readouterr().out
 
 
 def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,38 +223,45 @@ def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: 
             return {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
 
     with serving(Failed()) as server:
-        assert client.main(["cancel", JOB_ID, "--server", server.address]) == 0
-    assert f"job {JOB_ID}: failed" in capsys.readouterr().err
+        assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
+    assert f"job {JOB_ID}: failed" in capsys.readouterr().out
 
 
 def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     class Forgetful(JobServer):
         def prediction(self, instance: client.Json) -> client.Json:
-            return {"error": {"title": "Not found", "detail": "no job 'x' is here"}}
+            return {"error": {"title": "Not found", "status": 404, "detail": "no job 'x' is here"}}
 
     with serving(Forgetful()) as server:
-        assert client.main(["cancel", "x", "--server", server.address]) == 1
-        assert client.main(["status", "x", "--server", server.address]) == 1
+        assert client.main(["cancel", "x", "--url", server.address]) == 4
+        assert client.main(["status", "x", "--url", server.address]) == 4
     assert capsys.readouterr().err == "client.py: no job 'x' is here\n" * 2
 
 
 def test_an_earlier_song_is_fetched(output: Path) -> None:
     with serving(JobServer([DONE])) as server:
-        assert client.main(["result", JOB_ID, "--server", server.address, "--output", str(output)]) == 0
+        assert client.main(["result", JOB_ID, "--url", server.address, "--out", str(output)]) == 0
     assert output.read_bytes() == AUDIO
 
 
 def test_a_song_in_a_misnamed_file_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "song.flac"
     with serving(JobServer([DONE])) as server:
-        assert client.main(["result", JOB_ID, "--server", server.address, "--output", str(output)]) == 0
+        assert client.main(["result", JOB_ID, "--url", server.address, "--out", str(output)]) == 0
     assert f"warning: {output} holds mp3" in capsys.readouterr().err
 
 
 def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(JobServer(models=[READY])) as server:
-        assert client.main(["models", "--server", server.address]) == 0
+        assert client.main(["models", "--url", server.address]) == 0
     assert json.loads(capsys.readouterr().out) == READY
+
+
+def test_python_alone_is_enough_and_help_tells_the_exit_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", str(CLIENT), "--help"]  # without installed packages
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f"\n  {code}  " in done.stdout
 
 
 WRONG: dict[str, Callable[[Path], list[str]]] = {
@@ -245,10 +270,10 @@ WRONG: dict[str, Callable[[Path], list[str]]] = {
     "lyrics twice": lambda tmp: [*SING, "--lyrics-file", str(CLIENT)],
     "no such file": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(tmp / "none.txt")],
     "not text": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(_binary(tmp))],
-    "no such folder": lambda tmp: [*SING, "--output", str(tmp / "none" / "song.mp3")],
-    "a folder": lambda tmp: [*SING, "--output", str(tmp)],
+    "no such folder": lambda tmp: [*SING, "--out", str(tmp / "none" / "song.mp3")],
+    "a folder": lambda tmp: [*SING, "--out", str(tmp)],
     "unknown format": lambda tmp: [*SING, "--format", "midi"],
-    "no address": lambda tmp: ["models", "--server", "localhost:8080"],
+    "no address": lambda tmp: ["models", "--url", "localhost:8080"],
 }
 
 

@@ -219,6 +219,7 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self, deployment: Deployment, limits: Limits, port: int = 0) -> None:
         super().__init__((HOST, port), _Handler)
         self.deployment, self.limits = deployment, limits
+        self.token: str | None = None  # that clients need; None: none
         self.url = f"http://{HOST}:{self.server_address[1]}{ENDPOINT_PATH}"
 
     def predict(self, body: bytes) -> Answer:
@@ -299,7 +300,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         size_bytes = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size_bytes)
+        token, given = self.server.token, self.headers.get("Authorization")
         match self.path.removeprefix(ENDPOINT_PATH):
+            case _ if token and given != f"Bearer {token}":
+                answer = _refusal(401, "Request had invalid authentication credentials.")
             case ":predict":
                 answer = self.server.predict(body)
             case ":rawPredict":

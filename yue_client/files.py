@@ -1,0 +1,88 @@
+"""Where songs are written: names for tracks, files that are there whole or not at all, and none overwritten unasked.
+
+It knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from yue_client.errors import Failed, Misused
+
+
+def track_path(path: Path, index: int, track: str) -> Path:
+    """The first track has the song's name, the others have theirs behind it: song.mp3, song-vocal.mp3."""
+    return path if index == 0 else path.with_name(f"{path.stem}-{track}{path.suffix}")
+
+
+def check_free(path: Path, tracks: Sequence[str]) -> None:
+    """That nothing would be overwritten, found out before a song is sung. Raises Misused."""
+    for index, track in enumerate(tracks):
+        if (there := track_path(path, index, track)).exists():
+            raise Misused(f"--out: {there} exists already; allowed: a file that does not, or --force")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, gone at the end unless it was `placed`. Raises Failed where it cannot be written."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
+    except OSError as error:
+        raise Failed(f"{path}: {error}") from error
+    try:
+        os.close(handle)
+        with open(name, "r+b") as file:
+            yield file
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def placed(file: BinaryIO, path: Path, overwrite: bool) -> Path:
+    """Put a whole file in its place, or, where that is taken, beside it: song-2.mp3. Where it lies then."""
+    try:
+        file.flush()
+        name = file.name
+        os.chmod(name, 0o666 & ~_umask())
+        if overwrite:
+            os.replace(name, path)
+            return path
+        for free in _names(path):
+            try:
+                _create(name, free)
+            except FileExistsError:
+                continue
+            return free
+    except OSError as error:
+        raise Failed(f"{path}: {error}") from error
+    raise AssertionError("names never end")
+
+
+def _create(name: str, path: Path) -> None:
+    """Give the file that name if nobody has it, in one step where the file system can."""
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here
+        with path.open("xb") as target, open(name, "rb") as source:
+            shutil.copyfileobj(source, target)
+
+
+def _names(path: Path) -> Iterator[Path]:
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

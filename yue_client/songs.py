@@ -1,0 +1,165 @@
+"""Follows a job to its end and fetches its tracks: as files, from an address, or piece by piece through /predict.
+
+It does not know how requests are sent, or where songs are written.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+from collections.abc import Callable
+from typing import BinaryIO
+
+from yue_client.errors import ClientError, Failed, Json, Refused, Unauthorized, Unreachable
+from yue_client.progress import Progress, job_words, models_words
+from yue_client.transport import Server, is_framed
+
+BLOCK_BYTES = 1 << 16
+PIECE_BYTES = 1_000_000  # as base64 it fits what the smallest endpoint lets through, 1.5 MB
+OPEN = ("queued", "running")
+PARTIAL = 206
+
+
+def look(server: Server, job_id: str) -> tuple[Json, str, float]:
+    """A job, a few words on what it is doing, and how much of it is done, 0 … 1."""
+    job = server.predict({"job_id": job_id, "operation": "status"})
+    waits = job["status"] in OPEN and not (job["status"] == "running" and (job.get("progress") or {}).get("stage"))
+    return job, *job_words(job, _models(server) if waits else {})
+
+
+def _models(server: Server) -> Json:
+    """What the models are doing; nothing where the server does not tell everybody."""
+    try:
+        return server.predict({"operation": "models/status"})
+    except (Refused, Unauthorized):
+        return {}
+
+
+def follow(server: Server, job_id: str, progress: Progress) -> Json:
+    """The job when it has succeeded, shown on its way. Raises Failed where it ended in another way."""
+    try:
+        while True:
+            job, words, fraction = look(server, job_id)
+            progress.show(words, fraction)
+            if job["status"] == "succeeded":
+                return job
+            if job["status"] not in OPEN:
+                raise ended(job)
+            server.http.clock.sleep(server.poll_s)
+    finally:
+        progress.end()
+
+
+def ended(job: Json) -> Failed:
+    """How a job ended that did not succeed."""
+    problem = job.get("error") if isinstance(job.get("error"), dict) else {}
+    detail = (problem or {}).get("detail") or (problem or {}).get("title")
+    text = f"job {job.get('job_id')} {job['status']}" + (f": {detail}" if detail else "")
+    return Failed(text, problem={**(problem or {}), "detail": text, "job_id": job.get("job_id")})
+
+
+def follow_models(server: Server, model: str | None, progress: Progress) -> Json:
+    """The models' state when the one that is fetched is ready. Raises Failed."""
+    try:
+        while True:
+            models = server.predict({"operation": "models/status"})
+            words, fraction = models_words(models.get("next") or models)
+            if not words and not models.get("next"):
+                break
+            progress.show(words or "waiting", fraction)
+            server.http.clock.sleep(server.poll_s)
+    finally:
+        progress.end()
+    if models.get("status") == "ready" and model in (None, models.get("model")):
+        return models
+    trouble = models.get("last_error") or {}
+    raise Failed(str(trouble.get("detail") or "the download was cancelled"), problem=trouble)
+
+
+class Tracks:
+    """The tracks of a finished job, each fetched into a file; what is cut goes on where it was cut."""
+
+    def __init__(self, server: Server, job: Json) -> None:
+        self._server, self._job = server, job
+        self.names: list[str] = list(job.get("tracks") or ("mix",))
+        self._result = (
+            server.predict({"job_id": job["job_id"], "operation": "result"}) if server.by_predict_alone else {}
+        )
+
+    def fetch(self, track: str, file: BinaryIO) -> None:
+        """Write one track. Raises ClientError."""
+        if not self._server.by_predict_alone:
+            path = f"/jobs/{self._job['job_id']}/audio/{track}.{self._job['format']}"
+            return self._download(path, file)
+        first = track == self.names[0]
+        known = {**((self._result.get("tracks") or {}).get(track) or {}), **(self._result if first else {})}
+        if known.get("audio"):
+            _write(file, _decoded(known["audio"]))
+        elif not self._at_address(str(known.get("url") or ""), file):
+            self._pieces(track, file)
+
+    def _at_address(self, address: str, file: BinaryIO) -> bool:
+        """Whether the track could be fetched from there: an address may be too old, or closed to this machine."""
+        if not address.startswith(("https://", "http://")):
+            return False
+        try:
+            self._download(address, file)
+        except ClientError:
+            file.seek(0)
+            file.truncate()
+            return False
+        return True
+
+    def _download(self, address: str, file: BinaryIO) -> None:
+        while not self._server.get(address, {"Range": f"bytes={file.tell()}-"} if file.tell() else {}, _reads(file)):
+            """Each answer that was cut brought something."""
+
+    def _pieces(self, track: str, file: BinaryIO) -> None:
+        offset: int | None = 0
+        asked = {"job_id": self._job["job_id"], "operation": "result", "track": track, "length": PIECE_BYTES}
+        while offset is not None:
+            piece = self._server.predict({**asked, "offset": offset})
+            _write(file, _decoded(piece["audio"]))
+            total, offset = piece["bytes"], piece["next_offset"]
+            if file.tell() != (total if offset is None else offset):
+                raise Failed(f"{track}: got {file.tell()} bytes of {total}, and the next piece is {offset}")
+
+
+def _reads(file: BinaryIO) -> Callable[[http.client.HTTPResponse], bool]:
+    """Writes a response to the file, behind what is there if it is a range; whether it was whole."""
+
+    def read(response: http.client.HTTPResponse) -> bool:
+        if response.status != PARTIAL:
+            file.seek(0)
+            file.truncate()
+        begin = file.tell()
+        length = response.headers.get("Content-Length")
+        try:
+            while block := response.read(BLOCK_BYTES):
+                _write(file, block)
+        except (OSError, http.client.HTTPException):
+            if file.tell() == begin:
+                raise
+        got = file.tell() - begin
+        if is_framed(response) and got == int(length or got):
+            return True
+        if not got:
+            raise Unreachable("the answer was cut")
+        return False
+
+    return read
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    try:
+        file.write(content)
+    except OSError as error:
+        raise Failed(f"the song cannot be written: {error}") from error
+
+
+def _decoded(audio: str) -> bytes:
+    try:
+        return base64.b64decode(audio, validate=True)
+    except binascii.Error as error:
+        raise Failed("the song in the answer is no base64") from error
