@@ -103,7 +103,8 @@ def document(app: Flask, max_instances: int) -> Json:
 def routes(app: Flask) -> Iterator[tuple[str, str, View]]:
     """Path, method and view of every route; what Flask adds by itself (HEAD, OPTIONS) is left out."""
     for rule in app.url_map.iter_rules():
-        yield rule.rule, rule.endpoint.split(" ")[0], app.view_functions[rule.endpoint]
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            yield rule.rule, method, app.view_functions[rule.endpoint]
 
 
 class _Schemas:

@@ -41,6 +41,7 @@ def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, s
     quiet = {"/health", "/metrics", settings.health_route}  # asked every few seconds, by machines
 
     def expose() -> Response:
+        """Numbers for Prometheus."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(metrics.registry), content_type=content_type)
 
@@ -55,7 +56,7 @@ def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, s
         response.call_on_close(clear_contextvars)
         return response
 
-    app.add_url_rule("/metrics", "metrics", expose, methods=["GET"])
+    app.add_url_rule("/metrics", "GET /metrics", expose, methods=["GET"])
     # The first of all, whatever was added before: what refuses a request is to be seen too.
     app.before_request_funcs.setdefault(None, []).insert(0, _begin)
     app.after_request_funcs.setdefault(None, []).insert(0, end)  # which are called in reverse

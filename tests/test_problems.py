@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from werkzeug.exceptions import BadGateway, MethodNotAllowed, RequestTimeout
+from werkzeug.exceptions import BadGateway, ExpectationFailed, MethodNotAllowed
 
 from serving import problem_kinds
 from serving.problem_kinds import KINDS
@@ -67,8 +67,8 @@ def test_an_unknown_kind_and_another_status_are_refused(status: int, kind: str) 
 
 def test_what_http_refuses_otherwise_has_a_known_kind_too(caplog: pytest.LogCaptureFixture) -> None:
     assert problem_of(MethodNotAllowed(valid_methods=["POST"])).kind == "method-not-allowed"
-    late = problem_of(RequestTimeout())
-    assert (late.status, late.kind) == (400, "bad-request")
+    unlisted = problem_of(ExpectationFailed())
+    assert (unlisted.status, unlisted.kind) == (400, "bad-request")
     broken = problem_of(BadGateway())
     assert (broken.status, broken.kind) == (500, "internal-error")
     assert "unforeseen error" in caplog.text
