@@ -3,9 +3,10 @@
 It knows nothing of what is asked or answered: only of connections, and of the time that their bytes take.
 
 A connection gets a thread when there is something to read, not before. A thread that has to wait for the network takes
-one of SLOW_CONNECTIONS seats, and for one request it waits no longer than the worker's `network_seconds`, and a second
-more for every BYTES_PER_SECOND that were moved. A connection that takes longer, or finds no seat, is closed. So there
-are always as many threads left for those who wait for songs, and for /health, as if all clients were quick.
+one of SLOW_CONNECTIONS seats; where none is free, the connection that has made a thread wait longest is closed. For one
+request a thread waits no longer than the worker's `network_seconds`, and a second more for every BYTES_PER_SECOND that
+were moved. So there are always as many threads left for those who wait for songs, and for /health, as if all clients
+were quick.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -32,10 +35,35 @@ NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
 REST_SECONDS = 0.1
 
 
+class Seats:
+    """Those connections for which a thread waits now."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._waiting: dict[socket.socket, float] = {}  # since when, as if it had waited in one go
+
+    @contextmanager
+    def taken(self, sock: socket.socket, waited_seconds: float) -> Iterator[None]:
+        """A seat for who has waited so long before; the one who waits longest makes way where that is necessary."""
+        with self._lock:
+            if len(self._waiting) >= self._limit:
+                longest = min(self._waiting, key=lambda each: self._waiting[each])
+                del self._waiting[longest]
+                with suppress(OSError):  # it hangs up itself just now
+                    longest.shutdown(socket.SHUT_RDWR)  # which wakes its thread
+            self._waiting[sock] = time.monotonic() - waited_seconds
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting.pop(sock, None)
+
+
 class PatientSocket(socket.socket):
     """A client's connection, for whose bytes a thread waits only so long."""
 
-    def __init__(self, client: socket.socket, seats: threading.Semaphore, seconds: float) -> None:
+    def __init__(self, client: socket.socket, seats: Seats, seconds: float) -> None:
         super().__init__(client.family, client.type, client.proto, client.detach())
         self._seats, self._seconds = seats, seconds
         self.begin()
@@ -74,16 +102,14 @@ class PatientSocket(socket.socket):
             raise BlockingIOError(errno.EAGAIN, "nothing to be done without waiting")
         left = self._seconds + self._moved_bytes / BYTES_PER_SECOND - self._waited_seconds
         seconds = left if timeout is None else min(left, timeout)
-        if seconds <= 0 or not self._seats.acquire(blocking=False):
+        if seconds <= 0:
             raise _too_slow()
+        poll = select.poll()
+        poll.register(self, event)
         began = time.monotonic()
-        try:
-            poll = select.poll()
-            poll.register(self, event)
+        with self._seats.taken(self, self._waited_seconds):
             ready = poll.poll(1_000 * seconds)
-        finally:
-            self._seats.release()
-            self._waited_seconds += time.monotonic() - began
+        self._waited_seconds += time.monotonic() - began
         if not ready:
             raise _too_slow()
 
@@ -105,7 +131,7 @@ class Worker(gthread.ThreadWorker):
         files = _most_files()
         self.worker_connections = max(2 * self.cfg.threads, min(self.cfg.worker_connections, files - RESERVED_FILES))
         self.max_keepalived = self.worker_connections - self.cfg.threads
-        self._seats = threading.Semaphore(SLOW_CONNECTIONS)
+        self._seats = Seats(SLOW_CONNECTIONS)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
