@@ -30,6 +30,6 @@ else
   echo "shellcheck is not installed: the shell scripts are not checked (Debian: apt-get install shellcheck)"
 fi
 check "audit" "$python" scripts/audit.py
-check "pytest" "$python" -m pytest "$@"
+check "pytest" "$python" -m pytest --numprocesses auto --dist loadfile "$@"
 
 [[ -z $failed ]] || fail "failed: $failed"

@@ -31,9 +31,10 @@ from serving.job import Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.keeper import Keep
+from serving.orders import Order, read_order
 from serving.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
 from serving.references import References
-from serving.schemas import Download, JobOperation, ModelsOperation, Order
+from serving.schemas import Download, JobOperation, ModelsOperation
 from serving.settings import STARTUP, Settings, read_settings
 from serving.waiting import PEEK_SECONDS, Seats, is_gone
 from storage import Storage, is_bucket
@@ -219,7 +220,7 @@ class Services:
                 return schemas.read(JobOperation, instance)
             if schemas.is_models_operation(instance):
                 return schemas.read(ModelsOperation, instance)
-            return schemas.read_order(instance, parameters, self.manager.model, key)
+            return read_order(instance, parameters, self.manager.model, key)
         except Exception as error:
             return problem_of(error)
 

@@ -1,9 +1,9 @@
-"""The engine in a process of its own, and the messages between it and its parent.
+"""The engine in a process of its own: both sides of the pipe between it and its parent.
 
 It knows nothing of jobs or HTTP. Importing this module imports no torch: only the child does, when it loads.
 
-    parent  EngineProcess ── Load, Sing, Cancel ──────────────────────▶ child  main thread sings,
-                          ◀─ Loading, Ready, Recorded, Advanced, Sung, Failed ──         reader thread listens
+    parent  EngineProcess ──▶ child  the main thread sings, another listens
+                          ◀──
 
 The child is started afresh, never forked, and ends when its end of the pipe closes, however its parent died.
 """
@@ -29,6 +29,7 @@ from inference import child_log
 from inference.catalog import ModelFiles
 from inference.download import cache_folder
 from inference.errors import EngineError, YueError
+from inference.messages import Advanced, Broken, Cancel, Failed, Load, Loading, Ready, Recorded, Sing, Sung
 from inference.options import EngineOptions
 from inference.song import Progress, Song, SongRequest
 
@@ -42,81 +43,6 @@ SECONDS_TO_END = 5.0
 COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
 # Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds, and so does compiling a layer.
 STALL_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Load:
-    """To the child, first of all: load these files."""
-
-    files: ModelFiles
-    options: EngineOptions
-
-
-@dataclass(frozen=True)
-class Sing:
-    """To the child: sing this song, together with others while there is room, after them where there is none."""
-
-    song_id: str
-    request: SongRequest
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """To the child: stop this song, or do not begin it."""
-
-    song_id: str
-
-
-@dataclass(frozen=True)
-class Loading:
-    """From the child: which part is being loaded."""
-
-    part: str
-
-
-@dataclass(frozen=True)
-class Ready:
-    """From the child: everything is loaded."""
-
-    info: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """From the child: which steps are compiled and recorded by now, and how long that took."""
-
-    recordings: dict[str, dict[str, object]]
-
-
-@dataclass(frozen=True)
-class Advanced:
-    """From the child: a song has come further."""
-
-    song_id: str
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Sung:
-    """From the child: a song is finished."""
-
-    song_id: str
-    song: Song
-
-
-@dataclass(frozen=True)
-class Failed:
-    """From the child: a song could not be sung; without a song, the models could not be loaded."""
-
-    song_id: str | None
-    error: YueError
-
-
-@dataclass(frozen=True)
-class Broken:
-    """From the child, its last word: the engine failed, and every song in it."""
-
-    error: YueError
 
 
 class EngineProcess:

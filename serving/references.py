@@ -17,8 +17,9 @@ from inference.errors import InvalidField, StorageError
 from inference.song import Reference
 from serving.fetch import Fetcher, Refused, Unreachable
 from serving.job import Job
+from serving.orders import Order
 from serving.problems import unavailable
-from serving.schemas import Order, ReferenceFields
+from serving.schemas import ReferenceFields
 from storage import Storage
 
 LARGEST_FILE_BYTES = 64 << 20  # a song of six minutes as WAV

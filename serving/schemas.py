@@ -1,34 +1,27 @@
-"""What a request may hold: JSON in, SongRequest out.
+"""What a request may hold: JSON in, checked fields out.
 
-It knows nothing of routes, queues, answers or models' lives.
+It knows nothing of routes, queues, answers or models' lives; `serving/orders.py` makes songs of the fields.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 import re
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from inference import catalog, lyrics, prompt
+from inference import lyrics, prompt
 from inference.audio import check_reference, read_reference
-from inference.catalog import Model
 from inference.errors import InvalidField
-from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference, SongRequest
+from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
-from serving.singers import another_model
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
-DRAWN_SEEDS = 2**32  # short enough to be typed again
 LONGEST_DEADLINE_SECONDS = 86_400
 LARGEST_PIECE = 2**53 - 1  # bytes
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
@@ -37,7 +30,6 @@ REFERENCE_PARTS = ("audio", "vocal", "instrumental")
 REQUEST_ID, REQUEST_ID_TEXT = r"[!-~]{1,128}", "1 to 128 visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
 JOB_OPERATIONS = ("status", "result", "cancel")
-SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
 MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
 
@@ -247,26 +239,12 @@ class ModelsOperation(Download):
     )
 
 
-@dataclass(frozen=True)
-class Order:
-    """A song instance, proved: what to sing, and how the client wants to be answered."""
-
-    request: SongRequest
-    wait_seconds: float | None
-    deadline_seconds: float | None
-    request_id: str | None
-    model: str | None
-    warnings: tuple[str, ...]
-    fingerprint: str  # the same for the same instance, whatever was drawn
-    to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
-
-
 def read(schema: type[Schema], raw: object) -> Schema:
     """`raw` as the schema has it. Raises Problem, which names every field that is wrong."""
     if not isinstance(raw, Mapping):
         raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
     try:
-        return schema.model_validate(_without_nulls(raw, schema))
+        return schema.model_validate(without_nulls(raw, schema))
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 
@@ -284,7 +262,7 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
     if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
         got = f"{len(instances)} instances" if isinstance(instances, list) else instances
         raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
-    parameters = _without_nulls({} if body.get("parameters") is None else body["parameters"], Parameters)
+    parameters = without_nulls({} if body.get("parameters") is None else body["parameters"], Parameters)
     try:
         read(Parameters, parameters)
     except Problem as problem:
@@ -313,54 +291,6 @@ def read_keys(header: str | None, instances: int) -> list[str | None]:
     if not key:
         return [None] * instances
     return [key] if instances == 1 else [f"{key}.{index}" for index in range(instances)]
-
-
-def read_order(instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None) -> Order:
-    """A song instance, with the parameters where it says nothing, and `key` for its request id.
-
-    Raises Problem and YueError.
-    """
-    if not isinstance(instance, Mapping):
-        raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
-    read_from = {**parameters, **_without_nulls(instance, Instance)}
-    if key is not None and read_from.setdefault("request_id", key) != key:
-        raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
-    wanted = read(Instance, read_from)
-    _check_model(wanted.model, model)
-    seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed
-    given: dict[str, Any] = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name, None)) is not None}
-    if wanted.guidance_scale:
-        given["guidance_scale"] = tuple(wanted.guidance_scale)
-    if wanted.tracks:
-        given["tracks"] = tuple(wanted.tracks)
-    reference = given.pop("reference", None)
-    to_fetch = reference if reference and reference.addresses() else None
-    if reference and not to_fetch:
-        given["reference"] = reference.as_reference()
-    request = SongRequest(**{**given, "seed": seed})
-    warnings = _warnings(wanted, model)
-    how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
-    return Order(request, *how, warnings, _fingerprint(wanted), to_fetch)
-
-
-def _check_model(name: str | None, model: Model) -> None:
-    """A song is sung by the model that is here: one song never makes the server load another."""
-    if name is not None and name != model.name:
-        catalog.find(name)
-        raise another_model(name, model.name)
-
-
-def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
-    parsed = lyrics.parse(request.lyrics)
-    warnings = list(parsed.warnings)
-    if request.reference and not model.takes_reference:
-        warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
-    return tuple(warnings)
-
-
-def _fingerprint(wanted: Instance) -> str:
-    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _mistakes(schema: type[BaseModel], error: ValidationError) -> list[InvalidField]:
@@ -403,7 +333,7 @@ def _decoded(field: str, text: str | None) -> bytes | None:
         raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
 
 
-def _without_nulls(raw: object, schema: type[BaseModel]) -> Any:
+def without_nulls(raw: object, schema: type[BaseModel]) -> Any:
     """Without the schema's fields that hold null; an unknown name stays, to be refused."""
     if not isinstance(raw, Mapping):
         return raw

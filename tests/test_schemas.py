@@ -17,15 +17,16 @@ from inference import catalog
 from inference.errors import UnknownModel
 from inference.song import SongRequest
 from serving import schemas
+from serving.orders import Order, read_order
 from serving.problems import Problem, problem_of
-from serving.schemas import Download, JobOperation, Order
+from serving.schemas import Download, JobOperation
 from tests.fakes import INSTANCE, LYRICS
 
 TINY = catalog.find("tiny")
 
 
 def order(parameters: dict[str, object] | None = None, **fields: object) -> Order:
-    return schemas.read_order({**INSTANCE, **fields}, parameters or {}, TINY)
+    return read_order({**INSTANCE, **fields}, parameters or {}, TINY)
 
 
 def refused(**fields: object) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def test_whatever_is_asked_is_an_order_or_a_problem_that_names_the_field(fields:
 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(Problem, match=r"lyrics: .*required"):
-        schemas.read_order({"genres": "pop"}, {}, TINY)
+        read_order({"genres": "pop"}, {}, TINY)
 
 
 def test_every_wrong_field_is_listed() -> None:
@@ -229,8 +230,8 @@ def test_a_wrong_reference_is_named(reference: dict[str, object], field: str) ->
 
 def test_a_reference_for_a_model_that_was_not_trained_for_it_is_a_warning() -> None:
     instance = {**INSTANCE, "reference": {"audio": reference_audio()}}
-    assert "en-cot" in " ".join(schemas.read_order(instance, {}, catalog.find("en-cot")).warnings)
-    assert not schemas.read_order(instance, {}, catalog.find("en-icl")).warnings
+    assert "en-cot" in " ".join(read_order(instance, {}, catalog.find("en-cot")).warnings)
+    assert not read_order(instance, {}, catalog.find("en-icl")).warnings
 
 
 def test_the_model_must_be_the_one_that_is_here() -> None:

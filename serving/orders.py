@@ -1,0 +1,87 @@
+"""A song instance as an order: what to sing, by which model, and how its client wants to be answered.
+
+It knows nothing of queues or answers; `serving/schemas.py` checks the fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from inference import catalog, lyrics
+from inference.catalog import Model
+from inference.errors import InvalidField
+from inference.song import SongRequest
+from serving import schemas
+from serving.problems import Problem, invalid
+from serving.schemas import Instance, ReferenceFields
+from serving.singers import another_model
+
+DRAWN_SEEDS = 2**32  # short enough to be typed again
+SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
+
+
+@dataclass(frozen=True)
+class Order:
+    """A song instance, proved: what to sing, and how the client wants to be answered."""
+
+    request: SongRequest
+    wait_seconds: float | None
+    deadline_seconds: float | None
+    request_id: str | None
+    model: str | None
+    warnings: tuple[str, ...]
+    fingerprint: str  # the same for the same instance, whatever was drawn
+    to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
+
+
+def read_order(instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None) -> Order:
+    """A song instance, with the parameters where it says nothing, and `key` for its request id.
+
+    Raises Problem and YueError.
+    """
+    if not isinstance(instance, Mapping):
+        raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
+    read_from = {**parameters, **schemas.without_nulls(instance, Instance)}
+    if key is not None and read_from.setdefault("request_id", key) != key:
+        raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
+    wanted = schemas.read(Instance, read_from)
+    _check_model(wanted.model, model)
+    seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed
+    given: dict[str, Any] = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name, None)) is not None}
+    if wanted.guidance_scale:
+        given["guidance_scale"] = tuple(wanted.guidance_scale)
+    if wanted.tracks:
+        given["tracks"] = tuple(wanted.tracks)
+    reference = given.pop("reference", None)
+    to_fetch = reference if reference and reference.addresses() else None
+    if reference and not to_fetch:
+        given["reference"] = reference.as_reference()
+    request = SongRequest(**{**given, "seed": seed})
+    warnings = _warnings(wanted, model)
+    how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
+    return Order(request, *how, warnings, _fingerprint(wanted), to_fetch)
+
+
+def _check_model(name: str | None, model: Model) -> None:
+    """A song is sung by the model that is here: one song never makes the server load another."""
+    if name is not None and name != model.name:
+        catalog.find(name)
+        raise another_model(name, model.name)
+
+
+def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
+    parsed = lyrics.parse(request.lyrics)
+    warnings = list(parsed.warnings)
+    if request.reference and not model.takes_reference:
+        warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
+    return tuple(warnings)
+
+
+def _fingerprint(wanted: Instance) -> str:
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
