@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from inference import catalog
 from inference.errors import UnknownModel
 from inference.song import SongRequest
-from serving import schemas
+from serving import orders, schemas
 from serving.orders import Order, read_order
 from serving.problems import Problem, problem_of
 from serving.schemas import Download, JobOperation
@@ -85,7 +85,7 @@ def test_null_is_the_same_as_leaving_a_field_out() -> None:
 def test_a_seed_is_drawn_when_none_is_given() -> None:
     seeds = {order().request.seed for _ in range(5)}
     assert len(seeds) == 5
-    assert all(0 <= seed < schemas.DRAWN_SEEDS for seed in seeds)
+    assert all(0 <= seed < orders.DRAWN_SEEDS for seed in seeds)
 
 
 def test_parameters_are_the_defaults_of_an_instance() -> None:
