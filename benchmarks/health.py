@@ -1,4 +1,4 @@
-"""Measures how soon the real server answers /health while it downloads, loads and sings.
+"""Measures how soon the real server answers /health, whatever it does and whoever else it serves.
 
     python -m benchmarks.health
 
@@ -9,24 +9,33 @@ weights are the tiny model's, from a slow stand-in for the Hub on the same machi
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
+import socket
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
 from inference import tiny
+from serving.connections import SLOW_CONNECTIONS
+from serving.settings import RESERVED_THREADS
 from tests.hub_server import serve_tiny
 from tests.real_server import RealServer, until
 
 PROBES_PER_SECOND = 20
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la\n\n[chorus]\nla", "max_new_tokens": 1_500}
-PHASES = ("nothing loaded", "downloading", "loading", "ready", "singing")
+LONG_SONG = {**SONG, "max_new_tokens": 6_000}
+PHASES = ("nothing loaded", "downloading", "loading", "ready", "singing", "full of waiters", "slow clients", "draining")
+THREADS = 40  # of which all that may wait for songs do so in the end
+HALF_REQUEST = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n["
+LONGEST_DRAIN_SECONDS = 20
 
 
 class Prober:
@@ -34,7 +43,7 @@ class Prober:
 
     def __init__(self, server: RealServer) -> None:
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
-        self.singing = False
+        self.phase = ""  # what the server does, if it is ready
         self._server = server
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -50,16 +59,20 @@ class Prober:
     def _run(self) -> None:
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
-            began = time.perf_counter()
-            status, health = self._server.ask("/health")
+            phase, began = self.phase, time.perf_counter()
+            try:
+                status, health = self._server.ask("/health")
+            except OSError:
+                assert phase == "draining", f"no answer while {phase}"
+                return  # it has ended
             milliseconds = 1_000 * (time.perf_counter() - began)
-            assert status == 200, health
-            self.milliseconds[self._phase(health["models"]["status"])].append(milliseconds)
+            assert status == 200 or phase == "draining", health
+            self.milliseconds[self._phase(health["models"]["status"], phase)].append(milliseconds)
             due += 1 / PROBES_PER_SECOND
 
-    def _phase(self, status: str) -> str:
-        if status == "ready" and self.singing:
-            return "singing"
+    def _phase(self, status: str, phase: str) -> str:
+        if status == "ready" and phase:
+            return phase
         return "nothing loaded" if status == "not_loaded" else status
 
 
@@ -77,22 +90,50 @@ def main() -> None:
 
 
 def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
-    """Phase -> milliseconds of each answer, from a server's first answer to the end of its first song."""
+    """Phase -> milliseconds of each answer, from a server's first answer to its last."""
     files = tiny.ensure(folder / "tiny")
     with serve_tiny(files) as hub:
         hub.fault("/resolve/", times=None, method="GET", effect="slow")
         settings = {**hub.environment(folder), "XDG_CACHE_HOME": str(folder / "cache"), "YUE_MODEL": "en-cot"}
+        settings |= {"YUE_THREADS": str(THREADS), "YUE_WAIT_SECONDS": str(LONGEST_DRAIN_SECONDS)}
         with RealServer(settings) as server:
             server.wait_until_answered()
             with Prober(server) as prober:
                 until(lambda: len(prober.milliseconds["nothing loaded"]) >= PROBES_PER_SECOND)
                 status, answer = server.ask("/download-models", {})
                 assert status == 200, answer
-                prober.singing = True
+                prober.phase = "singing"
                 status, prediction = server.sing(**SONG)
                 assert status == 200, prediction
-                prober.singing = False
+                with ExitStack() as crowd:
+                    crowd_out(server, prober, crowd)
+                    prober.phase = "draining"
+                    assert server.end() == 0, server.log()
     return prober.milliseconds
+
+
+def crowd_out(server: RealServer, prober: Prober, crowd: ExitStack) -> None:
+    """As many requests as may wait for songs, one of which is sung; then clients that stop within their requests."""
+    for number in range(THREADS - RESERVED_THREADS):
+        body = json.dumps({"instances": [{**LONG_SONG, "seed": number}]}).encode()
+        head = "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        send(server, crowd, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    until(lambda: len(server.ask("/jobs")[1]["jobs"]) > THREADS - RESERVED_THREADS)
+    watch(prober, "full of waiters")
+    for _ in range(2 * SLOW_CONNECTIONS):
+        send(server, crowd, HALF_REQUEST)
+    watch(prober, "slow clients")
+
+
+def send(server: RealServer, crowd: ExitStack, content: bytes) -> None:
+    """Send it over a connection that stays open, and wait for no answer."""
+    crowd.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(content)
+
+
+def watch(prober: Prober, phase: str) -> None:
+    """Look at the server for some seconds."""
+    prober.phase = phase
+    until(lambda: len(prober.milliseconds[phase]) >= 3 * PROBES_PER_SECOND)
 
 
 def table(found: Mapping[str, Sequence[float]], rounds: int) -> str:
@@ -110,6 +151,8 @@ def table(found: Mapping[str, Sequence[float]], rounds: int) -> str:
         if times := sorted(found.get(phase, ())):
             p50, p99 = (times[math.ceil(share * len(times)) - 1] for share in (0.5, 0.99))
             lines.append(f"| {phase} | {len(times)} | {p50:.1f} | {p99:.1f} | {times[-1]:.1f} |")
+        else:
+            lines.append(f"| {phase} | 0 | not answered | | |")
     return "\n".join(lines)
 
 

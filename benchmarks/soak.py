@@ -111,7 +111,10 @@ def soak(folder: Path, songs: int, seconds: float, seed: int, tiny: bool = False
     app = None if tiny else LIGHT_APP
     temporary = folder / "tmp"
     temporary.mkdir()
-    berths = [Berth(name, {**settings, "TMPDIR": str(temporary)}, app) for name in ("one", "other")]
+    berths = [
+        Berth(name, {**settings, "TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}, app)
+        for name in ("one", "other")
+    ]
     try:
         began = time.monotonic()
         with _troubled(berths, found, seed, (8.0, 20.0) if tiny else (0.5, 2.5)):

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response, jsonify
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from inference.errors import (
@@ -180,6 +181,8 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(500, "song-failed", str(error))
         case HTTPException():
             return _of_http(error)
+        case ParseException():  # of a body in chunks, which is parsed only when it is read
+            return Problem(400, "bad-request", f"the request is no HTTP: {error}")
         case _:
             return _of_the_unforeseen(error)
 
