@@ -166,7 +166,7 @@ def test_when_the_grace_period_is_over_who_waits_is_told_and_the_song_is_left(st
 
 
 def test_a_client_that_goes_away_ends_its_song_unless_it_can_ask_for_it_again(start: Start) -> None:
-    server = start("tests.fakes:fake_app(may_sing=False)")
+    server = start("tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning")
     server.wait_until_bound()
     for fields, ends in (({}, True), ({"request_id": "a"}, False), ({"wait_seconds": 100}, False)):
         known = {job["job_id"] for job in jobs_of(server)}
@@ -178,7 +178,7 @@ def test_a_client_that_goes_away_ends_its_song_unless_it_can_ask_for_it_again(st
 
 
 def test_on_vertex_ai_a_song_outlives_its_client(start: Start) -> None:
-    server = start("tests.fakes:fake_app(may_sing=False)", AIP_MODE="PREDICTION")
+    server = start("tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning", AIP_MODE="PREDICTION")
     server.wait_until_bound()
     with hang_up_after(server, "/predict", {"instances": [INSTANCE]}):
         job_id = until(lambda: next((job["job_id"] for job in jobs_of(server)), None))
@@ -188,7 +188,9 @@ def test_on_vertex_ai_a_song_outlives_its_client(start: Start) -> None:
 
 
 def test_a_listener_that_goes_away_frees_its_seat_and_others_leave_health_its_thread(start: Start) -> None:
-    server = start("tests.fakes:fake_app(may_sing=False)", YUE_THREADS=str(RESERVED_THREADS + 2))
+    server = start(
+        "tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning", YUE_THREADS=str(RESERVED_THREADS + 2)
+    )
     server.wait_until_bound()
     job_id = server.ask("/predict", {"instances": [{**INSTANCE, "wait_seconds": 0}]})[1]["predictions"][0]["job_id"]
     with hang_up_after(server, f"/jobs/{job_id}/events", {}), hang_up_after(server, f"/jobs/{job_id}/events", {}):

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from structlog.contextvars import clear_contextvars
 
 from inference.errors import EngineError, InvalidField
 from serving import logs
@@ -40,6 +41,7 @@ def caught(error: Exception) -> Exception:
 
 
 def test_a_line_has_googles_fields() -> None:
+    clear_contextvars()  # what a request of another test has bound
     made = record("job %s: queued", "a")
     made.created = 1_764_158_400.25
     line = as_json(made)

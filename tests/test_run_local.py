@@ -230,7 +230,8 @@ def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, pr
     command = [str(project / "run_tests.sh"), "-k", "lyrics"]
     done = subprocess.run(command, env=os.environ | {"YUE_VENV": "venv"}, capture_output=True, text=True)
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran")]
-    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "scripts/audit.py", "-m pytest -k lyrics"]
+    tests = "-m pytest --numprocesses auto --dist loadfile -k lyrics"
+    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "scripts/audit.py", tests]
     assert [line for line in ran if "-c" not in line.split()] == [f"ran {check}" for check in checks]
     assert done.returncode == (1 if broken else 0), done.stderr
     assert not broken or broken in done.stderr
