@@ -38,7 +38,8 @@ def config(settings: Settings) -> dict[str, Any]:
         # Libraries are never heard below a warning: some log addresses and headers, with tokens in them.
         "root": {"level": max(logging.WARNING, logging.getLevelName(level)), "handlers": ["stdout"]},
         "loggers": {name: {"level": level} for name in OURS}
-        | {"gunicorn.error": {"level": level, "handlers": [], "propagate": True}},
+        | {"gunicorn.error": {"level": level, "handlers": [], "propagate": True}}
+        | {"gunicorn.access": {"level": "WARNING"}},  # `serving/telemetry.py` tells of requests, and more
     }
 
 
