@@ -22,7 +22,8 @@ import pytest
 from tests.test_entrypoint import PROJECT, SONG, ask_models, predict
 from tests.vertex import SHARED, Deployment, Probes, endpoint
 
-pytestmark = pytest.mark.container
+# A build may install some gigabytes from a slow registry.
+pytestmark = [pytest.mark.container, pytest.mark.timeout(1_200)]
 
 BASE = "localhost/yue-server-base"
 IMAGE = "localhost/yue-server-test"
