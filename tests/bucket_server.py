@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 from obstore.store import GCSStore
 
 from storage import Storage
+from tests.threaded import answering
 
 BUCKET = "songs"
 PAGE = 50  # far fewer than the real 1000, so that there are several
@@ -50,15 +51,8 @@ class BucketServer(ThreadingHTTPServer):
 
 @contextmanager
 def bucket_server() -> Iterator[BucketServer]:
-    server = BucketServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(BucketServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

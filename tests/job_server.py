@@ -10,8 +10,7 @@ import base64
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -89,18 +88,6 @@ class JobServer(ThreadingHTTPServer):
                 return self.life[0]
             case other:
                 return {"error": {"title": "Unknown operation", "detail": f"operation: got {other!r}"}}
-
-
-@contextmanager
-def serving(server: JobServer) -> Iterator[JobServer]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, JobServer, running, serving
 
 import client
 from tests.fakes import FakeClock
+from tests.job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, JobServer, running
+from tests.threaded import answering
 
 CLIENT = Path(__file__).parents[1] / "client.py"
 SING = ["sing", "--genres", "folk calm", "--lyrics", "[verse]\nla la"]
@@ -28,7 +29,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def sing(server: JobServer, *more: str) -> int:
-    with serving(server):
+    with answering(server):
         return client.main([*SING, "--url", server.address, *more], FakeClock())
 
 
@@ -59,7 +60,7 @@ def test_a_step_that_changes_nothing_is_not_shown_again(output: Path, capsys: py
 
 def test_on_a_terminal_one_line_moves(output: Path) -> None:
     controller, terminal = pty.openpty()
-    with serving(JobServer()) as server:
+    with answering(JobServer()) as server:
         command = [sys.executable, str(CLIENT), *SING, "--url", server.address, "--out", str(output)]
         done = subprocess.run(command, stderr=terminal, stdout=subprocess.DEVNULL)
     os.close(terminal)
@@ -113,7 +114,7 @@ def test_words_come_from_files(tmp_path: Path, output: Path) -> None:
     genres, lyrics = tmp_path / "genres.txt", tmp_path / "lyrics.txt"
     genres.write_text("folk calm\n")
     lyrics.write_bytes("\ufeff[verse]\nné à l’aube 歌\n".encode())
-    with serving(JobServer()) as server:
+    with answering(JobServer()) as server:
         words = ["--genres-file", str(genres), "--lyrics-file", str(lyrics)]
         client.main(["sing", *words, "--url", server.address, "--out", str(output)], FakeClock())
     assert server.instances[0]["genres"] == "folk calm"
@@ -176,13 +177,13 @@ def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[
         def prediction(self, instance: client.Json) -> client.Json:
             return "hello"  # type: ignore[return-value]
 
-    with serving(Other()) as server:
+    with answering(Other()) as server:
         assert client.main(["models", "--url", server.address]) == 3
     assert "does not answer like a YuE server" in capsys.readouterr().err
 
 
 def test_ctrl_c_cancels_the_song(output: Path) -> None:
-    with serving(JobServer([running("stage1", 0.1, 1)])) as server:
+    with answering(JobServer([running("stage1", 0.1, 1)])) as server:
         command = [sys.executable, str(CLIENT), *SING, "--url", server.address, "--out", str(output)]
         singing = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.looked.wait(30)
@@ -195,13 +196,13 @@ def test_ctrl_c_cancels_the_song(output: Path) -> None:
 
 
 def test_status_says_where_a_job_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(JobServer([running("stage1", 0.34, 2, 41.2)])) as server:
+    with answering(JobServer([running("stage1", 0.34, 2, 41.2)])) as server:
         assert client.main(["status", JOB_ID, "--url", server.address]) == 0
     assert capsys.readouterr().out == f"job {JOB_ID}: 34%, singing section 2 of 3, 41 s left\n"
 
 
 def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(JobServer()) as server:
+    with answering(JobServer()) as server:
         assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
     assert server.instances == [{"job_id": JOB_ID, "operation": "cancel"}]
     assert f"job {JOB_ID}: cancelled" in capsys.readouterr().out
@@ -212,7 +213,7 @@ def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixtu
         def prediction(self, instance: client.Json) -> client.Json:
             return {**running("stage1", 0.2, 1), "cancel_requested": True}
 
-    with serving(Busy()) as server:
+    with answering(Busy()) as server:
         assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
     assert f"job {JOB_ID}: running (cancelled soon)" in capsys.readouterr().out
 
@@ -222,7 +223,7 @@ def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: 
         def prediction(self, instance: client.Json) -> client.Json:
             return {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
 
-    with serving(Failed()) as server:
+    with answering(Failed()) as server:
         assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
     assert f"job {JOB_ID}: failed" in capsys.readouterr().out
 
@@ -232,27 +233,27 @@ def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         def prediction(self, instance: client.Json) -> client.Json:
             return {"error": {"title": "Not found", "status": 404, "detail": "no job 'x' is here"}}
 
-    with serving(Forgetful()) as server:
+    with answering(Forgetful()) as server:
         assert client.main(["cancel", "x", "--url", server.address]) == 4
         assert client.main(["status", "x", "--url", server.address]) == 4
     assert capsys.readouterr().err == "client.py: no job 'x' is here\n" * 2
 
 
 def test_an_earlier_song_is_fetched(output: Path) -> None:
-    with serving(JobServer([DONE])) as server:
+    with answering(JobServer([DONE])) as server:
         assert client.main(["result", JOB_ID, "--url", server.address, "--out", str(output)]) == 0
     assert output.read_bytes() == AUDIO
 
 
 def test_a_song_in_a_misnamed_file_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "song.flac"
-    with serving(JobServer([DONE])) as server:
+    with answering(JobServer([DONE])) as server:
         assert client.main(["result", JOB_ID, "--url", server.address, "--out", str(output)]) == 0
     assert f"warning: {output} holds mp3" in capsys.readouterr().err
 
 
 def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(JobServer(models=[READY])) as server:
+    with answering(JobServer(models=[READY])) as server:
         assert client.main(["models", "--url", server.address]) == 0
     assert json.loads(capsys.readouterr().out) == READY
 

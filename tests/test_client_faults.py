@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from server import close_app
 from tests.cutting_proxy import CuttingProxy
 from tests.fakes import LYRICS, SECONDS, FakeClock, Served, new_folder
 from tests.songs import tone
+from tests.threaded import answering
 
 CLIENT = Path(__file__).parents[1] / "client.py"
 SING = ["sing", "--genres", "pop", "--lyrics", LYRICS, "--seed", "7"]
@@ -31,15 +31,10 @@ SONG = b"mix of pop 7"
 @contextmanager
 def listening(served: Served, port: int = 0) -> Iterator[BaseWSGIServer]:
     """The app on a port of this machine."""
-    server = make_server("127.0.0.1", port, served.app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     try:
-        yield server
+        with answering(make_server("127.0.0.1", port, served.app, threaded=True)) as server:
+            yield server
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
         close_app(served.app)
 
 

@@ -6,8 +6,7 @@ import base64
 import json
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import client
 from server import close_app
 from tests.fakes import LYRICS, FakeClock, Served
+from tests.threaded import answering
 from tests.vertex import DEDICATED, ENDPOINT_PATH, SHARED, Answer, Deployment, Endpoint, Limits
 
 NAME = ENDPOINT_PATH.removeprefix("/v1/")
@@ -141,17 +141,10 @@ def vertex(
     api = Api({"name": NAME, "dedicatedEndpointEnabled": True, "dedicatedEndpointDns": host}, "secret")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM", f"http://127.0.0.1:{api.server_address[1]}/")
-    servers: Sequence[ThreadingHTTPServer] = (endpoint, api)
-    threads = [threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.01}) for one in servers]
-    for thread in threads:
-        thread.start()
     try:
-        yield endpoint
+        with answering(endpoint), answering(api):
+            yield endpoint
     finally:
-        for one, thread in zip(servers, threads, strict=True):
-            one.shutdown()
-            thread.join()
-            one.server_close()
         close_app(deployment.served.app)
 
 

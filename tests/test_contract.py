@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,8 @@ from serving import answers_schema, openapi
 from serving.operations import OPERATIONS
 from serving.schemas import Parameters
 from serving.settings import RESERVED_THREADS
-from tests.fakes import INSTANCE, SECONDS, Served, new_folder, problem
+from tests.fakes import INSTANCE, Served, new_folder, problem
+from tests.threaded import answering
 
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent
@@ -52,15 +52,8 @@ def document(served: Served) -> Any:
 @contextmanager
 def listening(served: Served) -> Iterator[str]:
     """The address of the app, on a real port."""
-    server = make_server("127.0.0.1", 0, served.app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with answering(make_server("127.0.0.1", 0, served.app, threaded=True)) as server:
         yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.shutdown()
-        thread.join(SECONDS)
-        server.server_close()
 
 
 def tried_out(address: str, *options: str) -> str:

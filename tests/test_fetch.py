@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from serving.fetch import Fetcher, Refused, Unreachable, is_public
+from tests.threaded import answering
 
 NAME, ELSEWHERE = "audio.test", "elsewhere.test"
 LIMIT = 1_000
@@ -99,14 +100,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(certificate: Path) -> Iterator[FileServer]:
-    server = FileServer(certificate)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(FileServer(certificate)) as server:
+        yield server
+        server.over.set()
 
 
 @pytest.fixture

@@ -4,127 +4,58 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from serving.settings import RESERVED_THREADS
-from tests.fakes import INSTANCE, new_folder
-from tests.real_server import until
+from tests.fakes import INSTANCE
+from tests.real_server import PROJECT, SECONDS, RealServer, is_running, until
 
-PROJECT = Path(__file__).parent.parent
-SECONDS = 60.0  # the longest that anything may take on a busy machine
-
-
-class Gunicorn:
-    """A gunicorn process on a free port, with the project's own configuration."""
-
-    def __init__(self, app: str, **settings: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        foreign = ("YUE_", "AIP_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", app],
-            cwd=PROJECT,
-            env={**environment, "PORT": str(port), "PYTHONUNBUFFERED": "1", "YUE_DATA": new_folder(), **settings},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.url = f"http://127.0.0.1:{port}"
-        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-    def wait_until_bound(self) -> None:
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if "Listening at" in line:
-                return
-        raise AssertionError("".join(lines))
-
-    def ask(self, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON of an answer."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        try:
-            with self.open(request, timeout=SECONDS) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
-
-    def end(self, number: signal.Signals) -> int:
-        """Its exit code after that signal."""
-        self.process.send_signal(number)
-        self.process.communicate(timeout=SECONDS)
-        return self.process.returncode
-
-
-Start = Callable[..., Gunicorn]
+Start = Callable[..., RealServer]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts servers, and ends what a failed test leaves."""
-    started: list[Gunicorn] = []
+    """Starts servers and waits until they answer; ends what a failed test leaves."""
+    with ExitStack() as servers:
 
-    def start(app: str = "tests.fakes:fake_app()", **settings: str) -> Gunicorn:
-        started.append(Gunicorn(app, **settings))
-        return started[-1]
+        def start(app: str = "tests.fakes:fake_app()", **settings: str) -> RealServer:
+            server = servers.enter_context(RealServer(settings, app))
+            server.wait_until_answered()
+            return server
 
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.process.terminate()
-        server.process.communicate(timeout=SECONDS)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        yield start
 
 
 @pytest.mark.parametrize(("loading", "status", "health"), [("on_demand", 200, "healthy"), ("startup", 503, "starting")])
 def test_the_port_answers_while_the_models_are_not_there(start: Start, loading: str, status: int, health: str) -> None:
     server = start("tests.fakes:fake_app(may_fetch=False)", YUE_LOADING=loading)
-    server.wait_until_bound()
     answered, body = server.ask("/health")
     assert (answered, body["status"]) == (status, health)
-    assert server.end(signal.SIGTERM) == 0  # in the middle of a download, too
+    assert server.end() == 0  # in the middle of a download, too
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_its_engine(start: Start, number: signal.Signals) -> None:
     server = start()
-    server.wait_until_bound()
     status, body = server.ask("/predict", {"instances": [INSTANCE]})
     assert (status, body["predictions"][0]["status"]) == (200, "succeeded")
     engine_pid = server.ask("/models/status")[1]["engine"]["pid"]
     assert is_running(engine_pid)
-    assert server.end(number) == 0
+    server.process.send_signal(number)
+    assert server.process.wait(SECONDS) == 0
     assert not is_running(engine_pid)
 
 
 def test_at_startup_the_models_are_loaded_without_a_request(start: Start) -> None:
     server = start(YUE_LOADING="startup")
-    server.wait_until_bound()
     assert server.ask("/download-models", {})[1]["models"]["status"] == "ready"
     assert server.ask("/health")[0] == 200
 
@@ -132,7 +63,6 @@ def test_at_startup_the_models_are_loaded_without_a_request(start: Start) -> Non
 @pytest.mark.parametrize("loading", ["on_demand", "startup"])
 def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(start: Start, loading: str) -> None:
     server = start("tests.fakes:fake_app(may_sing=False)", YUE_LOADING=loading)
-    server.wait_until_bound()
     server.ask("/download-models", {})
     with ThreadPoolExecutor(1) as pool:
         song = pool.submit(server.ask, "/predict", {"instances": [{**INSTANCE, "request_id": "first"}]})
@@ -148,26 +78,22 @@ def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(s
         server.ask("/sing-on", {})
         status, body = song.result(SECONDS)
     assert (status, body["predictions"][0]["status"]) == (200, "succeeded")
-    server.process.communicate(timeout=SECONDS)
-    assert server.process.returncode == 0
+    assert server.process.wait(SECONDS) == 0
 
 
 def test_when_the_grace_period_is_over_who_waits_is_told_and_the_song_is_left(start: Start) -> None:
     server = start("tests.fakes:fake_app(may_sing=False)", YUE_WAIT_SECONDS="0")
-    server.wait_until_bound()
     with ThreadPoolExecutor(1) as pool:
         song = pool.submit(server.ask, "/predict", {"instances": [{**INSTANCE, "wait_seconds": 3_000}]})
         until(lambda: any(job["status"] == "running" for job in jobs_of(server)))
         server.process.send_signal(signal.SIGTERM)
         status, body = song.result(SECONDS)
     assert (status, body["predictions"][0]["status"]) == (200, "queued")
-    server.process.communicate(timeout=SECONDS)
-    assert server.process.returncode == 0
+    assert server.process.wait(SECONDS) == 0
 
 
 def test_a_client_that_goes_away_ends_its_song_unless_it_can_ask_for_it_again(start: Start) -> None:
-    server = start("tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning")
-    server.wait_until_bound()
+    server = start("tests.fakes:fake_app(may_sing=False)")
     for fields, ends in (({}, True), ({"request_id": "a"}, False), ({"wait_seconds": 100}, False)):
         known = {job["job_id"] for job in jobs_of(server)}
         with hang_up_after(server, "/predict", {"instances": [{**INSTANCE, **fields}]}):
@@ -178,8 +104,7 @@ def test_a_client_that_goes_away_ends_its_song_unless_it_can_ask_for_it_again(st
 
 
 def test_on_vertex_ai_a_song_outlives_its_client(start: Start) -> None:
-    server = start("tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning", AIP_MODE="PREDICTION")
-    server.wait_until_bound()
+    server = start("tests.fakes:fake_app(may_sing=False)", AIP_MODE="PREDICTION")
     with hang_up_after(server, "/predict", {"instances": [INSTANCE]}):
         job_id = until(lambda: next((job["job_id"] for job in jobs_of(server)), None))
     until(lambda: server.ask("/waiters")[1] == 0)
@@ -188,10 +113,7 @@ def test_on_vertex_ai_a_song_outlives_its_client(start: Start) -> None:
 
 
 def test_a_listener_that_goes_away_frees_its_seat_and_others_leave_health_its_thread(start: Start) -> None:
-    server = start(
-        "tests.fakes:fake_app(may_sing=False)", YUE_LOG_LEVEL="warning", YUE_THREADS=str(RESERVED_THREADS + 2)
-    )
-    server.wait_until_bound()
+    server = start("tests.fakes:fake_app(may_sing=False)", YUE_THREADS=str(RESERVED_THREADS + 2))
     job_id = server.ask("/predict", {"instances": [{**INSTANCE, "wait_seconds": 0}]})[1]["predictions"][0]["job_id"]
     with hang_up_after(server, f"/jobs/{job_id}/events", {}), hang_up_after(server, f"/jobs/{job_id}/events", {}):
         until(lambda: server.ask("/waiters")[1] == 2)
@@ -202,12 +124,12 @@ def test_a_listener_that_goes_away_frees_its_seat_and_others_leave_health_its_th
     server.ask("/sing-on", {})
 
 
-def jobs_of(server: Gunicorn) -> list[Any]:
+def jobs_of(server: RealServer) -> list[Any]:
     return list(server.ask("/jobs")[1]["jobs"])
 
 
 @contextmanager
-def hang_up_after(server: Gunicorn, path: str, body: object) -> Iterator[None]:
+def hang_up_after(server: RealServer, path: str, body: object) -> Iterator[None]:
     """A request whose client is gone at the end of `with`."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=SECONDS)
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
@@ -215,11 +137,10 @@ def hang_up_after(server: Gunicorn, path: str, body: object) -> Iterator[None]:
     connection.close()
 
 
-def test_a_wrong_setting_ends_it_with_one_clear_line(start: Start) -> None:
-    server = start(YUE_LOADING="sometimes")
-    output, _ = server.process.communicate(timeout=SECONDS)
-    assert server.process.returncode != 0
-    assert output == "YUE_LOADING: got 'sometimes'; allowed: on_demand or startup\n"
+def test_a_wrong_setting_ends_it_with_one_clear_line() -> None:
+    with RealServer({"YUE_LOADING": "sometimes"}) as server:
+        assert server.process.wait(SECONDS) != 0
+        assert server.log() == "YUE_LOADING: got 'sometimes'; allowed: on_demand or startup\n"
 
 
 def test_without_arguments_it_serves_the_real_app() -> None:

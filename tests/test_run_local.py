@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from job_server import AUDIO
+
+from tests.job_server import AUDIO
 
 ROOT = Path(__file__).parents[1]
 JOB_SERVER = Path(__file__).with_name("job_server.py")

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, Any
 
+from tests.threaded import answering
+
 ENDPOINT_ID, DEPLOYED_MODEL_ID, PROJECT_NUMBER = "4211", "9001", "123456"
 ENDPOINT_PATH = f"/v1/projects/{PROJECT_NUMBER}/locations/here/endpoints/{ENDPOINT_ID}"
 HEALTH_ROUTE = f"/v1/endpoints/{ENDPOINT_ID}/deployedModels/{DEPLOYED_MODEL_ID}"
@@ -268,15 +270,8 @@ class Endpoint(ThreadingHTTPServer):
 @contextmanager
 def endpoint(deployment: Deployment, limits: Limits, port: int = 0) -> Iterator[Endpoint]:
     """An endpoint that answers until the end of `with`."""
-    server = Endpoint(deployment, limits, port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(Endpoint(deployment, limits, port)) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def variables(port: int) -> dict[str, str]:
