@@ -16,6 +16,7 @@ Environment:
   YUE_MODEL      default tiny: fabricated weights that run anywhere and make noise, not music.
                  With a GPU: YUE_MODEL=en-cot ./run_local.sh (downloads the real weights the first time)
   PORT           default 8080
+  YUE_HOST       the IP address to listen at, default 127.0.0.1, which only this machine reaches
   YUE_VENV       an existing virtual environment, used as it is: nothing is installed
   YUE_PIP_ARGS   more arguments for pip install. On Linux pip takes torch's CUDA build; for the smaller
                  CPU build name PyTorch's CPU index: YUE_PIP_ARGS="--extra-index-url ADDRESS".
@@ -25,7 +26,7 @@ USAGE
 
 readonly start_seconds=60 # for the server to answer at all; models are loaded after that
 readonly stop_seconds=10  # for the server to end before it is killed
-once='' output=song.mp3 server='' client='' log='' keep_log=''
+once='' output=song.mp3 server='' client='' log='' keep_log='' host='' url=''
 
 main() {
   read_arguments "$@"
@@ -34,6 +35,7 @@ main() {
   # shellcheck source=scripts/setup.sh
   source scripts/setup.sh
   export PORT=${PORT:-8080} YUE_MODEL=${YUE_MODEL:-tiny}
+  find_address
   check_output
   check_port
   prepare_environment requirements.txt
@@ -72,6 +74,17 @@ usage_error() {
   exit 2
 }
 
+# Where this script reaches the server; one that listens everywhere is reached on this machine.
+find_address() {
+  host=${YUE_HOST:-127.0.0.1}
+  case $host in
+    0.0.0.0) host=127.0.0.1 ;;
+    ::) host=::1 ;;
+  esac
+  url=http://$host:$PORT
+  if [[ $host == *:* ]]; then url="http://[$host]:$PORT"; fi
+}
+
 # Both checks come before anything slow.
 check_output() {
   if [[ -d $output || ! -w $(dirname "$output") ]]; then
@@ -83,9 +96,13 @@ check_port() {
   if ! [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || ((PORT > 65535)); then
     usage_error "PORT: got '$PORT'; allowed: 1 to 65535"
   fi
-  if (: <"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+  if port_is_taken; then
     fail "port $PORT is in use; end what listens there or choose another: PORT=8081 ./run_local.sh"
   fi
+}
+
+port_is_taken() {
+  (: <"/dev/tcp/$host/$PORT") 2>/dev/null
 }
 
 start_server() {
@@ -106,7 +123,7 @@ start_server() {
 
 # Any answer from /health will do, 503 too: models may still be loading.
 answers() {
-  "$python" - "http://127.0.0.1:$PORT/health" <<'PYTHON' 2>/dev/null
+  "$python" - "$url/health" <<'PYTHON' 2>/dev/null
 import sys, urllib.error, urllib.request
 try:
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=5)
@@ -118,7 +135,7 @@ PYTHON
 sing() {
   local code=0
   # In the background, since bash heeds signals during `wait` but not while a command runs in front.
-  "$python" client.py sing --url "http://127.0.0.1:$PORT" --out "$output" --force \
+  "$python" client.py sing --url "$url" --out "$output" --force \
     --genres-file examples/genres.txt --lyrics-file examples/lyrics.txt &
   client=$!
   wait "$client" || code=$?
@@ -134,7 +151,7 @@ tell() {
 }
 
 serve() {
-  echo "Serving at http://127.0.0.1:$PORT until Ctrl-C; the log is $log"
+  echo "Serving at $url until Ctrl-C; the log is $log"
   wait "$server" || true
   give_up 1 "the server ended"
 }
@@ -163,6 +180,10 @@ end_server() {
   done
   kill -KILL -- "-$server" 2>/dev/null || true
   wait "$server" 2>/dev/null || true
+  # Its workers are not this script's children: what tells their end is the port.
+  while port_is_taken && ((SECONDS < deadline + stop_seconds)); do
+    sleep 0.1
+  done
 }
 
 main "$@"
