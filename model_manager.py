@@ -26,7 +26,7 @@ from contextlib import contextmanager
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
-from inference.errors import EngineCrashed, EngineError, ModelBusy
+from inference.errors import EngineCrashed, EngineError, ModelBusy, ServerStopping
 from model_states import (
     ERROR,
     LOADING,
@@ -185,18 +185,18 @@ class ModelManager:
         return attempt.state if attempt else self._unloaded, None, attempt
 
     def stop(self) -> None:
-        """Load nothing any more, now or later; an engine that is here sings on. Who waits gets an EngineError."""
+        """Load nothing any more, now or later; an engine that is here sings on. Who waits gets ServerStopping."""
         with self._guard:
             self._stopping = True
             attempt = self._attempt
             if attempt:
-                self._end(attempt, _stopping(), NOT_LOADED)
+                self._end(attempt, ServerStopping(), NOT_LOADED)
             self._guard.notify_all()
         if attempt:
             attempt.fetch.cancel()
 
     def close(self) -> None:
-        """End the download and the engine. Those who wait get an EngineError."""
+        """End the download and the engine. Those who wait get ServerStopping."""
         self.stop()
         with self._guard:
             loaded, self._loaded = self._loaded, None
@@ -274,7 +274,7 @@ class ModelManager:
     def _begin(self, model: Model, force: bool = False) -> Attempt:
         """A new attempt. The guard is held."""
         if self._stopping:
-            raise _stopping()
+            raise ServerStopping
         return self._run_aside(Attempt(model, self._fetch(model, force)))
 
     def _run_aside(self, attempt: Attempt) -> Attempt:
@@ -378,7 +378,3 @@ class _Here:
 
     def cancel(self) -> None:
         """Nothing runs."""
-
-
-def _stopping() -> EngineError:
-    return EngineError("the server is stopping")

@@ -21,6 +21,7 @@ from werkzeug.exceptions import UnsupportedMediaType
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.download import DownloadProcess, cache_folder
+from inference.errors import StorageError
 from inference.song import MIME_TYPES
 from inference.worker import EngineProcess
 from model_manager import ModelManager
@@ -65,13 +66,18 @@ def create_app(
 ) -> Flask:
     """The server as a WSGI app. What is not passed in is made from the settings, and those from the environment.
 
-    `give_up` is called where a server on Vertex AI must be ready at startup and never can be: there a container that
-    ends is noticed, one that stays unhealthy is paid for until the deployment times out.
+    `give_up` is called where there is no place for jobs, and where a server on Vertex AI must be ready at startup and
+    never can be: there a container that ends is noticed, one that stays unhealthy is paid for until the deployment
+    times out.
     """
     settings = settings or read_settings()
     manager = manager or make_manager(settings)
     if jobs is None:
-        jobs = make_jobs(settings, manager)
+        try:
+            jobs = make_jobs(settings, manager)
+        except StorageError as error:
+            give_up(f"YUE_DATA: {error}; allowed: a folder that can be written to, or a bucket's address")
+            raise
         jobs.start()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes

@@ -132,6 +132,13 @@ class EngineCrashed(EngineError):
         )
 
 
+class ServerStopping(EngineError):
+    """No engine is there, and none is started any more, because the server is stopping."""
+
+    def __str__(self) -> str:
+        return "the server is stopping"
+
+
 class ModelBusy(YueError):
     """Another model is being loaded; only one is at a time."""
 

@@ -34,7 +34,7 @@ class Stoppable(Protocol):
 class GracefulWorker(Worker):
     """Keeps accepting after SIGTERM, until nothing is open or the grace period is nearly over."""
 
-    wsgi: Any
+    wsgi: Any = None  # until the app is made
     alive: bool
     _ends_at: float | None = None  # when gunicorn's master will kill this process
     _draining: threading.Thread

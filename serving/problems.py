@@ -10,6 +10,7 @@ It knows nothing of routes, jobs or models. How inference's errors are shown:
 | CheckpointError | 500 | the weights are broken; asking again does not help |
 | StorageError | 507 | no room for jobs and songs is left; 503 where they cannot be kept for another reason |
 | DownloadError, EngineError | 503 | the models or their process are not there now; asking again may help |
+| ServerStopping | 503 | as any work that is sent to a server that stops |
 | EngineCrashed | 503 | the engine ends again and again; `Retry-After` is what is left of its pause |
 """
 
@@ -33,6 +34,7 @@ from inference.errors import (
     EngineError,
     InvalidField,
     ModelBusy,
+    ServerStopping,
     StorageError,
     UnknownModel,
     YueError,
@@ -169,6 +171,8 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(500, "checkpoint-broken", str(error))
         case DownloadError():
             return unavailable("download-failed", str(error))
+        case ServerStopping():
+            return stopping()
         case EngineCrashed():
             return unavailable("engine-failed", str(error), max(1, math.ceil(error.retry_seconds)))
         case EngineError():

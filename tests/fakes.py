@@ -6,8 +6,10 @@ They know nothing of what is tested with them.
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -310,6 +312,13 @@ def fake_app(may_fetch: bool = True, may_sing: bool = True) -> Flask:
     app.add_url_rule("/sing-on", "sing-on", sing_on, methods=["POST"])
     app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.seats.free))
     return app
+
+
+def app_that_stops_its_server() -> Flask:
+    """The same, with a SIGTERM before it is made, for gunicorn and its worker."""
+    for pid in (os.getppid(), os.getpid()):
+        os.kill(pid, signal.SIGTERM)
+    return fake_app()
 
 
 def problem(response: TestResponse, status: int) -> Any:

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server import GUNICORN_HALT
 from serving.settings import RESERVED_THREADS
 from tests.fakes import INSTANCE
 from tests.real_server import PROJECT, SECONDS, RealServer, is_running, until
@@ -141,6 +143,21 @@ def test_a_wrong_setting_ends_it_with_one_clear_line() -> None:
     with RealServer({"YUE_LOADING": "sometimes"}) as server:
         assert server.process.wait(SECONDS) != 0
         assert server.log() == "YUE_LOADING: got 'sometimes'; allowed: on_demand or startup\n"
+
+
+def test_a_place_for_jobs_that_cannot_be_made_ends_it_with_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with RealServer({"YUE_DATA": str(tmp_path / "file" / "jobs")}) as server:
+        assert server.process.wait(SECONDS) == GUNICORN_HALT
+        (line,) = (line for line in server.log().splitlines() if "YUE_DATA" in line)
+        assert f"{tmp_path}/file/jobs: Not a directory" in line and "allowed: a folder" in line
+        assert "Traceback" not in server.log()
+
+
+def test_a_stop_while_the_app_is_being_made_is_no_error() -> None:
+    with RealServer({}, "tests.fakes:app_that_stops_its_server()") as server:
+        assert server.process.wait(SECONDS) == 0
+        assert "Traceback" not in server.log()
 
 
 def test_without_arguments_it_serves_the_real_app() -> None:

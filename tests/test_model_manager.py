@@ -12,7 +12,16 @@ import pytest
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.errors import Cancelled, DownloadError, EngineCrashed, EngineError, ModelBusy, UnknownModel, YueError
+from inference.errors import (
+    Cancelled,
+    DownloadError,
+    EngineCrashed,
+    EngineError,
+    ModelBusy,
+    ServerStopping,
+    UnknownModel,
+    YueError,
+)
 from inference.song import Song, SongRequest
 from model_manager import ModelManager
 from model_states import Attempt, Engine
@@ -221,7 +230,7 @@ def test_close_while_downloading_wakes_those_who_wait() -> None:
     manager = models.manager()
     outcome = manager.load()
     manager.close()
-    assert isinstance(outcome.exception(SECONDS), EngineError)
+    assert isinstance(outcome.exception(SECONDS), ServerStopping)
     assert models.fetches[0].cancelled
     with pytest.raises(YueError, match="stopping"):
         manager.ensure_models_available()
@@ -451,9 +460,9 @@ def test_after_stop_nothing_is_loaded_but_an_engine_sings_on(manager: ModelManag
     models.may_fetch.clear()
     outcome = manager.load("en-cot")
     manager.stop()
-    assert isinstance(outcome.exception(SECONDS), EngineError)
+    assert isinstance(outcome.exception(SECONDS), ServerStopping)
     assert sing(manager).seed == 1
-    with pytest.raises(EngineError, match="stopping"):
+    with pytest.raises(ServerStopping):
         manager.load("en-cot")
 
 
