@@ -6,6 +6,7 @@
 
 readonly health_route=/health predict_route=/predict port=8080
 readonly inference_timeout_s=3600  # the longest that a dedicated endpoint waits for an answer
+readonly response_bytes=9500000   # of an answer, its headers not counted; a dedicated endpoint passes on 10 MB
 readonly deployment_timeout_s=7200 # the longest that Vertex AI waits for a container to become healthy
 readonly build_machine=e2-highcpu-32 build_disk=200GB build_timeout=2h
 yes='' dry_run='' all='' title='' answer='' built='' scratch=''
@@ -63,7 +64,7 @@ prepare() {
 enable_services() {
   step "Enable the services"
   run gcloud services enable aiplatform.googleapis.com artifactregistry.googleapis.com cloudbuild.googleapis.com \
-    storage.googleapis.com iam.googleapis.com --project="$PROJECT_ID"
+    storage.googleapis.com iam.googleapis.com iamcredentials.googleapis.com --project="$PROJECT_ID"
 }
 
 # Asked for before anything is made: without quota, the deployment would fail after everything else was done.
@@ -123,18 +124,20 @@ create_bucket() {
     --public-access-prevention --project="$PROJECT_ID"
 }
 
-# It may write results and read the weights' mirror, nothing else.
+# It may write results, sign their addresses and read the weights' mirror, nothing else.
 create_service_account() {
   local mirror=${WEIGHTS#gs://}
   step "Create the service account"
   look gcloud iam service-accounts describe "$email" --project="$PROJECT_ID" ||
     run gcloud iam service-accounts create "$SERVICE_ACCOUNT" --display-name="$DEPLOYMENT_NAME" --project="$PROJECT_ID"
-  grant "$BUCKET" roles/storage.objectAdmin
-  [[ -z $mirror ]] || grant "${mirror%%/*}" roles/storage.objectViewer
+  grant roles/storage.objectAdmin storage buckets "gs://$BUCKET"
+  grant roles/iam.serviceAccountTokenCreator iam service-accounts "$email"
+  [[ -z $mirror ]] || grant roles/storage.objectViewer storage buckets "gs://${mirror%%/*}"
 }
 
+# grant ROLE KIND… NAME: to the account, on that thing.
 grant() {
-  patiently gcloud storage buckets add-iam-policy-binding "gs://$1" --member="serviceAccount:$email" --role="$2" \
+  patiently gcloud "${@:2:2}" add-iam-policy-binding "$4" --member="serviceAccount:$email" --role="$1" \
     --project="$PROJECT_ID"
 }
 
@@ -170,7 +173,7 @@ find_model() {
 # What the container finds in its environment.
 environment() {
   local list=YUE_MODEL=$YUE_MODEL,YUE_LOADING=$1,YUE_MAX_QUEUE=$YUE_MAX_QUEUE,YUE_WAIT_SECONDS=$YUE_WAIT_SECONDS
-  list+=,YUE_DATA=gs://$BUCKET
+  list+=,YUE_DATA=gs://$BUCKET,YUE_REFERENCE_HOSTS=gs://$BUCKET/references,YUE_MAX_RESPONSE_BYTES=$response_bytes
   [[ $YUE_QUANTIZATION == none ]] || list+=,YUE_QUANTIZATION=$YUE_QUANTIZATION
   [[ -z $YUE_MAX_SONGS ]] || list+=,YUE_MAX_SONGS=$YUE_MAX_SONGS
   [[ -z $WEIGHTS ]] || list+=,YUE_WEIGHTS=$WEIGHTS

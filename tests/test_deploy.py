@@ -63,9 +63,12 @@ def test_from_nothing_to_a_deployed_endpoint(person: Person, script: str) -> Non
     assert cloud["buckets"]["gs://my-project-yue-server"]["location"] == "US-CENTRAL1"
 
 
-def test_the_account_may_write_results_and_nothing_else(deployed: Person) -> None:
+def test_the_account_may_write_results_and_sign_their_addresses_and_nothing_else(deployed: Person) -> None:
     (bucket,) = deployed.cloud["buckets"].values()
-    assert bucket["roles"] == [["yue-server@my-project.iam.gserviceaccount.com", "roles/storage.objectAdmin"]]
+    account = "yue-server@my-project.iam.gserviceaccount.com"
+    assert bucket["roles"] == [[account, "roles/storage.objectAdmin"]]
+    assert deployed.cloud["signers"] == [f"{account} roles/iam.serviceAccountTokenCreator"]
+    assert "iamcredentials.googleapis.com" in deployed.cloud["services"]  # which signs
 
 
 def test_the_account_may_read_the_mirror_of_the_weights(person: Person) -> None:

@@ -129,6 +129,14 @@ def grant(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
     return None
 
 
+def grant_on_account(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
+    member = flags["member"].removeprefix("serviceAccount:")
+    if {member, words[0]} - set(cloud.state["accounts"]):
+        raise NotFound("NOT_FOUND: Unknown service account")
+    cloud.state["signers"] = sorted({*cloud.state["signers"], f"{member} {flags['role']}"})
+    return None
+
+
 def create_account(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
     email = f"{words[0]}@my-project.iam.gserviceaccount.com"
     if email in cloud.state["accounts"] or not re.fullmatch(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", words[0]):
@@ -284,6 +292,7 @@ COMMANDS = {
     "iam service-accounts create": Command(1, set(), {"display-name"}, create_account),
     "iam service-accounts describe": Command(1, set(), set(), describe_account),
     "iam service-accounts delete": Command(1, {"quiet"}, set(), delete("accounts")),
+    "iam service-accounts add-iam-policy-binding": Command(1, {"member", "role"}, set(), grant_on_account),
     "ai models upload": Command(0, UPLOAD, {"model-id", "parent-model"}, upload_model),
     "ai models describe": Command(1, {"region"}, set(), describe_model),
     "ai models delete": Command(1, {"region", "quiet"}, set(), delete_model),

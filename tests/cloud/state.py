@@ -31,6 +31,7 @@ PERFECT: Json = {
     "images": [],
     "buckets": {},
     "accounts": [],
+    "signers": [],  # accounts and their roles on themselves
     "models": {},
     "endpoints": {},
     "operations": {},
