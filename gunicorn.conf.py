@@ -44,8 +44,9 @@ def on_starting(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Tell the worker how patient it is."""
+    """Tell the worker how patient it is, and what it answers first."""
     worker.network_seconds = _settings.network_seconds
+    worker.urgent_paths = tuple({"/health", _settings.health_route or "/health"})
 
 
 def worker_exit(server: Any, worker: Any) -> None:

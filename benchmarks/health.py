@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import selectors
 import socket
 import tempfile
 import threading
@@ -32,8 +33,20 @@ from tests.real_server import RealServer, until
 PROBES_PER_SECOND = 20
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la\n\n[chorus]\nla", "max_new_tokens": 1_500}
 LONG_SONG = {**SONG, "max_new_tokens": 6_000}
-PHASES = ("nothing loaded", "downloading", "loading", "ready", "singing", "full of waiters", "slow clients", "draining")
+PHASES = (
+    "nothing loaded",
+    "downloading",
+    "loading",
+    "singing",
+    "asked without pause",
+    "full of waiters",
+    "hit by slow clients",
+    "held by slow clients",
+    "draining",
+)
 THREADS = 40  # of which all that may wait for songs do so in the end
+ASKERS = 256
+QUESTION = b"GET /models/status HTTP/1.1\r\nHost: here\r\n\r\n"
 HALF_REQUEST = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n["
 LONGEST_DRAIN_SECONDS = 20
 
@@ -76,6 +89,37 @@ class Prober:
         return "nothing loaded" if status == "not_loaded" else status
 
 
+class Askers:
+    """Many clients, each of whom asks for the models' status again as soon as it was answered."""
+
+    def __init__(self, port: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        for _ in range(ASKERS):
+            self._selector.register(socket.create_connection(("127.0.0.1", port)), selectors.EVENT_READ)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Askers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+
+    def _ask(self) -> None:
+        for key in self._selector.get_map().values():
+            key.fileobj.sendall(QUESTION)  # type: ignore[union-attr]
+        while not self._stop.is_set():
+            for key, _ in self._selector.select(timeout=1.0):
+                answer = key.fileobj.recv(65_536)  # type: ignore[union-attr]
+                assert answer.startswith(b"HTTP/1.1 200 "), answer
+                key.fileobj.sendall(QUESTION)  # type: ignore[union-attr]
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description="How soon /health is answered, whatever the server does.")
@@ -105,6 +149,8 @@ def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
                 prober.phase = "singing"
                 status, prediction = server.sing(**SONG)
                 assert status == 200, prediction
+                with Askers(server.port):
+                    watch(prober, "asked without pause")
                 with ExitStack() as crowd:
                     crowd_out(server, prober, crowd)
                     prober.phase = "draining"
@@ -120,9 +166,11 @@ def crowd_out(server: RealServer, prober: Prober, crowd: ExitStack) -> None:
         send(server, crowd, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     until(lambda: len(server.ask("/jobs")[1]["jobs"]) > THREADS - RESERVED_THREADS)
     watch(prober, "full of waiters")
+    prober.phase = "hit by slow clients"
     for _ in range(2 * SLOW_CONNECTIONS):
         send(server, crowd, HALF_REQUEST)
-    watch(prober, "slow clients")
+    watch(prober, "hit by slow clients", seconds=1)
+    watch(prober, "held by slow clients")
 
 
 def send(server: RealServer, crowd: ExitStack, content: bytes) -> None:
@@ -130,10 +178,10 @@ def send(server: RealServer, crowd: ExitStack, content: bytes) -> None:
     crowd.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(content)
 
 
-def watch(prober: Prober, phase: str) -> None:
-    """Look at the server for some seconds."""
+def watch(prober: Prober, phase: str, seconds: int = 3) -> None:
+    """Look at the server for so long."""
     prober.phase = phase
-    until(lambda: len(prober.milliseconds[phase]) >= 3 * PROBES_PER_SECOND)
+    until(lambda: len(prober.milliseconds[phase]) >= seconds * PROBES_PER_SECOND)
 
 
 def table(found: Mapping[str, Sequence[float]], rounds: int) -> str:

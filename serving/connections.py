@@ -5,8 +5,10 @@ It knows nothing of what is asked or answered: only of connections, and of the t
 A connection gets a thread when there is something to read, not before. A thread that has to wait for the network takes
 one of SLOW_CONNECTIONS seats; where none is free, the connection that has made a thread wait longest is closed. For one
 request a thread waits no longer than the worker's `network_seconds`, and a second more for every BYTES_PER_SECOND that
-were moved. So there are always as many threads left for those who wait for songs, and for /health, as if all clients
-were quick.
+were moved. So there are always as many threads left for those who wait for songs as if all clients were quick.
+
+Who asks whether the server is well stands in no queue: such a request, if all of it is there, is answered by one of
+URGENT_THREADS of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -33,6 +36,10 @@ RESERVED_FILES = 256  # for the storage, the engine and the logs
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
 REST_SECONDS = 0.1
+URGENT_THREADS = 4
+HEAD_BYTES = 8_192  # of a request, its lines and headers; a longer one is not urgent
+HEAD_ENDS = b"\r\n\r\n"
+BODY_FOLLOWS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
 
 
 class Seats:
@@ -125,6 +132,7 @@ class Worker(gthread.ThreadWorker):
     """gunicorn's threaded worker with connections as described above."""
 
     network_seconds = 30.0
+    urgent_paths: Sequence[str] = ()  # asked by GET
 
     def init_process(self) -> None:
         """Make room for all the connections that may come, then work."""
@@ -132,6 +140,9 @@ class Worker(gthread.ThreadWorker):
         self.worker_connections = max(2 * self.cfg.threads, min(self.cfg.worker_connections, files - RESERVED_FILES))
         self.max_keepalived = self.worker_connections - self.cfg.threads
         self._seats = Seats(SLOW_CONNECTIONS)
+        self._urgent_heads = tuple(f"GET {path} ".encode() for path in self.urgent_paths)
+        self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
+        self._urgent: set[Future[Any]] = set()
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
@@ -154,6 +165,26 @@ class Worker(gthread.ThreadWorker):
         self.poller.register(sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
         if self.nr_conns >= self.worker_connections:
             self._drop_an_idle_one()
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Have a thread answer what can be read; called by the main loop alone."""
+        self._urgent = {future for future in self._urgent if not future.done()}
+        if len(self._urgent) < URGENT_THREADS and self._is_urgent(conn.sock):
+            future = self._urgent_pool.submit(self.handle, conn)
+            self._urgent.add(future)
+        else:
+            future = self.tpool.submit(self.handle, conn)
+        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+
+    def _is_urgent(self, sock: socket.socket) -> bool:
+        """Whether a whole request is there, and one for an urgent path."""
+        try:
+            head = socket.socket.recv(sock, HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        if not head.startswith(self._urgent_heads) or HEAD_ENDS not in head:
+            return False
+        return not any(sign in head.lower() for sign in BODY_FOLLOWS)
 
     def handle(self, conn: Any) -> Any:
         """One request, in a thread, which also takes leave of the client where that was the last."""

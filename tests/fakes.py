@@ -314,6 +314,19 @@ def fake_app(may_fetch: bool = True, may_sing: bool = True) -> Flask:
     return app
 
 
+def app_that_gets_stuck() -> Flask:
+    """The same, with a route /stuck that is never answered, and says on stdout that it was asked."""
+
+    def be_stuck() -> Response:
+        print("stuck", flush=True)
+        threading.Event().wait()
+        raise AssertionError("it waits for ever")
+
+    app = fake_app()
+    app.add_url_rule("/stuck", "stuck", be_stuck)
+    return app
+
+
 def app_that_stops_its_server() -> Flask:
     """The same, with a SIGTERM before it is made, for gunicorn and its worker."""
     for pid in (os.getppid(), os.getpid()):

@@ -115,6 +115,16 @@ def test_health_is_answered_while_half_requests_would_hold_every_thread(
     check_that_it_sings(server)
 
 
+def test_health_is_answered_while_every_thread_is_stuck(start: Start, connect: Connect) -> None:
+    server = start("tests.fakes:app_that_gets_stuck()", AIP_HEALTH_ROUTE="/ping")
+    connections = [connect(server) for _ in range(ALL_THREADS)]
+    for connection in connections:
+        connection.sendall(b"GET /stuck HTTP/1.1\r\nHost: here\r\n\r\n")
+    until(lambda: server.log().count("stuck") == ALL_THREADS)
+    assert server.ask("/health")[0] == server.ask("/ping")[0] == 200
+    server.kill()
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_a_client_that_never_sends_the_rest_is_hung_up_on(start: Start, connect: Connect, half: str) -> None:
     server = start(YUE_NETWORK_SECONDS="0.5")
