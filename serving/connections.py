@@ -7,8 +7,8 @@ one of SLOW_CONNECTIONS seats; where none is free, the connection that has made 
 request a thread waits no longer than the worker's `network_seconds`, and a second more for every BYTES_PER_SECOND that
 were moved. So there are always as many threads left for those who wait for songs as if all clients were quick.
 
-Who asks whether the server is well stands in no queue: such a request, if all of it is there, is answered by one of
-URGENT_THREADS of its own.
+Requests are begun in the order they came, a few in each round of the main loop. Who asks whether the server is well
+stands in no line: such a request, if all of it is there, is answered at once by one of URGENT_THREADS of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,10 @@ RESERVED_FILES = 256  # for the storage, the engine and the logs
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
 REST_SECONDS = 0.1
+# In one round of the main loop. Python's threads take turns: the more of them run, the longer a round takes, and with
+# it the time until a new connection is heard of.
+MOST_ACCEPTED = 64
+MOST_BEGUN = 4
 URGENT_THREADS = 4
 HEAD_BYTES = 8_192  # of a request, its lines and headers; a longer one is not urgent
 HEAD_ENDS = b"\r\n\r\n"
@@ -143,10 +148,17 @@ class Worker(gthread.ThreadWorker):
         self._urgent_heads = tuple(f"GET {path} ".encode() for path in self.urgent_paths)
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
+        self._line: deque[Any] = deque()
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
-        """Take a new connection, and wait in the main loop until something comes from it."""
+        """Take the new connections, and wait in the main loop until something comes from them."""
+        for _ in range(MOST_ACCEPTED):
+            if not self._accept_one(listener):
+                return
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Whether there was one."""
         try:
             client, address = listener.accept()
         except OSError as error:
@@ -156,7 +168,7 @@ class Worker(gthread.ThreadWorker):
                     time.sleep(REST_SECONDS)
             elif error.errno not in NOBODY_CAME:
                 raise
-            return
+            return False
         sock = PatientSocket(client, self._seats, self.network_seconds)
         conn = Connection(self.cfg, sock, address, listener.getsockname())
         self.nr_conns += 1
@@ -165,16 +177,26 @@ class Worker(gthread.ThreadWorker):
         self.poller.register(sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
         if self.nr_conns >= self.worker_connections:
             self._drop_an_idle_one()
+        return True
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """One round of the main loop: what came, and then the next few of those who stand in line."""
+        super().wait_for_and_dispatch_events(0 if self._line else timeout)
+        for _ in range(min(MOST_BEGUN, len(self._line))):
+            self._submit(self.tpool, self._line.popleft())
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a thread answer what can be read; called by the main loop alone."""
+        """Have what can be read answered, in its turn; called by the main loop alone."""
         self._urgent = {future for future in self._urgent if not future.done()}
         if len(self._urgent) < URGENT_THREADS and self._is_urgent(conn.sock):
-            future = self._urgent_pool.submit(self.handle, conn)
-            self._urgent.add(future)
+            self._urgent.add(self._submit(self._urgent_pool, conn))
         else:
-            future = self.tpool.submit(self.handle, conn)
+            self._line.append(conn)
+
+    def _submit(self, pool: ThreadPoolExecutor, conn: Any) -> Future[Any]:
+        future = pool.submit(self.handle, conn)
         future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        return future
 
     def _is_urgent(self, sock: socket.socket) -> bool:
         """Whether a whole request is there, and one for an urgent path."""
