@@ -9,8 +9,9 @@ import errno
 import io
 import logging
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -42,6 +43,8 @@ ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file:
 CHUNK_BYTES = 4 << 20
 # A file of gigabytes is one request, which obstore's own 30 s would cut; only a read that stalls is given up.
 CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "12h"}
+HALF_WRITTEN = "*#[0-9]*"  # as obstore calls a file until all of it is there
+HALF_WRITTEN_SECONDS = 3_600.0
 OWN_RETRIES = 0  # obstore's own would wait in silence
 
 
@@ -140,6 +143,16 @@ class Storage:
                 obstore.delete(self._store, path)
             except FileNotFoundError:
                 return
+
+    def tidy(self) -> None:
+        """Remove what killed writers left half written, an hour ago or longer; a bucket has whole files only."""
+        if not isinstance(self._store, LocalStore):
+            return
+        with _translated(self.name):
+            for file in Path(str(self._store.prefix)).rglob(HALF_WRITTEN):
+                with suppress(FileNotFoundError):  # it is whole meanwhile
+                    if time.time() - file.stat().st_mtime > HALF_WRITTEN_SECONDS:
+                        file.unlink()
 
     @property
     def is_bucket(self) -> bool:

@@ -246,6 +246,10 @@ class JobStore:
         self.storage.delete(_in(ended.job_id, "end.json"))
         self.storage.delete(ended.path)
 
+    def tidy(self) -> None:
+        """Remove what no listing shows."""
+        self.storage.tidy()
+
     def _is_free(self, job_id: str, folder: Folder, order: Json, is_lost: Callable[[str], bool]) -> bool:
         owner = (
             order["replica"] if not folder.claim else self.storage.get(_in(job_id, f"claim-{folder.claim}")).decode()

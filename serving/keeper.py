@@ -198,7 +198,7 @@ class Keeper:
         )
 
     def _sweep(self) -> None:
-        """Forget the oldest finished jobs, by age and by their bytes."""
+        """Forget the oldest finished jobs, by age and by their bytes, and what was never written to its end."""
         # A clock that jumps ahead while the server runs makes nothing older.
         moment = min(now(), self._began + timedelta(seconds=self._clock() - self._began_at))
         oldest = moment - timedelta(hours=self._keep.hours)
@@ -210,6 +210,7 @@ class Keeper:
         for ended in old[::-1][:SWEPT_TOGETHER]:
             self._store.forget(ended)
         if len(old) <= SWEPT_TOGETHER:
+            self._store.tidy()
             self._swept_at = self._clock()
 
 

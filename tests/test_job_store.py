@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -249,6 +251,24 @@ def lose(clock: FakeClock, *watchers: Replica) -> None:
         clock.advance(pause)
         for watcher in watchers:
             watcher.look_after()
+
+
+def test_audio_that_a_killed_server_left_half_written_is_swept_away(clock: FakeClock, tmp_path: Path) -> None:
+    half = tmp_path / "jobs" / "1" / "audio-0" / "mix.mp3#1"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    os.utime(half, (0, 0))
+    Replica(Storage.at(tmp_path), clock).look_after()
+    assert not half.exists()
+
+
+def test_anyone_may_read_what_an_address_is_signed_for() -> None:
+    storage = S3.storage()
+    storage.put("jobs/1/mix.mp3", b"the song")
+    address = storage.sign("jobs/1/mix.mp3", 60)
+    assert address
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"the song"
 
 
 def test_only_one_creates_a_file(storage: Storage) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from inference.errors import StorageError
 from storage import Entry, Storage, is_address
+from tests.real_server import PROJECT, until
 
 
 @pytest.fixture(params=["path", "address"])
@@ -77,6 +81,29 @@ def test_paths_are_no_addresses() -> None:
 def test_an_error_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(StorageError("x does not exist", "missing")))
     assert (str(error), error.kind) == ("x does not exist", "missing")
+
+
+WRITER = """
+import sys
+from storage import Storage
+while True:
+    Storage.at(sys.argv[1]).put("jobs/1/mix.mp3", bytes(50_000_000))
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=PROJECT) as writer:
+        until(lambda: any("#" in file.name for file in tmp_path.rglob("*")))
+        writer.kill()
+    storage.put("jobs/1/mix.mp3", b"whole")
+    left = [file for file in tmp_path.rglob("*") if "#" in file.name] or [tmp_path / "jobs" / "1" / "mix.mp3#1"]
+    left[0].touch()  # it may just have been finished
+    storage.tidy()
+    assert left[0].exists(), "somebody may be writing it"
+    os.utime(left[0], (0, 0))
+    storage.tidy()
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["mix.mp3"]
 
 
 def test_every_writing_is_another_version(storage: Storage) -> None:
