@@ -91,6 +91,11 @@ class Engine:
             static.prepare(static.recordings.missing[0])
         return bool(missing)
 
+    @property
+    def missing_steps(self) -> int:
+        """How many more `prepare_next` would record."""
+        return sum(len(static.recordings.missing) for static in self._statics.values())
+
     def recordings(self) -> dict[str, dict[str, object]]:
         """Which steps are recorded, of each stage that has recorded steps."""
         return {stage: static.recordings.status() for stage, static in self._statics.items()}

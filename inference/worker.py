@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS_TO_END = 5.0
 COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
-# Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds, and so does compiling a layer.
-STALL_SECONDS = 120.0
+# Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds; compiling a step, for which a
+# song may have to wait, takes a minute.
+STALL_SECONDS = 300.0
+PART_SECONDS = 1_800.0  # in which any part of a model is loaded, from a slow disk too
 
 
 class EngineProcess:
@@ -73,10 +75,12 @@ class EngineProcess:
         options: EngineOptions,
         on_loading: Callable[[str], None] = lambda part: None,
         stall_seconds: float = STALL_SECONDS,
+        part_seconds: float = PART_SECONDS,
     ) -> EngineProcess:
         """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
 
-        A child that has songs, and takes none of them any further for `stall_seconds`, is killed.
+        A child that loads one part for `part_seconds`, or that has songs and takes none of them any further for
+        `stall_seconds`, is killed.
         """
         ours, theirs = Pipe()
         process = subprocess.Popen(
@@ -92,7 +96,7 @@ class EngineProcess:
         theirs.close()
         engine = cls(process, ours, stall_seconds)
         try:
-            engine._load(Load(files, options), on_loading)
+            engine._load(Load(files, options), on_loading, part_seconds)
         except BaseException:
             engine.close()
             raise
@@ -150,10 +154,10 @@ class EngineProcess:
         self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
         self._connection.close()
 
-    def _load(self, load: Load, on_loading: Callable[[str], None]) -> None:
+    def _load(self, load: Load, on_loading: Callable[[str], None], part_seconds: float) -> None:
         try:
             self._send(load)
-            while True:
+            while self._connection.poll(part_seconds):
                 match self._connection.recv():
                     case Loading(part):
                         on_loading(part)
@@ -164,6 +168,7 @@ class EngineProcess:
                         raise error
         except (EOFError, OSError) as error:
             raise EngineError(f"the engine's process {self.ending} while it loaded the models") from error
+        raise EngineError(f"the engine's process loaded a part of the models for more than {part_seconds:g} s")
 
     def _listen(self) -> None:
         try:
@@ -283,10 +288,9 @@ class _Child:
 
         pipeline = Pipeline.load(load.files, load.options, lambda part: self._send(Loading(part)))
         engine = make_engine(pipeline, load.options)
-        if load.options.prepare:
-            self._send(Loading("compiled steps"))
-            while engine.prepare_next():
-                pass
+        while load.options.prepare and (left := engine.missing_steps):
+            self._send(Loading(f"compiled steps, {left} left"))
+            engine.prepare_next()
         limits = {"max_songs": engine.limits.songs, "max_rows": engine.limits.rows}
         self._send(Ready({**pipeline.info(), **limits, "recordings": engine.recordings()}))
         return engine

@@ -19,7 +19,8 @@ from inference.options import EngineOptions
 from inference.worker import EngineProcess
 
 STALL_SECONDS = 5.0
-CALLS_BEFORE = {"stage1": 40, "stage2": 9, "decode": 0}  # of the stage's step, which go well
+PART_SECONDS = 60.0
+CALLS_BEFORE = {"load": 0, "stage1": 40, "stage2": 9, "decode": 0}  # of the stage's step, which go well
 
 
 class FaultyEngine(EngineProcess):
@@ -31,7 +32,7 @@ class FaultyEngine(EngineProcess):
     def broken(cls, fault: str, stage: str, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
         """Started like any other."""
         kind = type("Faulty", (cls,), {"program": ("tests.faulty_worker", fault, stage)})
-        return kind.start(files, EngineOptions("cpu", "float32"), on_loading, stall_seconds=STALL_SECONDS)
+        return kind.start(files, EngineOptions("cpu", "float32"), on_loading, STALL_SECONDS, PART_SECONDS)
 
 
 def install(fault: str, stage: str) -> None:
@@ -40,15 +41,18 @@ def install(fault: str, stage: str) -> None:
     from inference.orchestra import Orchestra
     from inference.pipeline import SongInProgress
 
-    owner, name = {"stage1": (Choir, "step"), "stage2": (Orchestra, "step"), "decode": (SongInProgress, "decode_part")}[
-        stage
-    ]
+    owner, name = {
+        "load": (worker._Child, "_loaded"),
+        "stage1": (Choir, "step"),
+        "stage2": (Orchestra, "step"),
+        "decode": (SongInProgress, "decode_part"),
+    }[stage]
     step, calls = getattr(owner, name), iter(range(CALLS_BEFORE[stage]))
 
-    def breaking(self: Any) -> Any:
+    def breaking(self: Any, *arguments: Any) -> Any:
         if next(calls, None) is None and not happen(fault, self):
             return 1
-        return step(self)
+        return step(self, *arguments)
 
     setattr(owner, name, breaking)
 

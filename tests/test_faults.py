@@ -297,6 +297,14 @@ def jobs_over(start: Callable[..., Any], files: ModelFiles | None = None) -> Ite
         jobs.close()
 
 
+def test_a_process_that_does_not_get_on_with_loading_is_killed(
+    tiny_files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.faulty_worker.PART_SECONDS", 2.0)
+    with pytest.raises(EngineError, match="loaded a part of the models for more than 2 s"):
+        FaultyEngine.broken("block", "load", tiny_files, lambda part: None)
+
+
 class KeptEngine(EngineProcess):
     """One that the tests share: starting it takes longer than the songs."""
 
