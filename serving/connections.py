@@ -179,6 +179,16 @@ class Worker(gthread.ThreadWorker):
             self._drop_an_idle_one()
         return True
 
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        """Its first bytes came; it may have been dropped in this very round."""
+        if conn in self.pending_conns:
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """It asks again; it may have been dropped in this very round."""
+        if conn in self.keepalived_conns:
+            super().on_client_socket_readable(conn, client)
+
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One round of the main loop: what came, and then the next few of those who stand in line."""
         super().wait_for_and_dispatch_events(0 if self._line else timeout)

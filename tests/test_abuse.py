@@ -125,6 +125,19 @@ def test_health_is_answered_while_every_thread_is_stuck(start: Start, connect: C
     server.kill()
 
 
+@pytest.mark.usefixtures("many_files")
+def test_at_the_limit_of_connections_the_oldest_idle_one_makes_way(start: Start, connect: Connect) -> None:
+    server = start(GUNICORN_CMD_ARGS="--worker-connections=1")  # the worker makes it twice its threads
+    workers = server.children("gunicorn")
+    for _ in range(8):  # each time the oldest ask just when they have to make way
+        connections = [connect(server) for _ in range(2 * ALL_THREADS)]
+        for connection in connections[: ALL_THREADS // 2]:
+            connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: here\r\n\r\n")
+            connect(server)
+    assert server.ask("/health")[0] == 200
+    assert server.children("gunicorn") == workers
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_a_client_that_never_sends_the_rest_is_hung_up_on(start: Start, connect: Connect, half: str) -> None:
     server = start(YUE_NETWORK_SECONDS="0.5")
