@@ -43,7 +43,7 @@ ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file:
 CHUNK_BYTES = 4 << 20
 # A file of gigabytes is one request, which obstore's own 30 s would cut; only a read that stalls is given up.
 CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "12h"}
-HALF_WRITTEN = "*#[0-9]*"  # as obstore calls a file until all of it is there
+HALF_WRITTEN = re.compile(r"#\d+$")  # ends the name that obstore gives a file until all of it is there
 HALF_WRITTEN_SECONDS = 3_600.0
 OWN_RETRIES = 0  # obstore's own would wait in silence
 
@@ -134,7 +134,8 @@ class Storage:
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         """Write the file, whole or not at all; with `create` only where there is none yet."""
         with _translated(self._title(path)):
-            obstore.put(self._store, path, content, mode="create" if create else "overwrite")
+            # In one request: of an upload in parts, what was sent would stay when the writer is killed.
+            obstore.put(self._store, path, content, mode="create" if create else "overwrite", use_multipart=False)
 
     def delete(self, path: str) -> None:
         """Remove the file; that it is gone already is no error."""
@@ -144,14 +145,17 @@ class Storage:
             except FileNotFoundError:
                 return
 
-    def tidy(self) -> None:
-        """Remove what killed writers left half written, an hour ago or longer; a bucket has whole files only."""
+    def tidy(self, prefix: str) -> None:
+        """Remove what killed writers left half written in the folder `prefix`, an hour ago or longer.
+
+        A bucket has whole files only.
+        """
         if not isinstance(self._store, LocalStore):
             return
-        with _translated(self.name):
-            for file in Path(str(self._store.prefix)).rglob(HALF_WRITTEN):
+        with _translated(self._title(prefix)):
+            for file in Path(str(self._store.prefix), prefix).rglob("*"):
                 with suppress(FileNotFoundError):  # it is whole meanwhile
-                    if time.time() - file.stat().st_mtime > HALF_WRITTEN_SECONDS:
+                    if HALF_WRITTEN.search(file.name) and file.is_file() and _age_seconds(file) > HALF_WRITTEN_SECONDS:
                         file.unlink()
 
     @property
@@ -201,6 +205,11 @@ class _Reader(io.RawIOBase):
         chunk = bytes(self._file.read(len(view)))
         view[: len(chunk)] = chunk
         return len(chunk)
+
+
+def _age_seconds(file: Path) -> float:
+    """Since it was last written to, by the system's clock."""
+    return time.time() - file.stat().st_mtime
 
 
 def _entry(item: ObjectMeta) -> Entry:

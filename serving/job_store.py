@@ -41,6 +41,8 @@ from storage import Storage
 
 log = logging.getLogger(__name__)
 
+FOLDERS = ("jobs", "keys", "ended", "live")
+
 
 class JobStore:
     """One replica's view of the storage. Any method may be called from any thread."""
@@ -248,7 +250,8 @@ class JobStore:
 
     def tidy(self) -> None:
         """Remove what no listing shows."""
-        self.storage.tidy()
+        for folder in FOLDERS:
+            self.storage.tidy(folder)
 
     def _is_free(self, job_id: str, folder: Folder, order: Json, is_lost: Callable[[str], bool]) -> bool:
         owner = (

@@ -262,6 +262,12 @@ def test_audio_that_a_killed_server_left_half_written_is_swept_away(clock: FakeC
     assert not half.exists()
 
 
+def test_a_large_song_is_one_object_that_is_there_or_not(storage: Storage) -> None:
+    song = bytes(range(256)) * 50_000
+    storage.put("jobs/1/mix.wav", song)  # the stand-in for Google's refuses uploads in parts
+    assert storage.get("jobs/1/mix.wav") == song
+
+
 def test_anyone_may_read_what_an_address_is_signed_for() -> None:
     storage = S3.storage()
     storage.put("jobs/1/mix.mp3", b"the song")

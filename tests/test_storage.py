@@ -99,11 +99,14 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> 
     storage.put("jobs/1/mix.mp3", b"whole")
     left = [file for file in tmp_path.rglob("*") if "#" in file.name] or [tmp_path / "jobs" / "1" / "mix.mp3#1"]
     left[0].touch()  # it may just have been finished
-    storage.tidy()
+    storage.tidy("jobs")
     assert left[0].exists(), "somebody may be writing it"
-    os.utime(left[0], (0, 0))
-    storage.tidy()
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["mix.mp3"]
+    mine = tmp_path / "Song #1.mp3", tmp_path / "jobs" / "Song #1.mp3", tmp_path / "Song#1"
+    for file in (left[0], *mine):
+        file.touch()
+        os.utime(file, (0, 0))
+    storage.tidy("jobs")
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == {tmp_path / "jobs" / "1" / "mix.mp3", *mine}
 
 
 def test_every_writing_is_another_version(storage: Storage) -> None:
