@@ -170,7 +170,7 @@ class Services:
 
     def download_models(self) -> tuple[Response, int]:
         """Get a model ready."""
-        body, done = self._download(schemas.read(Download, _read_json(empty={})))
+        body, done = self._download(schemas.read(Download, _read_json(empty={})), time.monotonic())
         return jsonify(body), 200 if done else 202
 
     def cancel_download(self) -> Response:
@@ -181,10 +181,15 @@ class Services:
         """Sing each instance."""
         instances, parameters = schemas.read_body(_read_json(), self.settings.max_instances)
         keys = schemas.read_keys(request.headers.get("Idempotency-Key"), len(instances))
-        wanted = [self._read(instance, parameters, key) for instance, key in zip(instances, keys, strict=True)]
+        company = instances if keys[0] and len(instances) > 1 else None
+        wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
         as_audio = self._wants_audio(wanted)
         began = time.monotonic()
-        outcomes = [self._begin(each) for each in wanted]
+        begin = partial(self._begin, began=began, instances=len(wanted))
+        outcomes = [begin(wanted[0])]
+        if company and isinstance(outcomes[0], Problem) and outcomes[0].kind == "conflict":
+            raise outcomes[0]  # the key stands for another request, so none of this one's songs is sung
+        outcomes += map(begin, wanted[1:])
         self._wait(outcomes, began)
         if as_audio and isinstance(outcomes[0], Pending):
             return self.answers.audio(outcomes[0].job)
@@ -220,13 +225,13 @@ class Services:
         """One track of a finished song, or the range of it that was asked for."""
         return tracks.named_track(self.jobs.get(job_id), track, audio_format)
 
-    def _read(self, instance: object, parameters: dict[str, object], key: str | None) -> Wanted:
+    def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
             if schemas.is_job_operation(instance):
                 return schemas.read(JobOperation, instance)
             if schemas.is_models_operation(instance):
                 return schemas.read(ModelsOperation, instance)
-            return read_order(instance, parameters, self.manager.model, key)
+            return read_order(instance, parameters, self.manager.model, key, company)
         except Exception as error:
             return problem_of(error)
 
@@ -246,12 +251,12 @@ class Services:
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
         return best.startswith("audio/")
 
-    def _begin(self, wanted: Wanted) -> Outcome:
-        """Do what an instance asks for, as far as it can be done without waiting for a song."""
+    def _begin(self, wanted: Wanted, began: float, instances: int) -> Outcome:
+        """Do what one of so many instances asks for, as far as it can be done without waiting for a song."""
         try:
             match wanted:
                 case Order():
-                    return self._submit(wanted)
+                    return self._submit(wanted, instances)
                 case JobOperation(operation="result"):
                     return Pending(self.jobs.get(wanted.job_id), 0, piece=wanted if wanted.track else None)
                 case JobOperation(operation="status"):
@@ -263,17 +268,18 @@ class Services:
                 case ModelsOperation(operation=schemas.CANCEL_DOWNLOAD):
                     return self._cancel_download()
                 case ModelsOperation():
-                    return self._download(wanted)[0]
+                    return self._download(wanted, began)[0]
                 case Problem():
                     return wanted
         except Exception as error:
             return problem_of(error)
         raise AssertionError(f"no answer to {wanted!r}")
 
-    def _submit(self, order: Order) -> Pending:
+    def _submit(self, order: Order, instances: int) -> Pending:
         model = self.manager.model.name
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
-        warnings = order.warnings + self.answers.foresee(order.request, bool(order.request_id) or not wait_seconds)
+        can_be_fetched = bool(order.request_id) or not wait_seconds
+        warnings = order.warnings + self.answers.foresee(order.request, can_be_fetched, instances)
         job = Job(order.request, model, warnings, order.request_id, order.fingerprint, order.model)
         if order.deadline_seconds is not None:
             job.deadline = time.monotonic() + order.deadline_seconds
@@ -305,13 +311,13 @@ class Services:
             if not each.goes_on:
                 self.jobs.cancel(each.job.id)
 
-    def _download(self, wanted: Download) -> tuple[dict[str, object], bool]:
-        """The answer to a download, and whether the model is ready."""
+    def _download(self, wanted: Download, began: float) -> tuple[dict[str, object], bool]:
+        """The answer to a download that was asked for at `began`, and whether the model is ready."""
         guard.check_admin(self.settings)
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
         if wanted.wait and not outcome.done():
             with self.seats.seat() as seated:
-                end = time.monotonic() + (self.settings.wait_seconds if seated else 0)
+                end = began + (self.settings.wait_seconds if seated else 0)
                 self._await(lambda seconds: wait([outcome], seconds).done, end)
         if not outcome.done():
             message = "Models are being downloaded and loaded; /models/status tells how far they are"
@@ -366,6 +372,7 @@ def _read_json(empty: object = None) -> object:
         return empty
     if not request.is_json:
         raise UnsupportedMediaType(f"Content-Type: got {request.mimetype!r}; allowed: {JSON}")
+    guard.check_values(body)
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -144,11 +144,12 @@ class EngineProcess:
     def close(self) -> None:
         """End the child; songs in it fail with EngineError."""
         self._closed = True
-        self._process.terminate()
-        try:
-            self._process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        if not self._lost:
+            self._process.terminate()
+            try:
+                self._process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                self._kill()
         if self._listener.ident is not None:
             self._listener.join()  # it ends with the pipe, and fails the songs
         self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
@@ -179,7 +180,8 @@ class EngineProcess:
                     self._reason = f"took no song any further for {self._stall_seconds:g} s"
                     self._kill()
         except (EOFError, OSError):
-            self._lost = True
+            self._reason = self._seen_to_its_end()
+            self._lost = True  # only now: whoever sees it has nothing more to wait for
             self._fail_songs()
 
     def _hear(self, message: object) -> None:
@@ -230,6 +232,10 @@ class EngineProcess:
     @property
     def ending(self) -> str:
         """How the child ended, for people: "was ended by SIGKILL". To be asked only once it is not alive."""
+        return self._reason if self._lost else self._seen_to_its_end()
+
+    def _seen_to_its_end(self) -> str:
+        """How the child ended; it is given some seconds, and then killed."""
         try:
             code = self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:

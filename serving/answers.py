@@ -83,20 +83,23 @@ class Answers:
             raise Problem(400, "response-too-large", self._omitted(job), members)
         return tracks.first_track(job)
 
-    def foresee(self, song: SongRequest, can_be_fetched: bool) -> tuple[str, ...]:
-        """What to warn of before the song is made. Raises Problem where its client would surely never get it."""
+    def foresee(self, song: SongRequest, can_be_fetched: bool, instances: int) -> tuple[str, ...]:
+        """What to warn of before the song, one of so many instances, is made.
+
+        Raises Problem where its client would surely never get it.
+        """
         if self._limit_bytes is None or self._is_bucket:
             return ()
-        expected = expected_bytes(song)
-        if expected <= self._limit_bytes:
+        expected, limit = expected_bytes(song), self._limit_bytes // instances
+        if expected <= limit:
             return ()
-        told = f"the audio is expected to take {expected} bytes as base64, and an answer may have {self._limit_bytes}"
-        if expected * SURELY > self._limit_bytes and not can_be_fetched:
+        told = f"the audio is expected to take {expected} bytes as base64, and its answer may have {limit}"
+        if expected * SURELY > limit and not can_be_fetched:
             detail = (
                 f"{told} (YUE_MAX_RESPONSE_BYTES); ask for fewer segments or tracks or for mp3, or send request_id or "
                 "wait_seconds 0, which says that you fetch the song in pieces: operation result with track and offset"
             )
-            raise Problem(400, "response-too-large", detail, {"expected": expected, "allowed": self._limit_bytes})
+            raise Problem(400, "response-too-large", detail, {"expected": expected, "allowed": limit})
         return (f"{told}; if so it comes without audio, to be fetched by operation result with track and offset",)
 
     def _placed(self, outcome: Outcome, index: int, limit_bytes: int | None) -> dict[str, object] | Problem:

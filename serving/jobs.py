@@ -20,13 +20,14 @@ from serving.job import QUEUED, RUNNING, Job, about
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
 from serving.pace import Outlook
-from serving.problems import conflict, not_found
+from serving.problems import being_accepted, conflict, not_found
 from serving.singers import Models, Singers
 
 log = logging.getLogger(__name__)
 
 LISTED_JOBS = 100
 LOOK_SECONDS = 2.0  # between two looks at a job that another server has
+ACCEPTED_SECONDS = 5.0  # that a request waits for another one with its request id to be accepted
 SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
 READERS = 16  # files that are read at once for a list
 
@@ -176,12 +177,13 @@ class Jobs:
 
     @contextmanager
     def _alone(self, request_id: str | None) -> Iterator[None]:
-        """One at a time with the same request id."""
+        """One at a time with the same request id. Raises Problem."""
         if request_id is None:
             yield
             return
         with self._asking:
-            self._asking.wait_for(lambda: request_id not in self._asked)
+            if not self._asking.wait_for(lambda: request_id not in self._asked, ACCEPTED_SECONDS):
+                raise being_accepted()
             self._asked.add(request_id)
         try:
             yield

@@ -39,10 +39,12 @@ class Order:
     to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
 
 
-def read_order(instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None) -> Order:
+def read_order(
+    instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None, company: object = None
+) -> Order:
     """A song instance, with the parameters where it says nothing, and `key` for its request id.
 
-    Raises Problem and YueError.
+    `company` is what else the key stands for. Raises Problem and YueError.
     """
     if not isinstance(instance, Mapping):
         raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
@@ -64,7 +66,7 @@ def read_order(instance: object, parameters: Mapping[str, object], model: Model,
     request = SongRequest(**{**given, "seed": seed})
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
-    return Order(request, *how, warnings, _fingerprint(wanted), to_fetch)
+    return Order(request, *how, warnings, _fingerprint(wanted, company), to_fetch)
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -82,6 +84,8 @@ def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _fingerprint(wanted: Instance) -> str:
+def _fingerprint(wanted: Instance, company: object) -> str:
     body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
+    if company is not None:
+        body["company"] = company
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -171,6 +171,13 @@ _KINDS = (
         'Repair the weights, or send `{"force": true}` to `/download-models`.',
     ),
     Kind(
+        "being-accepted",
+        503,
+        (PREDICT,),
+        "Another request with this `request_id` is not accepted yet.",
+        "Send it again after `Retry-After` seconds.",
+    ),
+    Kind(
         "stopping",
         503,
         (PREDICT, DOWNLOAD),

@@ -127,6 +127,12 @@ def no_seat() -> Problem:
     return unavailable("too-many-waiters", "as many streams and requests wait as may; ask for the job's state instead")
 
 
+def being_accepted() -> Problem:
+    """Another request with the same request id is on its way."""
+    detail = "another request with this request_id is being accepted, and takes its time; send this one again"
+    return unavailable("being-accepted", detail)
+
+
 def stopping() -> Problem:
     """The server takes no more work."""
     return unavailable("stopping", "the server is stopping; send the request again")

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -56,7 +57,10 @@ class References:
     def read(self, wanted: ReferenceFields) -> Reference:
         """The reference with what lies at its addresses, cut to its span. Raises InvalidField and Problem."""
         with self._seat():
-            found = {field: self._one(f"reference.{field}", place) for field, place in wanted.addresses().items()}
+            places = wanted.addresses()
+            with ThreadPoolExecutor(len(places)) as readers:
+                read = readers.map(lambda field: self._one(f"reference.{field}", places[field]), places)
+                found = dict(zip(places, read, strict=True))
         return cut_reference(wanted.as_reference(found))
 
     def _one(self, field: str, place: str) -> bytes:

@@ -27,7 +27,9 @@ LARGEST_PIECE = 2**53 - 1  # bytes
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
 LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
 REFERENCE_PARTS = ("audio", "vocal", "instrumental")
-REQUEST_ID, REQUEST_ID_TEXT = r"[!-~]{1,128}", "1 to 128 visible ASCII characters"
+LONGEST_REQUEST_ID = 128
+REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
+REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
 JOB_OPERATIONS = ("status", "result", "cancel")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
@@ -281,7 +283,7 @@ def is_models_operation(instance: object) -> bool:
 
 
 def read_keys(header: str | None, instances: int) -> list[str | None]:
-    """The request id of each instance that the header Idempotency-Key gives: several get their places in the list.
+    """The request id of each instance that the header Idempotency-Key gives: after the first, with its place.
 
     Raises Problem.
     """
@@ -290,7 +292,11 @@ def read_keys(header: str | None, instances: int) -> list[str | None]:
     key = (header or "").strip('"')
     if not key:
         return [None] * instances
-    return [key] if instances == 1 else [f"{key}.{index}" for index in range(instances)]
+    keys: list[str | None] = [key, *(f"{key}.{index}" for index in range(1, instances))]
+    if len(str(keys[-1])) > LONGEST_REQUEST_ID:
+        room = LONGEST_REQUEST_ID - len(str(keys[-1])) + len(key)
+        raise invalid([InvalidField("Idempotency-Key", header, f"1 to {room} characters for {instances} instances")])
+    return keys
 
 
 def _mistakes(schema: type[BaseModel], error: ValidationError) -> list[InvalidField]:

@@ -84,6 +84,16 @@ def test_a_client_that_could_never_get_its_song_is_told_before_it_is_sung(large:
     assert "in pieces" in answer["detail"] or "result" in answer["detail"]
 
 
+def test_songs_that_would_fit_alone_and_not_together_are_told_so_before_they_are_sung(large: Served) -> None:
+    expected = problem(large.predict(INSTANCE), 400)["expected"]
+    served = Served(max_response_bytes=expected + 1)
+    assert served.one()["warnings"] == []
+    answer = problem(served.predict(*[{**INSTANCE, "seed": seed} for seed in range(8)]), 400)
+    assert {error["type"] for error in answer["errors"]} == {"urn:yue:problem:response-too-large"}
+    assert len(served.client.get("/jobs").json["jobs"]) == 1
+    close_app(served.app)
+
+
 def test_songs_that_fit_come_whole_and_several_share_one_answer() -> None:
     served = Served(max_response_bytes=LIMIT)
     instances = [{**INSTANCE, "genres": "x", "request_id": str(number)} for number in range(3)]

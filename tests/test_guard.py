@@ -204,6 +204,14 @@ def test_an_idempotency_key_has_a_limit() -> None:
     close_app(served.app)
 
 
+def test_a_body_of_very_many_values_is_refused_unparsed() -> None:
+    served = Served()
+    body = b'{"instances": [' + b",".join([b"[]"] * 150_000) + b"]}"
+    answer = served.client.post("/predict", data=body, content_type="application/json")
+    assert "more than 200000" in problem(answer, 413)["detail"]
+    close_app(served.app)
+
+
 def test_headers_and_bodies_without_end_are_refused_by_the_real_server() -> None:
     with RealServer({"YUE_MAX_REQUEST_BYTES": "2000", "YUE_API_KEY": KEY}) as server:
         server.wait_until_answered()

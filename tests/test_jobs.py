@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -262,6 +263,26 @@ def test_a_request_id_of_another_request_is_a_conflict(jobs: Jobs) -> None:
     with pytest.raises(Problem) as caught:
         jobs.submit(song(2, request_id="a"))
     assert caught.value.status == 409
+
+
+def test_who_sends_a_request_id_again_does_not_wait_for_ever_for_the_first(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.jobs.ACCEPTED_SECONDS", 0.01)
+    reading, read = threading.Event(), threading.Event()
+
+    def complete(job: Job) -> None:
+        reading.set()
+        assert read.wait(SECONDS)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(jobs.submit, song(request_id="a"), complete)
+        assert reading.wait(SECONDS)
+        with pytest.raises(Problem, match="send this one again") as caught:
+            jobs.submit(song(request_id="a"))
+        assert caught.value.status == 503 and caught.value.headers["Retry-After"]
+        read.set()
+        assert jobs.submit(song(request_id="a")).id == first.result(SECONDS).id
 
 
 def test_a_request_id_sent_many_times_at_once_makes_one_job(jobs: Jobs) -> None:

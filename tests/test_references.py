@@ -95,6 +95,21 @@ def as_sung(content: bytes, **span: float) -> np.ndarray:
     return read_reference(Reference(mix=content, **span))[0]
 
 
+def test_the_two_tracks_are_read_at_the_same_time(files: Files, served: Served) -> None:
+    both = threading.Barrier(2)
+    files.files["https://audio.test/other.wav"] = tone()
+    fetch = Files.fetch
+
+    def together(self: Files, address: str) -> bytes:
+        both.wait(10.0)
+        return fetch(self, address)
+
+    object.__setattr__(files, "fetch", together.__get__(files))
+    addresses = {"vocal_uri": ADDRESS, "instrumental_uri": "https://audio.test/other.wav"}
+    answer = served.predict({**INSTANCE, "reference": {**addresses, "end_seconds": 3}, "wait_seconds": 0})
+    assert answer.status_code == 200, answer.json
+
+
 @pytest.mark.parametrize("address", [ADDRESS, OBJECT])
 def test_the_job_holds_the_part_that_is_sung_to_the_bit(served: Served, address: str) -> None:
     reference = kept(served, ask(served, audio_uri=address, start_seconds=0.5, end_seconds=3))

@@ -325,4 +325,19 @@ def test_the_header_idempotency_key_is_a_request_id(served: Served) -> None:
     refused = problem(served.predict({**INSTANCE, "request_id": "other"}, headers=header), 400)
     assert refused["field"] == "Idempotency-Key"
     both = served.predict(INSTANCE, INSTANCE, headers={"Idempotency-Key": "many"}).json["predictions"]
-    assert [song["request_id"] for song in both] == ["many.0", "many.1"]
+    assert [song["request_id"] for song in both] == ["many", "many.1"]
+    again = served.predict(INSTANCE, INSTANCE, headers={"Idempotency-Key": "many"}).json["predictions"]
+    assert [song["job_id"] for song in again] == [song["job_id"] for song in both]
+
+
+@pytest.mark.parametrize("songs", [1, 3])
+def test_a_key_of_several_songs_holds_for_all_of_them_together(served: Served, songs: int) -> None:
+    header = {"Idempotency-Key": "many"}
+    served.predict(INSTANCE, INSTANCE, headers=header)
+    assert problem(served.predict(*[INSTANCE] * songs, headers=header), 409)["type"] == "urn:yue:problem:conflict"
+    assert len(served.client.get("/jobs").json["jobs"]) == 2
+
+
+def test_a_key_that_is_too_long_for_several_songs_is_told_by_its_name(served: Served) -> None:
+    refused = problem(served.predict(INSTANCE, INSTANCE, headers={"Idempotency-Key": "k" * 127}), 400)
+    assert (refused["field"], refused["allowed"]) == ("Idempotency-Key", "1 to 126 characters for 2 instances")
