@@ -247,7 +247,8 @@ members stand there where they are known: `field`, `value` (shortened), `allowed
 `error_id`. A problem that passes has the header `Retry-After`, in seconds.
 
 A song that is not sung because of its own mistake, beside others that are, has its problem in its prediction's
-`error`; so has a job that failed. Those problems have the same form.
+`error`; so has a job that failed. Those problems have the same form. What is no HTTP, or has a line or headers too long
+to be read, never reaches the server's routes: it is refused with 400, 414 or 431 and a short page.
 
 | `urn:yue:problem:…` | Status | What it means | What to do |
 |---|---|---|---|
