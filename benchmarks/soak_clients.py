@@ -35,7 +35,6 @@ class Found:
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
     jobs: dict[int, str] = field(default_factory=dict)  # song -> the job that its key was answered with
-    memory_bytes: list[tuple[float, int]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
+from prometheus_client.parser import text_string_to_metric_families
+
 PROJECT = Path(__file__).parent.parent
 SECONDS = 60.0  # the longest that anything may take on a busy machine
 Found = TypeVar("Found")
@@ -100,6 +102,12 @@ class RealServer:
     def models(self) -> Any:
         """What /models/status says."""
         return self.ask("/models/status")[1]
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, of what has no labels."""
+        with self._open(f"{self.url}/metrics", timeout=SECONDS) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
     def sing(self, **fields: object) -> tuple[int, Any]:
         """The status, and the prediction of one instance or its problem."""

@@ -18,7 +18,7 @@ import client
 from server import close_app
 from tests.fakes import LYRICS, FakeClock, Served
 from tests.threaded import answering
-from tests.vertex import DEDICATED, ENDPOINT_PATH, SHARED, Answer, Deployment, Endpoint, Limits
+from tests.vertex import DEDICATED, ENDPOINT_PATH, SHARED, Answer, Deployment, Endpoint, Limits, free_port
 
 NAME = ENDPOINT_PATH.removeprefix("/v1/")
 SING = ["sing", "--genres", "pop", "--lyrics", LYRICS, "--seed", "7", "--endpoint", NAME]
@@ -52,9 +52,10 @@ class AppDeployment:
 
 
 class LargeAudio(AppDeployment):
-    """Keeps songs out of its answers, and gives them piece by piece."""
+    """Keeps songs out of its answers, and gives them piece by piece, or names the address of a bucket."""
 
     audio = b"0123456789" * 250_000
+    url = "/jobs/x/audio/mix.mp3"
 
     def changed(self, instance: Any, answer: Answer) -> Answer:
         if instance.get("operation") != "result":
@@ -66,7 +67,7 @@ class LargeAudio(AppDeployment):
             following = end if end < len(self.audio) else None
             found = {"audio": piece, "bytes": len(self.audio), "next_offset": following}
         else:
-            found = {**json.loads(answer.body)["predictions"][0], "url": "/jobs/x/audio/mix.mp3"}
+            found = {**json.loads(answer.body)["predictions"][0], "url": self.url}
             del found["audio"]
         return Answer(200, answer.content_type, json.dumps({"predictions": [found]}).encode())
 
@@ -76,6 +77,31 @@ class LargeAudio(AppDeployment):
             return super().call(body, content_type, timeout_s)
         self.asked.append(instance)
         return self.changed(instance, Answer(200, "application/json", b""))
+
+
+class Bucket(ThreadingHTTPServer):
+    """Where signed addresses lead to: answers all with that status, and a large song."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), _BucketFile)
+        self.status, self.asked = status, 0
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/mix.mp3?signature=x"
+
+
+class _BucketFile(BaseHTTPRequestHandler):
+    server: Bucket
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(LargeAudio.audio)))
+        self.end_headers()
+        self.wfile.write(LargeAudio.audio)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
 
 
 class Api(ThreadingHTTPServer):
@@ -182,6 +208,35 @@ def test_a_large_song_comes_piece_by_piece(out: Path, certificate: Path, monkeyp
         assert client.main([*SING, "--out", str(out)], FakeClock()) == 0
     assert out.read_bytes() == LargeAudio.audio
     assert [asked["offset"] for asked in deployment.asked if "offset" in asked] == [0, 1_000_000, 2_000_000]
+
+
+@pytest.mark.usefixtures("token_file")
+@pytest.mark.parametrize(("status", "pieces"), [(200, 0), (403, 3), (503, 3)])
+def test_a_signed_address_is_asked_once_before_the_pieces(
+    status: int, pieces: int, out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = LargeAudio(Served())
+    with answering(Bucket(status)) as bucket, vertex(deployment, certificate, monkeypatch):
+        deployment.url = bucket.url
+        assert client.main([*SING, "--out", str(out)], FakeClock()) == 0
+    assert out.read_bytes() == LargeAudio.audio
+    assert bucket.asked == 1
+    assert len([asked for asked in deployment.asked if "offset" in asked]) == pieces
+
+
+@pytest.mark.usefixtures("token_file")
+def test_a_signed_address_that_cannot_be_reached_is_not_waited_for(
+    out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Served()
+    job_id = served.one(seed=7)["job_id"]
+    deployment = LargeAudio(served)
+    deployment.url = f"http://127.0.0.1:{free_port()}/mix.mp3?signature=x"
+    clock = FakeClock()
+    with vertex(deployment, certificate, monkeypatch):
+        assert client.main(["result", job_id, "--endpoint", NAME, "--out", str(out)], clock) == 0
+    assert out.read_bytes() == LargeAudio.audio
+    assert (clock.slept, "no answer" in capsys.readouterr().err) == ([], False)
 
 
 def test_a_token_that_is_too_old_is_fetched_anew(

@@ -142,6 +142,21 @@ def test_the_limits_of_the_fields_are_in_the_document(document: Any) -> None:
     assert song["max_new_tokens"]["default"] == SongRequest("", "", 0).max_new_tokens
 
 
+def test_the_next_song_is_at_position_1_in_the_document_as_in_the_answers(document: Any) -> None:
+    position = document["components"]["schemas"]["UnfinishedJob"]["properties"]["position"]
+    assert "1 for the next" in position["description"] and position["anyOf"][0] == {"type": "integer", "minimum": 1}
+    served = Served(may_sing=False)
+    served.client.post("/download-models")
+    sung, following = (served.one(wait_seconds=0)["job_id"] for _ in range(2))
+    served.models.engine.wait_until_begun(1)
+    answer = served.client.get(f"/jobs/{following}").json
+    assert answer["position"] == 1
+    schema_of(document, "UnfinishedJob").validate(answer)
+    served.models.engine.sing_on()
+    served.wait_for(sung)
+    close_app(served.app)
+
+
 def test_the_number_of_instances_is_as_the_server_is_set_up() -> None:
     served = Served(max_instances=3)
     request = served.client.get("/openapi.json").json["components"]["schemas"]["PredictRequest"]

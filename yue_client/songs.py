@@ -8,17 +8,18 @@ from __future__ import annotations
 import base64
 import binascii
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from yue_client.errors import ClientError, Failed, Json, Refused, Unauthorized, Unreachable
 from yue_client.progress import Progress, job_words, models_words
-from yue_client.transport import Server, is_framed
+from yue_client.transport import Read, Server, is_framed
 
 BLOCK_BYTES = 1 << 16
 PIECE_BYTES = 1_000_000  # as base64 it fits what the smallest endpoint lets through, 1.5 MB
 OPEN = ("queued", "running")
 PARTIAL = 206
+Get = Callable[[str, Mapping[str, str], Read[bool]], bool]
 
 
 def look(server: Server, job_id: str) -> tuple[Json, str, float]:
@@ -91,7 +92,7 @@ class Tracks:
         """Write one track. Raises ClientError."""
         if not self._server.by_predict_alone:
             path = f"/jobs/{self._job['job_id']}/audio/{track}.{self._job['format']}"
-            return self._download(path, file)
+            return _download(self._server.get, path, file)
         first = track == self.names[0]
         known = {**((self._result.get("tracks") or {}).get(track) or {}), **(self._result if first else {})}
         if known.get("audio"):
@@ -104,16 +105,12 @@ class Tracks:
         if not address.startswith(("https://", "http://")):
             return False
         try:
-            self._download(address, file)
+            _download(self._server.get_elsewhere, address, file)
         except ClientError:
             file.seek(0)
             file.truncate()
             return False
         return True
-
-    def _download(self, address: str, file: BinaryIO) -> None:
-        while not self._server.get(address, {"Range": f"bytes={file.tell()}-"} if file.tell() else {}, _reads(file)):
-            """Each answer that was cut brought something."""
 
     def _pieces(self, track: str, file: BinaryIO) -> None:
         offset: int | None = 0
@@ -124,6 +121,12 @@ class Tracks:
             total, offset = piece["bytes"], piece["next_offset"]
             if file.tell() != (total if offset is None else offset):
                 raise Failed(f"{track}: got {file.tell()} bytes of {total}, and the next piece is {offset}")
+
+
+def _download(get: Get, address: str, file: BinaryIO) -> None:
+    """Write what is at that address; what is cut goes on where it was cut."""
+    while not get(address, {"Range": f"bytes={file.tell()}-"} if file.tell() else {}, _reads(file)):
+        """Each answer that was cut brought something."""
 
 
 def _reads(file: BinaryIO) -> Callable[[http.client.HTTPResponse], bool]:

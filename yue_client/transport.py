@@ -19,6 +19,7 @@ from yue_client.errors import ClientError, Json, Unauthorized, Unreachable, of_a
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 ANSWER_TIMEOUT_S = 120.0  # beyond what the request itself asks the server to wait
+ELSEWHERE_TIMEOUT_S = 10.0  # a file that lies elsewhere waits for nothing
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two tries, each pause twice the one before
 NOT_THERE = (ConnectionRefusedError, socket.gaierror)
 
@@ -51,7 +52,7 @@ class Http:
         failed_at, pause_s = None, FIRST_PAUSE_S
         while True:
             try:
-                return self._ask_once(make(), read, ANSWER_TIMEOUT_S + wait_s)
+                return self.ask_once(make(), read, ANSWER_TIMEOUT_S + wait_s)
             except ClientError as error:
                 now = self.clock.monotonic()
                 failed_at = now if failed_at is None else failed_at
@@ -62,7 +63,8 @@ class Http:
             self.clock.sleep(this_pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _ask_once(self, request: urllib.request.Request, read: Read[Found], timeout_s: float) -> Found:
+    def ask_once(self, request: urllib.request.Request, read: Read[Found], timeout_s: float) -> Found:
+        """What `read` makes of the response, which is waited for so long. Raises ClientError."""
         # A proxy meant for the outside world cannot reach this very machine.
         local = urllib.parse.urlsplit(request.full_url).hostname in LOOPBACK_HOSTS
         opener = self._direct_opener if local else self._opener
@@ -122,6 +124,10 @@ class Server:
     def get(self, address: str, headers: Mapping[str, str], read: Read[Found]) -> Found:
         """What `read` makes of the file at an address, which may be the server's own path. Raises ClientError."""
         return self._let_in(lambda: self.http.ask(lambda: self.request(self.absolute(address), None, headers), read))
+
+    def get_elsewhere(self, address: str, headers: Mapping[str, str], read: Read[Found]) -> Found:
+        """The same of an address that may be out of reach from here: it is asked once. Raises ClientError."""
+        return self.http.ask_once(self.request(address, None, headers), read, ELSEWHERE_TIMEOUT_S)
 
     def absolute(self, address: str) -> str:
         """A path of the server's as an address."""
