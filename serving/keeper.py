@@ -18,6 +18,7 @@ from inference.errors import Cancelled, StorageError
 from serving import job_record
 from serving.job import MOST_ATTEMPTS, Job, about, now
 from serving.job_files import NOBODY, Surroundings
+from serving.job_record import Malformed
 from serving.job_store import JobStore
 from serving.replica import LOST_SECONDS, Watch
 from serving.tries import all_tried
@@ -72,6 +73,7 @@ class Keeper:
         self._store, self._owner, self._keep, self._clock = store, owner, keep, clock
         self._watch = Watch(store.process, clock)
         self._odd: dict[str, float] = {}  # what is only half there, and since when it is seen so
+        self._illegible: set[str] = set()  # jobs that are left as they are
         self._noted: dict[str, object] = {}  # job id -> what was written of its progress
         self._began, self._began_at = now(), clock()
         self._swept_at: float | None = None
@@ -156,7 +158,13 @@ class Keeper:
     def _recover_one(self, job_id: str, around: Surroundings, found: list[Job]) -> None:
         if len(found) >= self._owner.room():
             return
-        job = self._store.recover(job_id, self._watch.is_lost)
+        try:
+            job = self._store.recover(job_id, self._watch.is_lost)
+        except Malformed as error:
+            if job_id not in self._illegible:
+                log.error("job %s: is left as it is, for nobody can read it: %s", job_id, error)
+                self._illegible.add(job_id)
+            return
         if job and not self._ended(job, around):
             found.append(job)
 
@@ -175,6 +183,8 @@ class Keeper:
         if job.id in around.wishes:
             job.cancel_requested = True
             end = job_record.cancelled(Cancelled("the song was cancelled, and its server ended"))
+        elif job.error:
+            end = job_record.failed(job.error)
         elif job.attempts >= MOST_ATTEMPTS:
             end = job_record.interrupted()
         else:
