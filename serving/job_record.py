@@ -123,7 +123,7 @@ def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
     request = _known(SongRequest, given)
     kept = {name: record[name] for name in JOB_FIELDS}
     job = Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
-    _set_deadline(job, record)
+    read_deadline(job, record)
     return job
 
 
@@ -152,8 +152,15 @@ def read_progressed(job: Job, record: Json) -> None:
     job.model, job.attempts = record["model"], record["attempts"]
     job.started_at = _moment(record["started_at"])
     job.progress = _known(Progress, record["progress"]) if record["progress"] else None
-    _set_deadline(job, record)
+    read_deadline(job, record)
     job.state = record["state"]
+
+
+@well_formed("its deadline")
+def read_deadline(job: Job, record: Json) -> None:
+    """Tell the job how many seconds are left until its deadline."""
+    left = record.get("seconds_left")
+    job.deadline = None if left is None else time.monotonic() + left
 
 
 def ended(job: Job, end: End) -> Json:
@@ -193,11 +200,6 @@ def seconds_left(job: Job) -> float | None:
 def packed(record: Json) -> bytes:
     """As it is written."""
     return json.dumps(record, ensure_ascii=False).encode()
-
-
-def _set_deadline(job: Job, record: Json) -> None:
-    left = record.get("seconds_left")
-    job.deadline = None if left is None else time.monotonic() + left
 
 
 def _song(song: Song) -> Json:

@@ -234,6 +234,7 @@ class JobStore:
             self._clear_abandoned(job_id)
             return None
         job = self._ordered(job_id, order)
+        self._read_progress(job, job_record.read_deadline)
         if not self._keeps_key(job):
             self.withdraw(job_id)
             return None
@@ -288,11 +289,11 @@ class JobStore:
             job.error = job_record.reference_lost()
             return job
 
-    def _read_progress(self, job: Job) -> None:
+    def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = job_record.read_progressed) -> None:
         try:
             progress = self._read(_in(job.id, "progress.json"))
             if progress:
-                job_record.read_progressed(job, progress)
+                read(job, progress)
         except Malformed as error:  # it is written anew as the song goes on
             log.warning("job %s: %s", job.id, error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from inference.errors import StorageError
 from inference.song import Reference, SongRequest
 from serving.job import Job
+from serving.job_record import seconds_left
 from serving.keeper import SWEEP_SECONDS, Keep
 from serving.problems import Problem
 from serving.replica import LOST_SECONDS
@@ -79,6 +81,23 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_the_next_server(storage: 
     adopted = other.backlog.find(running.id)
     assert adopted and adopted.attempts == 0  # it was told to stop, so that it was begun does not count
     engine.close()
+
+
+def test_a_deadline_goes_on_at_the_next_server(storage: Storage, clock: FakeClock) -> None:
+    one, other, third = (Replica(storage, clock) for _ in range(3))
+    job = Job(SongRequest("pop", LYRICS, 1), "tiny", deadline=time.monotonic() + 100)
+    one.jobs.submit(job)
+    job.deadline = time.monotonic() + 10  # a minute and a half later
+    one.jobs.close()
+    other.look_after()
+    (adopted,) = other.backlog.living()
+    assert 0 < (seconds_left(adopted) or 0) <= 10
+    lose(clock, third)  # the other one is killed
+    (adopted,) = third.backlog.living()
+    assert 0 < (seconds_left(adopted) or 0) <= 10
+    adopted.deadline = time.monotonic()
+    third.look_after()
+    assert third.jobs.get(job.id).state == "failed"
 
 
 def submit_three(server: Replica) -> list[str]:
