@@ -199,7 +199,7 @@ class JobStore:
         if not self._created(_in(job.id, "end.json"), job_record.packed(record)):
             stands = self._read(_in(job.id, "end.json")) or {}
             if (stands.get("replica"), stands.get("claim")) != (self.replica, job.claim):  # else it is this very one
-                self._clear(job.id, keep=(), only=folder)
+                self._clear(job.id, keep=(), only=f"{folder}/")
                 return False
             record = stands
         try:
