@@ -106,7 +106,7 @@ def ordered(job: Job) -> Json:
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
         request["reference"] = {"parts": list(reference_parts(job.request)), **window}
-    kept = {name: getattr(job, name) for name in JOB_FIELDS}
+    kept = {name: getattr(job, name) for name in (*JOB_FIELDS, "origin")}
     written = {"created_at": _text(job.created_at), "warnings": job.warnings, "seconds_left": seconds_left(job)}
     return {**kept, **written, "request": request}
 
@@ -121,7 +121,7 @@ def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
         given["reference"] = Reference(**{**parts, **window})
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     request = _known(SongRequest, given)
-    kept = {name: record[name] for name in JOB_FIELDS}
+    kept = {name: record[name] for name in JOB_FIELDS} | {"origin": dict(record.get("origin", {}))}
     job = Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
     read_deadline(job, record)
     return job
