@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from inference.errors import Cancelled, StorageError
 from serving import job_record
@@ -19,6 +20,7 @@ from serving.job_record import End
 from serving.job_store import JobStore
 from serving.pace import Outlook, Pace
 from serving.problems import deadline_passed, deadline_unreachable, queue_full, stopping
+from serving.tries import all_tried
 
 log = logging.getLogger(__name__)
 
@@ -216,27 +218,28 @@ class Backlog:
         """The one way into a finished state: the end is written first, and where that fails, again and again."""
         if not self.has(job):
             return  # it is another's; what was made of it here is dropped
-        with about(job):
-            try:
-                self._write(job, end)
-            except StorageError as error:
+        try:
+            self._write(job, end)
+        except StorageError as error:
+            with about(job):
                 log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
-                with self.changed:
-                    self._unsaved[job.id] = end
-                    end.befall(job)
-                    self.changed.notify_all()
+            with self.changed:
+                self._unsaved[job.id] = end
+                end.befall(job)
+                self.changed.notify_all()
 
     def _write(self, job: Job, end: End) -> None:
         """Write the end. Where another server has written one before, that is the end."""
-        if self._store.end(job, end):
-            end.befall(job)
-            self.on_end(job)
-        else:
-            log.warning("job %s: another server has ended it", job.id)
-            self.look_again(job)
-        with self.changed:
-            self._leave(job)
-        log.info("job %s: %s", job.id, job.state)
+        with about(job):
+            if self._store.end(job, end):
+                end.befall(job)
+                self.on_end(job)
+            else:
+                log.warning("job %s: another server has ended it", job.id)
+                self.look_again(job)
+            with self.changed:
+                self._leave(job)
+            log.info("job %s: %s", job.id, job.state)
 
     def look_again(self, job: Job) -> None:
         """Tell a job that is not here how it is now."""
@@ -249,21 +252,32 @@ class Backlog:
             job.become(found)
 
     def save(self) -> None:
-        """Try again to write the ends that could not be written, and give away what is to be given."""
+        """Try again to write the ends that could not be written, and give away what is to be given: each job by itself.
+
+        Raises StorageError, after all were tried.
+        """
         with self.changed:
-            unsaved, handed = dict(self._unsaved), list(self._handed)
+            unsaved = [(self.live[job_id], end) for job_id, end in self._unsaved.items()]
             told = [job for job in self.live.values() if self.draining and job.engine and job.id not in self._told]
-        for job_id, end in unsaved.items():
-            with about(self.live[job_id]):
-                self._write(self.live[job_id], end)
-        for job in told:
-            self._store.leaving(job)
-            self._told.add(job.id)
-        for job in handed:
-            self._store.hand_over(job)
-            with self.changed:
-                self._handed.remove(job)
-                self._leave(job)
+            handed = list(self._handed)
+        all_tried(
+            [
+                *(partial(self._write, job, end) for job, end in unsaved),
+                *(partial(self._tell, job) for job in told),
+                *(partial(self._hand_over, job) for job in handed),
+            ]
+        )
+
+    def _tell(self, job: Job) -> None:
+        """Have it written that this server was told to stop while it sings the job."""
+        self._store.leaving(job)
+        self._told.add(job.id)
+
+    def _hand_over(self, job: Job) -> None:
+        self._store.hand_over(job)
+        with self.changed:
+            self._handed.remove(job)
+            self._leave(job)
 
     def let_go(self, job: Job) -> None:
         """Forget that job, which is another's by now."""

@@ -17,6 +17,7 @@ from storage import Entry, Storage
 NOBODY = "nobody"  # the replica under which jobs lie that were handed over
 LAST_MOMENT = 10**14  # in milliseconds; what is subtracted from it sorts the other way round
 ID = re.compile(r"[0-9a-f]{32}")
+ENDED = re.compile(r"ended/(?P<moment>[0-9]{14})-(?P<job_id>[0-9a-f]{32})-(?P<size_bytes>[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Ended:
     size_bytes: int
 
     @classmethod
-    def of(cls, path: str) -> Ended:
-        """The one that lies at that path."""
-        moment, job_id, size_bytes = path.removeprefix("ended/").split("-")
-        finished_at = datetime.fromtimestamp((LAST_MOMENT - int(moment)) / 1_000, UTC)
-        return cls(path, job_id, finished_at, int(size_bytes))
+    def of(cls, path: str) -> Ended | None:
+        """The one that lies at that path; None where the file is none of ours."""
+        named = ENDED.fullmatch(path)
+        if not named:
+            return None
+        finished_at = datetime.fromtimestamp((LAST_MOMENT - int(named["moment"])) / 1_000, UTC)
+        return cls(path, named["job_id"], finished_at, int(named["size_bytes"]))
 
     @staticmethod
     def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
@@ -60,13 +63,19 @@ class Surroundings:
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Surroundings:
-        """What the files under `live` say."""
-        paths = {tuple(entry.path.split("/")[1:]): entry for entry in entries}
-        return cls(
-            {path[1]: entry.version for path, entry in paths.items() if path[0] == "replicas"},
-            tuple((path[1], path[2]) for path in paths if path[0] == "open" and ID.fullmatch(path[-1])),
-            frozenset(path[1] for path in paths if path[0] == "cancel"),
-        )
+        """What the files under `live` say; those that are none of ours say nothing."""
+        replicas: dict[str, str] = {}
+        opened: list[tuple[str, str]] = []
+        wishes: set[str] = set()
+        for entry in entries:
+            match entry.path.split("/")[1:]:
+                case ["replicas", replica]:
+                    replicas[replica] = entry.version
+                case ["open", replica, job_id] if ID.fullmatch(job_id):
+                    opened.append((replica, job_id))
+                case ["cancel", job_id] if ID.fullmatch(job_id):
+                    wishes.add(job_id)
+        return cls(replicas, tuple(opened), frozenset(wishes))
 
 
 @dataclass(frozen=True)

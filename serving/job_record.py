@@ -1,18 +1,20 @@
 """The JSON form of a job: what was asked for, how far it is, how it ended.
 
-It does not know where the JSON lies, and writes no audio into it.
+It does not know where the JSON lies, and writes no audio into it. A server of another version may have written it: what
+it has beyond ours is passed over, and what it lacks has the default, where there is one.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from inference.errors import YueError
+from inference.errors import StorageError, YueError
 from inference.song import Progress, Reference, SectionSpan, Song, SongRequest
 from serving.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
 from serving.problems import Problem, problem_of, recorded
@@ -20,6 +22,21 @@ from serving.problems import Problem, problem_of, recorded
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model")
+PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
+Record = TypeVar("Record", SongRequest, Progress, SectionSpan)
+
+
+class Malformed(StorageError):
+    """What is written is no record of a job, and trying again will not make it one."""
+
+
+@contextmanager
+def well_formed(what: str) -> Iterator[None]:
+    """Raises Malformed where the record that is read is not as it has to be."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"what is written of {what} is malformed: {error!r}", "unavailable") from error
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,18 @@ def interrupted() -> End:
     return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
 
 
+def unreadable() -> Problem:
+    """Nobody can tell any more what was to be sung."""
+    detail = "what was asked for cannot be read any more, so nothing was sung; send it again, as a new request"
+    return Problem(500, "song-failed", detail)
+
+
+def reference_lost() -> Problem:
+    """A song is not sung in another style than it was asked for."""
+    detail = "the reference audio is lost, so nothing was sung; send it again, as a new request"
+    return Problem(500, "song-failed", detail)
+
+
 def without_audio(request: SongRequest) -> SongRequest:
     """The request without the megabytes that nobody needs once it is sung."""
     return replace(request, reference=None)
@@ -77,11 +106,12 @@ def ordered(job: Job) -> Json:
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
         request["reference"] = {"parts": list(reference_parts(job.request)), **window}
-    kept = {name: getattr(job, name) for name in JOB_FIELDS}
+    kept = {name: getattr(job, name) for name in (*JOB_FIELDS, "origin")}
     written = {"created_at": _text(job.created_at), "warnings": job.warnings, "seconds_left": seconds_left(job)}
     return {**kept, **written, "request": request}
 
 
+@well_formed("what was asked for")
 def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
     """The job as it was when it came; `parts` are the reference's files, none where it is not to be sung."""
     given = dict(record["request"])
@@ -89,13 +119,19 @@ def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
     if reference and parts:
         window = {name: reference[name] for name in ("start_seconds", "end_seconds")}
         given["reference"] = Reference(**{**parts, **window})
-    request = SongRequest(
-        **{**given, "guidance_scale": tuple(given["guidance_scale"]), "tracks": tuple(given["tracks"])}
-    )
-    kept = {name: record[name] for name in JOB_FIELDS}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    request = _known(SongRequest, given)
+    kept = {name: record[name] for name in JOB_FIELDS} | {"origin": dict(record.get("origin", {}))}
     job = Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
-    _set_deadline(job, record)
+    read_deadline(job, record)
     return job
+
+
+@well_formed("how it ended")
+def illegible(job_id: str, end: Json | None = None) -> Job:
+    """A job of which nobody can read what was asked for, only how it ended, if it has."""
+    created_at = _moment(end["finished_at"]) if end else None
+    return Job(SongRequest("", "", 0), "", id=job_id, created_at=created_at or now(), error=unreadable())
 
 
 def progressed(job: Job) -> Json:
@@ -110,13 +146,21 @@ def progressed(job: Job) -> Json:
     }
 
 
+@well_formed("how far it is")
 def read_progressed(job: Job, record: Json) -> None:
     """Tell the job how far it is."""
     job.model, job.attempts = record["model"], record["attempts"]
     job.started_at = _moment(record["started_at"])
-    job.progress = Progress(**record["progress"]) if record["progress"] else None
-    _set_deadline(job, record)
+    job.progress = _known(Progress, record["progress"]) if record["progress"] else None
+    read_deadline(job, record)
     job.state = record["state"]
+
+
+@well_formed("its deadline")
+def read_deadline(job: Job, record: Json) -> None:
+    """Tell the job how many seconds are left until its deadline."""
+    left = record.get("seconds_left")
+    job.deadline = None if left is None else time.monotonic() + left
 
 
 def ended(job: Job, end: End) -> Json:
@@ -128,21 +172,22 @@ def ended(job: Job, end: End) -> Json:
         "finished_at": _text(end.finished_at),
         "cancel_requested": job.cancel_requested,
         "song": _song(end.song) if end.song else None,
-        "error": problem
-        and {name: getattr(problem, name) for name in ("status", "kind", "detail", "members", "headers")},
+        "error": problem and {name: getattr(problem, name) for name in PROBLEM_FIELDS},
     }
 
 
+@well_formed("how it ended")
 def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
     """Tell the job its end."""
     read_progressed(job, {**record, "state": job.state})
     job.cancel_requested = record["cancel_requested"]
     song = record["song"]
     if song:
-        segments = tuple(SectionSpan(**span) for span in song["segments"])
+        segments = tuple(_known(SectionSpan, span) for span in song["segments"])
         kept = {name: song[name] for name in ("format", "sample_rate", "duration_seconds", "seed", "timings")}
         job.song = Song(audio=audio, segments=segments, warnings=tuple(song["warnings"]), **kept)
-    job.error = recorded(record["error"]) if record["error"] else None
+    error = record["error"]
+    job.error = recorded({name: error[name] for name in PROBLEM_FIELDS}) if error else None
     job.finished_at = _moment(record["finished_at"])
     job.state = record["state"]
 
@@ -155,11 +200,6 @@ def seconds_left(job: Job) -> float | None:
 def packed(record: Json) -> bytes:
     """As it is written."""
     return json.dumps(record, ensure_ascii=False).encode()
-
-
-def _set_deadline(job: Job, record: Json) -> None:
-    left = record.get("seconds_left")
-    job.deadline = None if left is None else time.monotonic() + left
 
 
 def _song(song: Song) -> Json:
@@ -175,9 +215,14 @@ def _shallow(request: SongRequest) -> Json:
     return {each.name: getattr(request, each.name) for each in fields(request)}
 
 
+def _known(kind: type[Record], given: Json) -> Record:
+    return kind(**{each.name: given[each.name] for each in fields(kind) if each.name in given})
+
+
 def _text(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None
 
 
 def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+    moment = datetime.fromisoformat(text) if text else None
+    return moment.replace(tzinfo=UTC) if moment and not moment.tzinfo else moment

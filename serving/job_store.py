@@ -35,7 +35,7 @@ from inference.song import MIME_TYPES, TRACK_NAMES
 from serving import job_record
 from serving.job import Job
 from serving.job_files import ID, NOBODY, Ended, Folder, Key, StoredAudio, Surroundings
-from serving.job_record import End, Json
+from serving.job_record import REFERENCE_PARTS, End, Json, Malformed, well_formed
 from serving.replica import own_process
 from storage import Storage
 
@@ -78,7 +78,8 @@ class JobStore:
     def find(self, request_id: str) -> Key | None:
         """The job that the request id belongs to."""
         record = self._read(_key(request_id))
-        return Key(record["job_id"], record["fingerprint"]) if record else None
+        with well_formed("whose the request id is"):
+            return Key(record["job_id"], record["fingerprint"]) if record else None
 
     def release_key(self, request_id: str, key: Key) -> None:
         """Let go of a request id whose job is no more."""
@@ -93,26 +94,32 @@ class JobStore:
     # Looking at jobs
 
     def read(self, job_id: str) -> Job | None:
-        """The job as far as it is known here, without its reference audio; None where there is none."""
+        """The job as far as it is known here, without its reference audio; None where there is none.
+
+        Raises Malformed where nobody can read it; once it has ended, its end is all that has to be read.
+        """
         if not ID.fullmatch(job_id):  # it would be a path to somewhere else
             return None
-        order = self._read(_in(job_id, "job.json"))
-        if order is None or "request" not in order:
+        order = self._order(job_id)
+        if order is None or order.get("abandoned"):
             return None
-        job = job_record.read_ordered(order, {})
         end = self._read(_in(job_id, "end.json"))
+        try:
+            job = job_record.read_ordered(order, {})
+        except Malformed:
+            if not end:
+                raise
+            job = job_record.illegible(job_id, end)
         if end:
             job_record.read_ended(job, end, self._audio(job, end))
             return job
-        progress = self._read(_in(job_id, "progress.json"))
-        if progress:
-            job_record.read_progressed(job, progress)
+        self._read_progress(job)
         job.cancel_requested = self.storage.exists(f"live/cancel/{job_id}")
         return job
 
     def ended(self, limit: int | None = None) -> list[Ended]:
         """The finished jobs, the newest first."""
-        return [Ended.of(entry.path) for entry in self.storage.entries("ended", limit)]
+        return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry.path))]
 
     def surroundings(self) -> Surroundings:
         """All that is going on, in one listing."""
@@ -131,7 +138,10 @@ class JobStore:
 
     def process(self, replica: str) -> Json:
         """Which process that replica is; nothing if it is not there."""
-        return self._read(f"live/replicas/{replica}") or {}
+        try:
+            return self._read(f"live/replicas/{replica}") or {}
+        except Malformed:  # it is there, and may write it anew
+            return {"replica": replica}
 
     def bury(self, replica: str) -> None:
         """Remove a replica that is no more, its own also."""
@@ -191,7 +201,7 @@ class JobStore:
         if not self._created(_in(job.id, "end.json"), job_record.packed(record)):
             stands = self._read(_in(job.id, "end.json")) or {}
             if (stands.get("replica"), stands.get("claim")) != (self.replica, job.claim):  # else it is this very one
-                self._clear(job.id, keep=(), only=folder)
+                self._clear(job.id, keep=(), only=f"{folder}/")
                 return False
             record = stands
         try:
@@ -211,7 +221,7 @@ class JobStore:
         """The job, claimed for this replica, if its owner is lost and it is to be sung; else None.
 
         An ended job is cleared away, and one that was never accepted is undone. This replica's own jobs count as
-        lost: it asks only for those that it does not know of.
+        lost: it asks only for those that it does not know of. One that cannot be sung any more has its `error`.
         """
         folder = self.folder(job_id)
         if folder.ended:
@@ -219,16 +229,14 @@ class JobStore:
             if end:  # else it is being forgotten right now
                 self._settle(job_id, end)
             return None
-        order = self._read(_in(job_id, "job.json")) if folder.ordered else None
+        order = self._order(job_id) if folder.ordered else None
         if order is None or not (folder.handed or self._is_free(job_id, folder, order, is_lost)):
             return None
-        if "request" not in order:  # it was abandoned
+        if order.get("abandoned"):
             self._clear_abandoned(job_id)
             return None
-        parts = (order["request"].get("reference") or {}).get("parts", ())
-        job = job_record.read_ordered(
-            order, {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
-        )
+        job = self._ordered(job_id, order)
+        self._read_progress(job, job_record.read_deadline)
         if not self._keeps_key(job):
             self.withdraw(job_id)
             return None
@@ -241,9 +249,9 @@ class JobStore:
 
     def forget(self, ended: Ended) -> None:
         """Remove a finished job: the key first, then what makes it a job, and last what tells that it is here."""
-        order = self._read(_in(ended.job_id, "job.json")) or {}
-        if order.get("request_id"):
-            self.release_key(order["request_id"], Key(ended.job_id, order["fingerprint"]))
+        order = self._order(ended.job_id) or {}
+        if order.get("request_id"):  # else a key that it has is released when somebody asks for it
+            self.release_key(order["request_id"], Key(ended.job_id, order.get("fingerprint", "")))
         self._clear(ended.job_id, keep=("end.json",))
         self.storage.delete(_in(ended.job_id, "end.json"))
         self.storage.delete(ended.path)
@@ -254,10 +262,43 @@ class JobStore:
             self.storage.tidy(folder)
 
     def _is_free(self, job_id: str, folder: Folder, order: Json, is_lost: Callable[[str], bool]) -> bool:
-        owner = (
-            order["replica"] if not folder.claim else self.storage.get(_in(job_id, f"claim-{folder.claim}")).decode()
-        )
-        return owner == self.replica or is_lost(owner)
+        if folder.claim:
+            owner = self.storage.get(_in(job_id, f"claim-{folder.claim}")).decode(errors="replace")
+        else:
+            owner = order.get("replica", "")
+        owners = [owner] if owner else [replica for replica, opened in self.surroundings().opened if opened == job_id]
+        return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
+
+    def _order(self, job_id: str) -> Json | None:
+        """What was asked for; nothing of it where that is malformed."""
+        try:
+            return self._read(_in(job_id, "job.json"))
+        except Malformed as error:
+            log.warning("job %s: %s", job_id, error)
+            return {}
+
+    def _ordered(self, job_id: str, order: Json) -> Job:
+        """The job that is to be sung; with an `error` where that cannot be any more."""
+        try:
+            job = job_record.read_ordered(order, {})
+            parts = (order["request"].get("reference") or {}).get("parts", ())
+            names = {part: _in(job_id, f"reference-{part}") for part in parts if part in REFERENCE_PARTS}
+            return job_record.read_ordered(order, {part: self.storage.get(name) for part, name in names.items()})
+        except Malformed:
+            return job_record.illegible(job_id)
+        except StorageError as error:
+            if error.kind != "missing":
+                raise
+            job.error = job_record.reference_lost()
+            return job
+
+    def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = job_record.read_progressed) -> None:
+        try:
+            progress = self._read(_in(job.id, "progress.json"))
+            if progress:
+                read(job, progress)
+        except Malformed as error:  # it is written anew as the song goes on
+            log.warning("job %s: %s", job.id, error)
 
     def _claimed(self, job: Job, folder: Folder) -> bool:
         job.claim, job.attempts = folder.claim + 1, folder.attempts
@@ -286,6 +327,7 @@ class JobStore:
         self._list_ended(job_id, datetime.now(UTC), 0)
         self._close(job_id)
 
+    @well_formed("how it ended")
     def _settle(self, job_id: str, end: Json) -> None:
         """Clear away what an ended job does not need; its marker last."""
         kept = f"audio-{end['claim']}/"
@@ -312,6 +354,7 @@ class JobStore:
             if opened == job_id and marker != keep:
                 self.storage.delete(marker)
 
+    @well_formed("its audio")
     def _audio(self, job: Job, end: Json) -> StoredAudio:
         song = end["song"] or {"sizes_bytes": {}, "format": job.request.format}
         paths = {track: _in(job.id, f"audio-{end['claim']}/{track}.{song['format']}") for track in song["sizes_bytes"]}
@@ -342,8 +385,9 @@ class JobStore:
         try:
             record = json.loads(content)
         except ValueError as error:
-            raise StorageError(f"{self.storage.name}/{path} holds no JSON", "unavailable") from error
-        assert isinstance(record, dict), path
+            raise Malformed(f"{self.storage.name}/{path} holds no JSON", "unavailable") from error
+        if not isinstance(record, dict):
+            raise Malformed(f"{self.storage.name}/{path} holds no object", "unavailable")
         return record
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from serving import job_record
 from serving.backlog import Backlog
 from serving.job import QUEUED, RUNNING, Job, about
+from serving.job_record import Malformed
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
 from serving.pace import Outlook
@@ -93,10 +94,16 @@ class Jobs:
         ended = {each.job_id for each in self._store.ended(LISTED_JOBS)}
         opened = {job_id for _, job_id in self._store.surroundings().opened}
         here = {**self._remembered, **live}
+
+        def look(job_id: str) -> Job | None:
+            try:
+                return here.get(job_id) or self._store.read(job_id)
+            except Malformed as error:  # the others are to be seen
+                log.warning("job %s: cannot be listed: %s", job_id, error)
+                return None
+
         with ThreadPoolExecutor(READERS) as readers:
-            found = readers.map(
-                lambda job_id: here.get(job_id) or self._store.read(job_id), ended | opened | live.keys()
-            )
+            found = readers.map(look, ended | opened | live.keys())
             jobs = sorted((job for job in found if job), key=lambda job: job.created_at, reverse=True)
         self._remembered = {job.id: job for job in jobs if job.finished and job.id not in live}
         return jobs
@@ -200,7 +207,7 @@ class Jobs:
         known = self._backlog.find(key.job_id) or self._store.read(key.job_id)
         if known is None:  # somebody has deleted it
             self._store.release_key(job.request_id, key)
-        elif known.fingerprint != job.fingerprint:
+        elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
             raise conflict(detail, field="request_id", job_id=known.id)
         return known

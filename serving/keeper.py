@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from inference.errors import Cancelled, StorageError
 from serving import job_record
 from serving.job import MOST_ATTEMPTS, Job, about, now
 from serving.job_files import NOBODY, Surroundings
+from serving.job_record import Malformed
 from serving.job_store import JobStore
 from serving.replica import LOST_SECONDS, Watch
+from serving.tries import all_tried
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class Keeper:
         self._store, self._owner, self._keep, self._clock = store, owner, keep, clock
         self._watch = Watch(store.process, clock)
         self._odd: dict[str, float] = {}  # what is only half there, and since when it is seen so
+        self._illegible: set[str] = set()  # jobs that are left as they are
         self._noted: dict[str, object] = {}  # job id -> what was written of its progress
         self._began, self._began_at = now(), clock()
         self._swept_at: float | None = None
@@ -96,18 +100,17 @@ class Keeper:
         _tried(lambda: self._store.bury(self._store.replica), "this server could not take its leave")
 
     def look_after(self) -> None:
-        """One round. Raises StorageError; the next round begins anew."""
-        self._owner.expire()
-        self._owner.save()
-        self._note_progress()
+        """One round. A step that fails keeps none of the others from being done: on a full disk they make room.
+
+        Raises the first error after the last step; the next round begins anew.
+        """
+        all_tried([self._owner.expire, self._owner.save, self._note_progress, self._look_around])
+
+    def _look_around(self) -> None:
         around = self._store.surroundings()
         self._watch.note(around.replicas)
-        self._owner.hear(around.wishes)
-        self._let_go_of_taken(around)
-        self._recover(around)
-        self._clear_odds(around)
-        if self._is_sweeper(around):
-            self._sweep()
+        steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_odds, self._sweep_in_turn)
+        all_tried(partial(step, around) for step in steps)
 
     def _beat(self) -> None:
         while not self._ends.is_set():
@@ -122,31 +125,48 @@ class Keeper:
 
     def _note_progress(self) -> None:
         jobs = [job for job in self._owner.living() if job.engine and job.progress]
-        for job in jobs:
-            if self._noted.get(job.id) != job.progress:
-                self._store.note(job)
-        self._noted = {job.id: job.progress for job in jobs}
+        self._noted = {job.id: self._noted.get(job.id) for job in jobs}
+        all_tried(partial(self._note, job) for job in jobs if self._noted[job.id] != job.progress)
+
+    def _note(self, job: Job) -> None:
+        progress = job.progress
+        self._store.note(job)
+        self._noted[job.id] = progress
+
+    def _hear(self, around: Surroundings) -> None:
+        self._owner.hear(around.wishes)
 
     def _let_go_of_taken(self, around: Surroundings) -> None:
         """A server that stood still for minutes finds its songs with others."""
         mine = {job_id for replica, job_id in around.opened if replica == self._store.replica}
-        for job in self._owner.living():
-            if job.id not in mine and not job.finished and not self._store.still_owned(job):  # it may be just new
-                with about(job):
-                    log.warning("job %s: another server has taken it", job.id)
-                self._owner.let_go(job)
+        doubtful = [job for job in self._owner.living() if job.id not in mine and not job.finished]
+        all_tried(partial(self._let_go_if_taken, job) for job in doubtful)
+
+    def _let_go_if_taken(self, job: Job) -> None:
+        if not self._store.still_owned(job):  # else it is just new
+            with about(job):
+                log.warning("job %s: another server has taken it", job.id)
+            self._owner.let_go(job)
 
     def _recover(self, around: Surroundings) -> None:
         found: list[Job] = []
         try:
-            for job_id in self._unattended(around):
-                if len(found) >= self._owner.room():
-                    return
-                job = self._store.recover(job_id, self._watch.is_lost)
-                if job and not self._ended(job, around):
-                    found.append(job)
+            all_tried(partial(self._recover_one, job_id, around, found) for job_id in self._unattended(around))
         finally:
             self._owner.adopt(found)
+
+    def _recover_one(self, job_id: str, around: Surroundings, found: list[Job]) -> None:
+        if len(found) >= self._owner.room():
+            return
+        try:
+            job = self._store.recover(job_id, self._watch.is_lost)
+        except Malformed as error:
+            if job_id not in self._illegible:
+                log.error("job %s: is left as it is, for nobody can read it: %s", job_id, error)
+                self._illegible.add(job_id)
+            return
+        if job and not self._ended(job, around):
+            found.append(job)
 
     def _unattended(self, around: Surroundings) -> Iterable[str]:
         """The jobs that nobody seems to look after."""
@@ -163,6 +183,8 @@ class Keeper:
         if job.id in around.wishes:
             job.cancel_requested = True
             end = job_record.cancelled(Cancelled("the song was cancelled, and its server ended"))
+        elif job.error:
+            end = job_record.failed(job.error)
         elif job.attempts >= MOST_ATTEMPTS:
             end = job_record.interrupted()
         else:
@@ -180,14 +202,23 @@ class Keeper:
         since = {name: self._odd.get(name, self._clock()) for name in half | late}
         due = {name for name, moment in since.items() if self._clock() - moment >= LOST_SECONDS}
         self._odd = {name: moment for name, moment in since.items() if name not in due}
-        for name in half & due:
-            self._store.abandon(name)
-        for name in late & due:
-            self._store.drop_wish(name)
         busy = {replica for replica, _ in around.opened}
-        for replica in around.replicas.keys() - busy - {self._store.replica}:
-            if self._watch.is_lost(replica):
-                self._store.bury(replica)
+        idle = around.replicas.keys() - busy - {self._store.replica}
+        all_tried(
+            [
+                *(partial(self._store.abandon, name) for name in half & due),
+                *(partial(self._store.drop_wish, name) for name in late & due),
+                *(partial(self._bury_if_lost, replica) for replica in idle),
+            ]
+        )
+
+    def _bury_if_lost(self, replica: str) -> None:
+        if self._watch.is_lost(replica):
+            self._store.bury(replica)
+
+    def _sweep_in_turn(self, around: Surroundings) -> None:
+        if self._is_sweeper(around):
+            self._sweep()
 
     def _is_sweeper(self, around: Surroundings) -> bool:
         """Of all replicas one sweeps, from time to time."""
@@ -207,11 +238,11 @@ class Keeper:
             size_bytes += ended.size_bytes
             if count and (ended.finished_at < oldest or size_bytes > self._keep.limit_bytes):
                 old.append(ended)
-        for ended in old[::-1][:SWEPT_TOGETHER]:
-            self._store.forget(ended)
-        if len(old) <= SWEPT_TOGETHER:
-            self._store.tidy()
+        all_swept = len(old) <= SWEPT_TOGETHER
+        if all_swept:
             self._swept_at = self._clock()
+        forget = [partial(self._store.forget, ended) for ended in old[::-1][:SWEPT_TOGETHER]]
+        all_tried([*forget, self._store.tidy] if all_swept else forget)
 
 
 def _tried(task: Callable[[], None], complaint: str) -> None:

@@ -28,8 +28,11 @@ class FragileStorage(Storage):
         self.writes_left: int | None = None
         self.crashes = True
         self.after_writing = False  # whether the write that fails is done though, which nobody can know
+        self.too_large = ""  # no file whose path has this in it finds room; empty: all do
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
+        if self.too_large and self.too_large in path:
+            raise StorageError(f"{self.name}/{path}: no space left on device", "full")
         breaks = self._breaks()
         if not breaks or self.after_writing:
             super().put(path, content, create=create)

@@ -370,6 +370,22 @@ def test_a_server_that_stood_still_drops_the_song_that_another_sang(storage: Sto
     ]
 
 
+def test_the_song_of_the_tenth_claim_outlives_the_first(storage: Storage, clock: FakeClock) -> None:
+    first, slow = Replica(storage, clock), Replica(storage, clock)
+    job = first.submit(None)
+    lose(clock, slow)
+    slow.begin()
+    assert slow.backlog.living()[0].claim == 1
+    for _ in range(9):
+        last = Replica(storage, clock)
+        lose(clock, last)
+    last.begin()
+    last.finish()
+    slow.finish()
+    heard = last.jobs.get(job.id)
+    assert heard.song and heard.song.audio["mix"] == f"{job.id} by {last.store.replica}".encode()
+
+
 def test_a_server_that_stood_still_lets_go_of_a_song_that_another_sings(storage: Storage, clock: FakeClock) -> None:
     slow, other = Replica(storage, clock), Replica(storage, clock)
     job = slow.submit(None)

@@ -16,7 +16,7 @@ from inference.errors import EngineError
 from server import close_app
 from serving import logs
 from serving.settings import Settings
-from tests.fakes import INSTANCE, Served
+from tests.fakes import INSTANCE, Served, new_folder
 from tests.real_server import RealServer
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -96,6 +96,27 @@ def test_a_songs_lines_name_its_job_and_the_request_that_made_it(served: Served,
         assert line["request_id"] == "from-me"
         assert line["logging.googleapis.com/trace"] == f"projects/music/traces/{TRACE}"
         assert (line["logging.googleapis.com/spanId"], line["logging.googleapis.com/trace_sampled"]) == (SPAN, True)
+
+
+def test_the_next_server_names_the_request_that_made_the_song(kept: Kept) -> None:
+    folder = new_folder()
+    first = Served(may_sing=False, data=folder)
+    headers = {"X-Request-Id": "from-me", "traceparent": f"00-{TRACE}-{SPAN}-01"}
+    job_id = first.predict({**INSTANCE, "wait_seconds": 0}, headers=headers).json["predictions"][0]["job_id"]
+    close_app(first.app)
+    kept.lines.clear()
+    following = Served(data=folder)
+    following.wait_for(job_id)
+    close_app(following.app)
+    lines = [line for line in kept.lines if line.get("job_id") == job_id]
+    assert [line["message"].split(": ")[1] for line in lines] == [
+        "its server ended; it goes on here",
+        "running on tiny",
+        "succeeded",
+    ]
+    for line in lines:
+        assert line["request_id"] == "from-me"
+        assert line["logging.googleapis.com/trace"] == f"projects/music/traces/{TRACE}"
 
 
 def test_a_request_is_logged_with_what_it_asked_and_got(served: Served, kept: Kept) -> None:

@@ -1,0 +1,30 @@
+"""Things that are done one after the other, whatever becomes of each.
+
+It does not know what they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from inference.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+
+def all_tried(tasks: Iterable[Callable[[], object]]) -> None:
+    """Do every task. Raises the first one's error that had any, after the last; those of the others are logged."""
+    errors = [error for task in tasks if (error := _error_of(task))]
+    for error in errors[1:]:
+        log.warning("%s", error, exc_info=None if isinstance(error, StorageError) else error)
+    if errors:
+        raise errors[0]
+
+
+def _error_of(task: Callable[[], object]) -> Exception | None:
+    try:
+        task()
+    except Exception as error:
+        return error
+    return None
