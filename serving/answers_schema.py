@@ -17,6 +17,7 @@ from serving.job_files import ID
 from serving.problem_kinds import KINDS
 
 Natural = Annotated[int, Field(ge=0)]
+Place = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(ge=0)]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
@@ -103,7 +104,9 @@ class UnfinishedJob(_Job):
     """A song that waits or is made."""
 
     status: Literal["queued", "running"]
-    position: Natural | None = _maybe("of a queued song: how many come before it; null where its server is another")
+    position: Place | None = _maybe(
+        "of a queued song: its place in the line, 1 is the next; null if it waits elsewhere"
+    )
     expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
 
 
