@@ -37,16 +37,19 @@ class Recorder:
     only_one_bucket: bool = False
     # All recordings take their memory from one place, for they never run at the same time.
     pool: Any = None
+    # And all run on one stream: cuBLAS keeps its workspace, 32 MiB on some cards, for each that it has worked on.
+    stream: Any = None
 
     @classmethod
     def on(cls, device: torch.device, only_one_bucket: bool = False) -> Recorder:
         """One for that device."""
-        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        return cls(device, only_one_bucket, pool)
+        if device.type != "cuda":
+            return cls(device, only_one_bucket)
+        return cls(device, only_one_bucket, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
 
     def recordings(self, name: str, step: Callable[[int], None], limit: int) -> Recordings:
         """Of a step of up to `limit` rows; nothing is recorded yet."""
-        return Recordings(name, step, buckets_up_to(limit, self.only_one_bucket), self.device, self.pool)
+        return Recordings(name, step, buckets_up_to(limit, self.only_one_bucket), self)
 
 
 class Recordings:
@@ -55,12 +58,10 @@ class Recordings:
     On a device without graphs a step is run anew each time, which is the same to whoever asks for it.
     """
 
-    def __init__(
-        self, name: str, step: Callable[[int], None], buckets: tuple[int, ...], device: torch.device, pool: Any
-    ) -> None:
+    def __init__(self, name: str, step: Callable[[int], None], buckets: tuple[int, ...], recorder: Recorder) -> None:
         self.seconds: dict[int, float] = {}  # how long each bucket took to be ready
         self.failure = ""  # why no step can be recorded, or may be trusted
-        self._name, self._step, self._buckets, self._device, self._pool = name, step, buckets, device, pool
+        self._name, self._step, self._buckets, self._recorder = name, step, buckets, recorder
         self._replays: dict[int, Callable[[], None]] = {}
 
     @property
@@ -113,16 +114,16 @@ class Recordings:
             with torch.inference_mode():
                 self._step(bucket)
 
-        if self._device.type != "cuda":
+        device, aside = self._recorder.device, self._recorder.stream
+        if device.type != "cuda":
             run()
             return run
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
+        aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
                 run()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._recorder.pool, stream=aside):
             run()
         return graph.replay

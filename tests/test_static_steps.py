@@ -275,5 +275,5 @@ def test_few_buckets_serve_every_number_of_rows() -> None:
     assert buckets_up_to(12) == (1, 2, 4, 8, 12)
     assert buckets_up_to(8) == (1, 2, 4, 8)
     assert buckets_up_to(8, only_one=True) == (8,)
-    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), CPU, None)
+    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), Recorder.on(CPU))
     assert [recordings.bucket(rows) for rows in (1, 3, 9, 12)] == [1, 4, 12, 12]
