@@ -165,9 +165,9 @@ class StaticFrames:
     def _ready_for(self, bucket: int, playing: Sequence[Piece]) -> bool:
         if bucket in self.recordings.missing:
             self.prepare(bucket, playing)
-        if self.recordings.usable and bucket not in self._proven:
+        if self.recordings.ready(bucket) and bucket not in self._proven:
             self._prove(bucket, playing)
-        return self.recordings.usable
+        return self.recordings.ready(bucket)
 
     def _prove(self, bucket: int, playing: Sequence[Piece]) -> None:
         """Play a frame that does not count, and compare each of its forwards with the plain one.

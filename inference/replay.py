@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from inference.errors import RecordingFailed
+
 log = logging.getLogger(__name__)
 
 WARM_UPS = 2  # runs before the recording: the first compiles, and libraries take their memory with it
@@ -61,6 +63,7 @@ class Recordings:
     def __init__(self, name: str, step: Callable[[int], None], buckets: tuple[int, ...], recorder: Recorder) -> None:
         self.seconds: dict[int, float] = {}  # how long each bucket took to be ready
         self.failure = ""  # why no step can be recorded, or may be trusted
+        self.skipped: dict[int, str] = {}  # buckets that are done without, and why
         self._name, self._step, self._buckets, self._recorder = name, step, buckets, recorder
         self._replays: dict[int, Callable[[], None]] = {}
 
@@ -72,7 +75,8 @@ class Recordings:
     @property
     def missing(self) -> tuple[int, ...]:
         """The buckets that have not been recorded, while any can be."""
-        return tuple(bucket for bucket in self._buckets if bucket not in self._replays) if self.usable else ()
+        done = {*self._replays, *self.skipped}
+        return tuple(bucket for bucket in self._buckets if bucket not in done) if self.usable else ()
 
     def bucket(self, rows: int) -> int:
         """The smallest bucket that holds so many rows."""
@@ -82,27 +86,41 @@ class Recordings:
         """Record a bucket, if it is not recorded yet; whether it can be replayed.
 
         It takes seconds, and up to a minute where the compiler works for the first time on this machine. The step's
-        tensors hold anything afterwards.
+        tensors hold anything afterwards. Raises RecordingFailed, after which this process can only end.
         """
-        if self.usable and bucket not in self._replays:
+        if bucket in self.missing:
             began = time.monotonic()
             try:
                 self._replays[bucket] = self._recorded(bucket)
+            except RecordingFailed:
+                raise
+            except torch.OutOfMemoryError as error:
+                self.skipped[bucket] = "the GPU's memory was full"
+                log.error("%s is not recorded for %d rows, others may be", self._name, bucket, exc_info=error)
             except Exception as error:  # of any kind: the songs can be sung without
                 self.give_up(f"{type(error).__name__}: {error}")
                 log.error("%s cannot be recorded for %d rows; it goes on without", self._name, bucket, exc_info=error)
             else:
                 self.seconds[bucket] = round(time.monotonic() - began, 3)
                 log.info("%s: %d rows recorded in %.1f s", self._name, bucket, self.seconds[bucket])
-        return self.usable
+        return self.ready(bucket)
+
+    def ready(self, bucket: int) -> bool:
+        """Whether this bucket can be replayed."""
+        return bucket in self._replays
 
     def replay(self, bucket: int) -> None:
         """Take the step once, with so many rows."""
         self._replays[bucket]()
 
     def status(self) -> dict[str, object]:
-        """As /models/status shows it: the buckets that are recorded, with their seconds, and those that are missing."""
-        return {"recorded": dict(self.seconds), "missing": list(self.missing), "failure": self.failure or None}
+        """As /models/status shows it: the buckets that are recorded, with their seconds, and those that are not."""
+        return {
+            "recorded": dict(self.seconds),
+            "missing": list(self.missing),
+            "skipped": dict(self.skipped),
+            "failure": self.failure or None,
+        }
 
     def give_up(self, reason: str) -> None:
         """Replay nothing any more."""
@@ -119,11 +137,16 @@ class Recordings:
             run()
             return run
         aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                run()
-        torch.cuda.current_stream(device).wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    run()
+        finally:
+            torch.cuda.current_stream(device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._recorder.pool, stream=aside):
-            run()
+        try:
+            with torch.cuda.graph(graph, pool=self._recorder.pool, stream=aside):
+                run()
+        except Exception as error:
+            raise RecordingFailed(f"recording {self._name} for {bucket} rows: {error}") from error
         return graph.replay

@@ -261,6 +261,16 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
     assert song.sections == plain.sections
 
 
+def test_a_bucket_for_which_memory_runs_out_is_done_without_and_no_other() -> None:
+    def step(bucket: int) -> None:
+        if bucket == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recordings = Recordings("step", step, buckets_up_to(8), Recorder.on(CPU))
+    assert [recordings.prepare(bucket) for bucket in (1, 4, 8, 4)] == [True, False, True, False]
+    assert recordings.missing == (2,) and list(recordings.skipped) == [4] and not recordings.failure
+
+
 def test_numbers_that_are_none_are_noticed_in_a_window(upsampler: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     orchestra = Orchestra(upsampler, 1, Recorder.on(CPU))
     orchestra.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
