@@ -19,13 +19,13 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import UnsupportedMediaType
 
 from inference import catalog
-from inference.catalog import Model, ModelFiles
+from inference.catalog import Model
 from inference.download import DownloadProcess, cache_folder
 from inference.errors import StorageError
 from inference.song import MIME_TYPES
-from inference.worker import EngineProcess
+from inference.worker import EngineSeries
 from model_manager import ModelManager
-from model_states import ERROR, NOT_LOADED, READY, Engine, Fetch
+from model_states import ERROR, NOT_LOADED, READY, Fetch
 from serving import events, guard, openapi, schemas, telemetry, tracks, views
 from serving.answers import Answers, Outcome, Pending
 from serving.job import Job
@@ -111,10 +111,7 @@ def make_manager(settings: Settings) -> ModelManager:
     def fetch(model: Model, force: bool) -> Fetch:
         return DownloadProcess(model, cache_folder(), settings.weights, force=force)
 
-    def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> Engine:
-        return EngineProcess.start(files, settings.engine_options, on_loading)
-
-    return ModelManager(catalog.find(settings.model), fetch, start_engine)
+    return ModelManager(catalog.find(settings.model), fetch, EngineSeries(settings.engine_options).start)
 
 
 View = Callable[..., ResponseReturnValue]

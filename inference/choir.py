@@ -228,7 +228,7 @@ class StaticVoices:
     def _ready_for(self, bucket: int, everyone: Sequence[_Singer]) -> bool:
         if bucket in self.recordings.missing:
             return self.prepare(bucket, everyone)
-        return self.recordings.usable
+        return self.recordings.ready(bucket)
 
     def _step(self, bucket: int) -> None:
         singing, fed, n_new, least, length, length_without = self._counts[:, :bucket]

@@ -40,7 +40,7 @@ class Limits:
 CPU_LIMITS = Limits(songs=8, rows=32)
 MOST = Limits(songs=32, rows=128)  # beyond it a larger batch gains nothing on the fastest cards
 ROWS_A_SONG = 3  # rows that keep one song's stage 2 busy
-RESERVED_BYTES = 2 << 30  # of the GPU, for activations and for the codec
+RESERVED_BYTES = 4 << 30  # of the GPU, for activations, recorded steps and the codec
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,7 @@ def measured_limits(composer: Llama, upsampler: Llama) -> Limits:
         return CPU_LIMITS
     song_bytes = composer.cache_bytes(composer.context) + composer.cache_bytes(MAX_NEW_TOKENS + 1)
     row_bytes = upsampler.cache_bytes(ROW_TOKENS)
+    torch.cuda.empty_cache()  # what loading took and gave back is free too
     free_bytes = torch.cuda.mem_get_info(composer.device)[0] - RESERVED_BYTES
     songs = min(MOST.songs, free_bytes // (song_bytes + ROWS_A_SONG * row_bytes))
     songs = max(songs, 1)

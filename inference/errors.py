@@ -115,6 +115,10 @@ class EngineError(YueError):
     """The engine's process failed or ended; the song in it is lost, the server is not."""
 
 
+class RecordingFailed(EngineError):
+    """A step failed in the middle of its recording, which leaves torch's memory in no known state."""
+
+
 class EngineCrashed(EngineError):
     """The engine ended by itself again and again, and is not started before a pause is over.
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar
 from inference import child_log
 from inference.catalog import ModelFiles
 from inference.download import cache_folder
-from inference.errors import EngineError, YueError
+from inference.errors import EngineError, RecordingFailed, YueError
 from inference.messages import Advanced, Broken, Cancel, Failed, Load, Loading, Ready, Recorded, Sing, Sung
 from inference.options import EngineOptions
 from inference.song import Progress, Song, SongRequest
@@ -62,6 +62,7 @@ class EngineProcess:
         self._stall_seconds = stall_seconds
         self._advanced_at = time.monotonic()  # when a song last came further, or the first of those here came
         self._reason = ""  # why the child ended, where more is known than its exit code
+        self.recording_failed = False  # which is how the child ended
         self._closed = False
         self._lost = False  # the pipe is closed: whatever the process still does, nobody will hear of it
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
@@ -201,6 +202,7 @@ class EngineProcess:
                 self._info = {**self._info, "recordings": recordings}
             case Broken(error):
                 self._reason = f"failed ({error})"
+                self.recording_failed = isinstance(error, RecordingFailed)
                 self._kill()  # a device that failed may hold up even the end of its process
             case _:
                 raise AssertionError(f"the engine's process sent {message!r}")
@@ -247,6 +249,34 @@ class EngineProcess:
     def _send(self, message: object) -> None:
         with self._send_lock:
             self._connection.send(message)
+
+
+class EngineSeries:
+    """Engines of the same options, one after the other. Once a recording ended one, those that follow record nothing.
+
+    One thread at a time calls it.
+    """
+
+    def __init__(self, options: EngineOptions, kind: type[EngineProcess] = EngineProcess) -> None:
+        self._options, self._kind = options, kind
+        self._last: EngineProcess | None = None
+
+    def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
+        """The next one. Raises YueError."""
+        if self._last and self._last.recording_failed:
+            self._stop_recording()
+        try:
+            self._last = self._kind.start(files, self._options, on_loading)
+        except RecordingFailed:
+            if not self._options.compile:
+                raise
+            self._stop_recording()
+            self._last = self._kind.start(files, self._options, on_loading)
+        return self._last
+
+    def _stop_recording(self) -> None:
+        log.error("a step's recording ended the engine; this server's next ones sing without recorded steps")
+        self._options = replace(self._options, compile=False)
 
 
 @dataclass(eq=False)

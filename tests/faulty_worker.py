@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from inference import worker
 from inference.catalog import ModelFiles
+from inference.errors import RecordingFailed
 from inference.options import EngineOptions
 from inference.worker import EngineProcess
 
@@ -72,6 +73,8 @@ def happen(fault: str, stage: Any) -> bool:
         case "nan":
             network = stage._pipeline.vocoders[0] if hasattr(stage, "_pipeline") else stage._llama.model
             next(network.parameters()).data.fill_(float("nan"))
+        case "record":
+            raise RecordingFailed("recording stage 1 for 8 rows: out of memory")
         case "cuda":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
     return True

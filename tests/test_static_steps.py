@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference import llama as room
 from inference.choir import Choir, compose
@@ -22,8 +23,9 @@ from inference.replay import Recorder, Recordings, buckets_up_to
 from inference.sampling import Sampling
 from inference.stage1 import Composition, Stage1Settings
 from inference.stage2 import Piece
+from inference.tiny import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
-from tests.language_models import parity_llama, parity_network, seeded
+from tests.language_models import PARITY_CONFIG, parity_llama, parity_network, seeded
 
 # Without a compiler torch says that its flexible attention is slow, which is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -191,6 +193,58 @@ def test_a_step_that_computes_other_numbers_is_not_used(
     assert torch.equal(upsample(upsampler, [track], silent, recorder=Recorder.on(CPU))[0], codes)
 
 
+def deep_llama() -> Llama:
+    """Stage 2 with more layers, in bfloat16, where rounding adds up, and a head whose scores are as good as equal."""
+    config = LlamaConfig(**PARITY_CONFIG | {"num_hidden_layers": 6, "max_position_embeddings": 4_096})
+    network = LlamaForCausalLM(config)
+    tensors = {key: fabricate(f"deep.{key}", value.shape) for key, value in network.state_dict().items()}
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:1] + 0.01 * tensors["lm_head.weight"]
+    network.load_state_dict(tensors)
+    return Llama(network.to(torch.bfloat16).eval().requires_grad_(False))
+
+
+def play_first_frame(llama: Llama, recorder: Recorder | None) -> tuple[Orchestra, Piece]:
+    orchestra = Orchestra(llama, 1, recorder)
+    piece = Piece(torch.randint(CODEBOOK_SIZE, (1,), generator=seeded(8)))
+    orchestra.join(piece)
+    orchestra.step()
+    return orchestra, piece
+
+
+def test_a_frame_of_other_codes_that_are_as_good_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama, true, dice = deep_llama(), Llama.static_forward, seeded(9)
+
+    def rounded_otherwise(*given: Any) -> torch.Tensor:
+        hidden = true(*given)
+        return hidden * (1 + 0.03 * torch.randn(hidden.shape, generator=dice)).to(hidden.dtype)
+
+    monkeypatch.setattr(Llama, "static_forward", rounded_otherwise)
+    _, plain = play_first_frame(llama, None)
+    orchestra, played = play_first_frame(llama, Recorder.on(CPU))
+    assert orchestra.static and not orchestra.static.recordings.failure
+    assert not torch.equal(played.codes, plain.codes)
+
+
+@pytest.mark.parametrize("wrong", ["a layer too few", "another token"])
+def test_a_wrong_frame_is_not_used_in_half_precision_either(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    llama, true = deep_llama(), Llama.static_forward
+    layer, n_layers = llama._layer, llama.config.num_hidden_layers
+
+    def fewer_layers(*given: Any) -> torch.Tensor:
+        count = iter(range(n_layers))
+        llama._layer = lambda *given: given[1] if next(count) == n_layers - 1 else layer(*given)
+        return true(*given)
+
+    def another_token(self: Llama, lanes: list[Lanes], tokens: torch.Tensor) -> torch.Tensor:
+        return true(self, lanes, tokens + 1)
+
+    monkeypatch.setattr(Llama, "static_forward", fewer_layers if wrong == "a layer too few" else another_token)
+    _, plain = play_first_frame(llama, None)
+    orchestra, played = play_first_frame(llama, Recorder.on(CPU))
+    assert orchestra.static and "other numbers" in orchestra.static.recordings.failure
+    assert torch.equal(played.codes, plain.codes)
+
+
 def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = a_song(3, composer.context)
     compose(composer, plain, silent)
@@ -207,6 +261,16 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
     assert song.sections == plain.sections
 
 
+def test_a_bucket_for_which_memory_runs_out_is_done_without_and_no_other() -> None:
+    def step(bucket: int) -> None:
+        if bucket == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    recordings = Recordings("step", step, buckets_up_to(8), Recorder.on(CPU))
+    assert [recordings.prepare(bucket) for bucket in (1, 4, 8, 4)] == [True, False, True, False]
+    assert recordings.missing == (2,) and list(recordings.skipped) == [4] and not recordings.failure
+
+
 def test_numbers_that_are_none_are_noticed_in_a_window(upsampler: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     orchestra = Orchestra(upsampler, 1, Recorder.on(CPU))
     orchestra.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
@@ -221,5 +285,5 @@ def test_few_buckets_serve_every_number_of_rows() -> None:
     assert buckets_up_to(12) == (1, 2, 4, 8, 12)
     assert buckets_up_to(8) == (1, 2, 4, 8)
     assert buckets_up_to(8, only_one=True) == (8,)
-    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), CPU, None)
+    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), Recorder.on(CPU))
     assert [recordings.bucket(rows) for rows in (1, 3, 9, 12)] == [1, 4, 12, 12]

@@ -11,15 +11,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from inference.catalog import ModelFiles
 from inference.engine import Engine
-from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField
+from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField, RecordingFailed
 from inference.options import EngineOptions
 from inference.song import Progress
-from inference.worker import PROJECT, EngineProcess
+from inference.worker import PROJECT, EngineProcess, EngineSeries
 from tests.songs import request
 
 PATIENCE_S = 60.0
@@ -145,6 +146,38 @@ def test_closing_ends_the_process_and_its_songs(fresh_engine: EngineProcess) -> 
 def test_files_that_cannot_be_loaded_are_named(tiny_files: ModelFiles, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         EngineProcess.start(replace(tiny_files, codec=tmp_path), ON_CPU)
+
+
+class Noted(EngineProcess):
+    """An engine's process that breaks in a recording, if there is one."""
+
+    compiles: ClassVar[list[bool]]
+
+    @classmethod
+    def start(cls, files: ModelFiles, options: EngineOptions, *arguments: Any, **named: Any) -> EngineProcess:
+        cls.compiles.append(options.compile)
+        return super().start(files, options, *arguments, **named)
+
+
+def test_an_engine_that_broke_in_a_recording_is_followed_by_one_that_records_nothing(tiny_files: ModelFiles) -> None:
+    program = ("tests.faulty_worker", "record", "stage1")
+    kind = type("Breaking", (Noted,), {"program": program, "compiles": []})
+    series = EngineSeries(ON_CPU, kind)
+    first = series.start(tiny_files, lambda part: None)
+    with pytest.raises(EngineError, match="recording stage 1 for 8 rows"):
+        long_song(first, "lost")[0].result(PATIENCE_S)
+    assert not first.alive
+    first.close()
+    series.start(tiny_files, lambda part: None).close()
+    assert kind.compiles == [True, False]
+
+
+def test_an_engine_that_breaks_in_a_recording_while_it_loads_is_started_again_at_once(tiny_files: ModelFiles) -> None:
+    program = ("tests.faulty_worker", "record", "load")
+    kind = type("Breaking", (Noted,), {"program": program, "compiles": []})
+    with pytest.raises(RecordingFailed):
+        EngineSeries(ON_CPU, kind).start(tiny_files, lambda part: None)
+    assert kind.compiles == [True, False]
 
 
 def test_loading_tells_its_parts(tiny_files: ModelFiles) -> None:
