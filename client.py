@@ -301,7 +301,10 @@ def _add_common(one: Any, patience_s: float) -> None:
     where = one.add_argument_group("where the server is")
     either = where.add_mutually_exclusive_group()
     either.add_argument("--url", "--server", type=_address, metavar="ADDRESS", help=f"default: {DEFAULT_SERVER}")
-    hint = "an endpoint of Vertex AI: projects/P/locations/R/endpoints/E, or its id with --project and --region"
+    hint = (
+        "an endpoint of Vertex AI: projects/P/locations/R/endpoints/E, or its id with --project and --region; "
+        "/invoke behind it where the model was uploaded with invokeRoutePrefix"
+    )
     either.add_argument("--endpoint", metavar="NAME", help=hint)
     where.add_argument("--project", help="of the endpoint")
     where.add_argument("--region", help="of the endpoint")

@@ -1,8 +1,9 @@
-"""The command line against an endpoint of Vertex AI: the stand-in, over TLS, with tokens, and nothing but /predict."""
+"""The command line against an endpoint of Vertex AI: the stand-in, over TLS, with tokens, and /predict alone or all."""
 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import ssl
 import subprocess
@@ -16,9 +17,19 @@ import pytest
 
 import client
 from server import close_app
-from tests.fakes import LYRICS, FakeClock, Served
+from tests.fakes import LYRICS, SECONDS, FakeClock, Served
 from tests.threaded import answering
-from tests.vertex import DEDICATED, ENDPOINT_PATH, SHARED, Answer, Deployment, Endpoint, Limits, free_port
+from tests.vertex import (
+    DEDICATED,
+    ENDPOINT_PATH,
+    PREDICT_ROUTE,
+    SHARED,
+    Answer,
+    Deployment,
+    Endpoint,
+    Limits,
+    free_port,
+)
 
 NAME = ENDPOINT_PATH.removeprefix("/v1/")
 SING = ["sing", "--genres", "pop", "--lyrics", LYRICS, "--seed", "7", "--endpoint", NAME]
@@ -30,12 +41,15 @@ class AppDeployment:
 
     routed = True
 
-    def __init__(self, served: Served) -> None:
-        self.served = served
+    def __init__(self, served: Served, invoked: bool = False) -> None:
+        self.served, self.invoked = served, invoked
         self.first_answers: list[Answer | OSError] = []  # what the next requests get, though they reach the app
         self.asked: list[Any] = []
 
-    def call(self, body: bytes, content_type: str, timeout_s: float) -> Answer:
+    def call(self, body: bytes, content_type: str, timeout_s: float, path: str = PREDICT_ROUTE) -> Answer:
+        if path not in (PREDICT_ROUTE, "/predict"):
+            response = self.served.client.post(path, data=body, content_type=content_type)
+            return Answer(response.status_code, response.content_type, response.data)
         (instance,) = json.loads(body)["instances"]
         self.asked.append(instance)
         response = self.served.client.post("/predict", data=body, content_type=content_type)
@@ -71,10 +85,10 @@ class LargeAudio(AppDeployment):
             del found["audio"]
         return Answer(200, answer.content_type, json.dumps({"predictions": [found]}).encode())
 
-    def call(self, body: bytes, content_type: str, timeout_s: float) -> Answer:
+    def call(self, body: bytes, content_type: str, timeout_s: float, path: str = PREDICT_ROUTE) -> Answer:
         instance = json.loads(body)["instances"][0]
         if "offset" not in instance:
-            return super().call(body, content_type, timeout_s)
+            return super().call(body, content_type, timeout_s, path)
         self.asked.append(instance)
         return self.changed(instance, Answer(200, "application/json", b""))
 
@@ -285,6 +299,60 @@ def test_status_result_and_cancel_go_through_predict(
         assert client.main(["result", job_id, *short, "--out", str(out)], FakeClock()) == 0
         assert client.main(["cancel", job_id, *short], FakeClock()) == 0
         assert client.main(["status", "none", *short], FakeClock()) == 4
+    assert out.read_bytes() == SONG
+
+
+def posted(endpoint: Endpoint, certificate: Path, method: str) -> tuple[int, bytes]:
+    """The status and the body of an answer to a POST of nothing, sent with the token."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    connection = http.client.HTTPSConnection("127.0.0.1", endpoint.server_address[1], context=context, timeout=SECONDS)
+    try:
+        connection.request("POST", ENDPOINT_PATH + method, b"", {"Authorization": "Bearer secret"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.usefixtures("token_file")
+def test_every_path_is_reached_by_post_where_the_endpoint_invokes(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(may_sing=False, aip_mode="PREDICTION")
+    sung, cancelled = (served.one(seed=seed, wait_seconds=0)["job_id"] for seed in (7, 8))
+    with vertex(AppDeployment(served, invoked=True), certificate, monkeypatch) as endpoint:
+
+        def asked(path: str) -> Any:
+            status, body = posted(endpoint, certificate, f"/invoke{path}")
+            assert status == 200, body
+            return json.loads(body)
+
+        assert {job["job_id"] for job in asked("/jobs")["jobs"]} == {sung, cancelled}
+        assert asked("/models/status")["model"] == "tiny"
+        asked(f"/jobs/{cancelled}/cancel")
+        assert asked(f"/jobs/{cancelled}")["status"] == "cancelled"
+        served.manager.load().result(SECONDS)
+        served.models.engine.sing_on()
+        served.wait_for(sung)
+        assert asked(f"/jobs/{sung}")["status"] == "succeeded"
+        assert posted(endpoint, certificate, f"/invoke/jobs/{sung}/audio/mix.mp3") == (200, SONG)
+        refused = ["/invoke", "/invoke/", ":predict", ":rawPredict", "/invoke/nowhere", "/jobs"]
+        assert {posted(endpoint, certificate, method)[0] for method in refused} == {404}
+
+
+@pytest.mark.usefixtures("token_file")
+@pytest.mark.parametrize("name", [[f"{NAME}/invoke"], ["4211/invoke", "--project", "123456", "--region", "here"]])
+def test_the_command_line_sings_where_the_endpoint_invokes(
+    name: list[str], out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(aip_mode="PREDICTION")
+    job_id = served.one(seed=7)["job_id"]
+    with vertex(AppDeployment(served, invoked=True), certificate, monkeypatch):
+        assert client.main([*SING, "--endpoint", *name, "--out", str(out)], FakeClock()) == 0
+        assert out.read_bytes() == SONG
+        assert client.main(["result", job_id, "--endpoint", *name, "--out", str(out), "--force"], FakeClock()) == 0
+        assert client.main(["cancel", job_id, "--endpoint", *name], FakeClock()) == 0
+        assert client.main(["models", "--endpoint", NAME], FakeClock()) == 4
     assert out.read_bytes() == SONG
 
 

@@ -4,10 +4,11 @@ It knows the platform's contract and nothing of the server behind it. It needs n
 
     python -m tests.vertex -- ./entrypoint.sh
     python -m tests.vertex --dedicated --listen 9000 -- docker run --network host -e AIP_HTTP_PORT … yue-server
+    python -m tests.vertex --invoke -- ./entrypoint.sh
 
 What it keeps to: liveness, health and routing; what survives of a prediction; each endpoint's limits of time and size.
-What it takes for granted, as it is not documented: the statuses of its own refusals, and that of a client's headers
-only the content type reaches the container.
+What it takes for granted, as it is not documented: the statuses of its own refusals, that of a client's headers only
+the content type reaches the container, and that one whose every path is reached is told of no predict route.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ENDPOINT_ID, DEPLOYED_MODEL_ID, PROJECT_NUMBER = "4211", "9001", "123456"
 ENDPOINT_PATH = f"/v1/projects/{PROJECT_NUMBER}/locations/here/endpoints/{ENDPOINT_ID}"
 HEALTH_ROUTE = f"/v1/endpoints/{ENDPOINT_ID}/deployedModels/{DEPLOYED_MODEL_ID}"
 PREDICT_ROUTE = f"{HEALTH_ROUTE}:predict"
+INVOKE = "/invoke/"  # what follows is a path of the container's, but for its root
 HOST = "127.0.0.1"
 JSON = "application/json"
 SURVIVES = ("predictions", "metadata")  # of a prediction's answer; the rest never reaches the client
@@ -76,7 +78,8 @@ class Deployment:
     """One container under the platform's eyes, from `with` to its end.
 
     `command` is started with Vertex AI's variables over `environment` and must listen on AIP_HTTP_PORT.
-    SIGTERM goes to the command, or to the process that `find_main` names, given the command's id.
+    SIGTERM goes to the command, or to the process that `find_main` names, given the command's id. With `invoked` every
+    path of the container is reached, as for models that are uploaded with `invokeRoutePrefix: "/*"`, not one alone.
     """
 
     def __init__(
@@ -86,12 +89,14 @@ class Deployment:
         probes: Probes = Probes(),
         output: IO[bytes] | None = None,
         find_main: Callable[[int], int] = lambda pid: pid,
+        invoked: bool = False,
     ) -> None:
         self.port = free_port()
+        self.invoked = invoked
         self.starts = 0
         self.left_behind = False  # whether something had to be killed after SIGTERM
         self._command, self._probes, self._output, self._find_main = list(command), probes, output, find_main
-        self._environment = {**environment, **variables(self.port)}
+        self._environment = {**environment, **variables(self.port, invoked)}
         self._changed = threading.Condition()  # of the three fields below
         self._alive = False  # somebody listens
         self._routed = False
@@ -141,10 +146,10 @@ class Deployment:
             self._code = self._stop()
         return self._code
 
-    def call(self, body: bytes, content_type: str, timeout_s: float) -> Answer:
-        """What the container's predict route answers. Raises OSError, TimeoutError among them."""
+    def call(self, body: bytes, content_type: str, timeout_s: float, path: str = PREDICT_ROUTE) -> Answer:
+        """What the container answers at that path. Raises OSError, TimeoutError among them."""
         headers = {"Content-Type": content_type}
-        return _request(self.port, "POST", PREDICT_ROUTE, timeout_s, body, headers)
+        return _request(self.port, "POST", path, timeout_s, body, headers)
 
     def _start(self) -> None:
         environment = self._environment
@@ -214,7 +219,10 @@ class Deployment:
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Where clients send `POST …/endpoints/E:predict` and `:rawPredict`; several may stand before one deployment."""
+    """Where clients send `POST …/endpoints/E:predict` and `:rawPredict`, or else `POST …/endpoints/E/invoke/<path>`.
+
+    Several may stand before one deployment.
+    """
 
     daemon_threads = True
 
@@ -244,7 +252,7 @@ class Endpoint(ThreadingHTTPServer):
             return _refusal(500, "the container's answer has no list of predictions")
         return Answer(200, JSON, json.dumps({**kept, "deployedModelId": DEPLOYED_MODEL_ID}).encode())
 
-    def raw_predict(self, body: bytes, content_type: str) -> Answer:
+    def raw_predict(self, body: bytes, content_type: str, path: str = PREDICT_ROUTE) -> Answer:
         """Any body in, the container's answer as it is."""
         limit = self.limits.payload_bytes
         if not self.deployment.routed:
@@ -252,7 +260,7 @@ class Endpoint(ThreadingHTTPServer):
         if len(body) > limit:
             return self.too_large(len(body))
         try:
-            answer = self.deployment.call(body, content_type, self.limits.timeout_s)
+            answer = self.deployment.call(body, content_type, self.limits.timeout_s, path)
         except TimeoutError:  # the container goes on working
             return _refusal(504, f"no answer within {self.limits.timeout_s:g} s")
         except (OSError, http.client.HTTPException) as error:
@@ -274,12 +282,13 @@ def endpoint(deployment: Deployment, limits: Limits, port: int = 0) -> Iterator[
         yield server
 
 
-def variables(port: int) -> dict[str, str]:
+def variables(port: int, invoked: bool = False) -> dict[str, str]:
     """What Vertex AI sets in a container."""
+    predict_route = {} if invoked else {"AIP_PREDICT_ROUTE": PREDICT_ROUTE}
     return {
+        **predict_route,
         "AIP_HTTP_PORT": str(port),
         "AIP_HEALTH_ROUTE": HEALTH_ROUTE,
-        "AIP_PREDICT_ROUTE": PREDICT_ROUTE,
         "AIP_MODE": "PREDICTION",
         "AIP_ENDPOINT_ID": ENDPOINT_ID,
         "AIP_DEPLOYED_MODEL_ID": DEPLOYED_MODEL_ID,
@@ -295,16 +304,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         size_bytes = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size_bytes)
+        content_type = self.headers.get("Content-Type", JSON)
         token, given = self.server.token, self.headers.get("Authorization")
+        invoked = self.server.deployment.invoked
         match self.path.removeprefix(ENDPOINT_PATH):
             case _ if token and given != f"Bearer {token}":
                 answer = _refusal(401, "Request had invalid authentication credentials.")
-            case ":predict":
+            case ":predict" if not invoked:
                 answer = self.server.predict(body)
-            case ":rawPredict":
-                answer = self.server.raw_predict(body, self.headers.get("Content-Type", JSON))
+            case ":rawPredict" if not invoked:
+                answer = self.server.raw_predict(body, content_type)
+            case method if invoked and len(method) > len(INVOKE) and method.startswith(INVOKE):
+                answer = self.server.raw_predict(body, content_type, method.removeprefix(INVOKE.rstrip("/")))
             case _:
-                answer = _refusal(404, f"path: got {self.path}; allowed: {ENDPOINT_PATH}:predict and :rawPredict")
+                allowed = f"{INVOKE}<path>" if invoked else ":predict and :rawPredict"
+                answer = _refusal(404, f"path: got {self.path}; allowed: {ENDPOINT_PATH}{allowed}")
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
@@ -352,17 +366,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--dedicated", action="store_true", help="a dedicated endpoint: 3600 s, 10 MB; else 60 s, 1.5 MB"
     )
+    parser.add_argument(
+        "--invoke", action="store_true", help="every path is reached, at …/invoke/<path>: a dedicated endpoint, too"
+    )
     parser.add_argument("--listen", type=int, default=0, metavar="PORT", help="of the endpoint (default: any)")
     parser.add_argument("command", nargs="+", help="what starts the container, after --")
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    limits = DEDICATED if options.dedicated else SHARED
+    limits = DEDICATED if options.dedicated or options.invoke else SHARED
     began = time.monotonic()
     with ExitStack() as stack:
-        deployment = stack.enter_context(Deployment(options.command, os.environ))
+        deployment = stack.enter_context(Deployment(options.command, os.environ, invoked=options.invoke))
         front = stack.enter_context(endpoint(deployment, limits, options.listen))
-        print(f"Endpoint: {front.url}:predict and :rawPredict", flush=True)
+        print(f"Endpoint: {front.url}{f'{INVOKE}<path>' if options.invoke else ':predict and :rawPredict'}", flush=True)
         routed = True
         with suppress(KeyboardInterrupt):
             while True:

@@ -1,6 +1,6 @@
 """A YuE server behind an endpoint of Vertex AI: its address, and the token that opens it.
 
-It does not know what is asked of it; nothing but /predict can be reached there.
+It does not know what is asked of it. Nothing but /predict can be reached there, or is, where more can be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from yue_client.transport import Found, Http, Server
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/endpoints/(?P<id>[^/]+)")
+INVOKE = "/invoke"  # at the end of an endpoint's name: its model was uploaded with invokeRoutePrefix
 ENDPOINT_ID = re.compile(r"[\w-]+")
 API_VARIABLE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"  # gcloud's own
 
@@ -32,7 +33,8 @@ class Endpoint(Server):
         self, http: Http, name: str, api_key: str | None = None, token: Callable[[], str] | None = None
     ) -> None:
         super().__init__(http, "", api_key)
-        self.name, self._fetch_token, self._token = name, token or access_token, ""
+        self.name, self._fetch_token, self._token = name.removesuffix(INVOKE), token or access_token, ""
+        self._method = f"{INVOKE}/predict" if name.endswith(INVOKE) else ":predict"
 
     @property
     def predict_address(self) -> str:
@@ -49,7 +51,7 @@ class Endpoint(Server):
             host = description.get("dedicatedEndpointDns")
             if host and description.get("dedicatedEndpointEnabled", True):
                 self.address = f"https://{host}"
-        return f"{self.address}/v1/{self.name}:predict"
+        return f"{self.address}/v1/{self.name}{self._method}"
 
     def credentials(self) -> Mapping[str, str]:
         """Google's token, and the server's own key."""
@@ -74,11 +76,13 @@ class Endpoint(Server):
 
 
 def full_name(endpoint: str, project: str | None, region: str | None) -> str:
-    """projects/P/locations/R/endpoints/E, from that or from its id. Raises Misused."""
-    if FULL_NAME.fullmatch(endpoint):
+    """projects/P/locations/R/endpoints/E, from that or from its id; /invoke may follow. Raises Misused."""
+    plain = endpoint.removesuffix(INVOKE)
+    if FULL_NAME.fullmatch(plain):
         return endpoint
-    if not ENDPOINT_ID.fullmatch(endpoint):
-        raise Misused(f"--endpoint: got {endpoint!r}; allowed: projects/P/locations/R/endpoints/E, or the id alone")
+    if not ENDPOINT_ID.fullmatch(plain):
+        allowed = "projects/P/locations/R/endpoints/E, or the id alone, and /invoke behind either"
+        raise Misused(f"--endpoint: got {endpoint!r}; allowed: {allowed}")
     if not project or not region:
         raise Misused("--endpoint: an id alone needs --project and --region (or PROJECT_ID and REGION)")
     return f"projects/{project}/locations/{region}/endpoints/{endpoint}"
