@@ -36,15 +36,16 @@ class Ended:
     job_id: str
     finished_at: datetime
     size_bytes: int
+    listed_at: datetime | None = None  # by the storage's clock
 
     @classmethod
-    def of(cls, path: str) -> Ended | None:
-        """The one that lies at that path; None where the file is none of ours."""
-        named = ENDED.fullmatch(path)
+    def of(cls, entry: Entry) -> Ended | None:
+        """The one that the file stands for; None where it is none of ours."""
+        named = ENDED.fullmatch(entry.path)
         if not named:
             return None
         finished_at = datetime.fromtimestamp((LAST_MOMENT - int(named["moment"])) / 1_000, UTC)
-        return cls(path, named["job_id"], finished_at, int(named["size_bytes"]))
+        return cls(entry.path, named["job_id"], finished_at, int(named["size_bytes"]), entry.modified_at)
 
     @staticmethod
     def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
@@ -60,6 +61,7 @@ class Surroundings:
     replicas: Mapping[str, str]  # replica -> the version of its sign of life
     opened: tuple[tuple[str, str], ...]  # replica, job id
     wishes: frozenset[str]
+    moment: datetime | None = None  # of the newest sign of life, by the storage's clock
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Surroundings:
@@ -67,15 +69,17 @@ class Surroundings:
         replicas: dict[str, str] = {}
         opened: list[tuple[str, str]] = []
         wishes: set[str] = set()
+        moments: list[datetime] = []
         for entry in entries:
             match entry.path.split("/")[1:]:
                 case ["replicas", replica]:
                     replicas[replica] = entry.version
+                    moments += [entry.modified_at] if entry.modified_at else []
                 case ["open", replica, job_id] if ID.fullmatch(job_id):
                     opened.append((replica, job_id))
                 case ["cancel", job_id] if ID.fullmatch(job_id):
                     wishes.add(job_id)
-        return cls(replicas, tuple(opened), frozenset(wishes))
+        return cls(replicas, tuple(opened), frozenset(wishes), max(moments, default=None))
 
 
 @dataclass(frozen=True)

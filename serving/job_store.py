@@ -119,7 +119,7 @@ class JobStore:
 
     def ended(self, limit: int | None = None) -> list[Ended]:
         """The finished jobs, the newest first."""
-        return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry.path))]
+        return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry))]
 
     def surroundings(self) -> Surroundings:
         """All that is going on, in one listing."""

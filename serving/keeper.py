@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
@@ -218,7 +218,7 @@ class Keeper:
 
     def _sweep_in_turn(self, around: Surroundings) -> None:
         if self._is_sweeper(around):
-            self._sweep()
+            self._sweep(self._moment(around))
 
     def _is_sweeper(self, around: Surroundings) -> bool:
         """Of all replicas one sweeps, from time to time."""
@@ -228,15 +228,18 @@ class Keeper:
             (replica for replica in around.replicas if not self._watch.is_lost(replica)), default=None
         )
 
-    def _sweep(self) -> None:
+    def _moment(self, around: Surroundings) -> datetime:
+        """The earliest that it can be: no clock that is ahead, or jumps there meanwhile, makes songs older."""
+        counted = self._began + timedelta(seconds=self._clock() - self._began_at)
+        return min(now(), counted, around.moment or counted)
+
+    def _sweep(self, moment: datetime) -> None:
         """Forget the oldest finished jobs, by age and by their bytes, and what was never written to its end."""
-        # A clock that jumps ahead while the server runs makes nothing older.
-        moment = min(now(), self._began + timedelta(seconds=self._clock() - self._began_at))
         oldest = moment - timedelta(hours=self._keep.hours)
         size_bytes, old = 0, []
         for count, ended in enumerate(self._store.ended()):
             size_bytes += ended.size_bytes
-            if count and (ended.finished_at < oldest or size_bytes > self._keep.limit_bytes):
+            if count and ((ended.listed_at or ended.finished_at) < oldest or size_bytes > self._keep.limit_bytes):
                 old.append(ended)
         all_swept = len(old) <= SWEPT_TOGETHER
         if all_swept:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -296,9 +299,12 @@ def test_a_request_id_sent_many_times_at_once_makes_one_job(jobs: Jobs) -> None:
 
 
 def test_the_oldest_finished_jobs_are_forgotten_by_age(models: FakeModels) -> None:
-    jobs = Jobs(models.manager(), new_store(), 9, Keep(hours=1e-9), models.clock)
+    folder = Path(new_folder())
+    jobs = Jobs(models.manager(), JobStore(Storage.at(folder)), 9, Keep(hours=1), models.clock)
     done = [finished(jobs, jobs.submit(song(seed, request_id=str(seed)))) for seed in range(3)]
-    models.clock.advance(3_600)
+    two_hours_ago = time.time() - 7_200
+    for file in (folder / "ended").iterdir():
+        os.utime(file, (two_hours_ago, two_hours_ago))
     jobs.keeper.look_after()
     assert [job.id for job in jobs.list()] == [done[2].id]  # the newest stays
     with pytest.raises(Problem) as caught:

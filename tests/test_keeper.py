@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
 from inference.errors import StorageError
 from inference.song import Reference, SongRequest
-from serving.job import Job
-from serving.job_record import seconds_left
+from serving.job import Job, now
+from serving.job_record import End, seconds_left
 from serving.keeper import SWEEP_SECONDS, Keep
 from serving.problems import Problem
 from serving.replica import LOST_SECONDS
@@ -216,3 +217,22 @@ def test_files_of_others_between_ours_change_nothing(storage: Storage, clock: Fa
     assert {each.id for each in server.jobs.list()} == {new, job.id}
     assert server.backlog.find(job.id)
     assert all(storage.exists(path) for path in odd)
+
+
+def test_a_clock_that_was_behind_while_songs_were_made_forgets_none(storage: Storage, clock: FakeClock) -> None:
+    behind, right = Replica(storage, clock), Replica(storage, clock, Keep(hours=1))
+    jobs = [behind.submit(None) for _ in range(2)]
+    for job in jobs:
+        behind.backlog.finish(job, End("cancelled", finished_at=now() - timedelta(days=400)))
+    lose(clock, right)
+    assert {job.id for job in right.jobs.list()} == {job.id for job in jobs}
+
+
+def test_a_server_that_starts_with_its_clock_ahead_forgets_no_song(
+    storage: Storage, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sung = {sing(server) for server in (Replica(storage, clock), Replica(storage, clock))}
+    monkeypatch.setattr("serving.keeper.now", lambda: now() + timedelta(days=400))
+    ahead = Replica(storage, clock, Keep(hours=1))
+    lose(clock, ahead)
+    assert {job.id for job in ahead.jobs.list()} == sung
