@@ -67,6 +67,7 @@ class Choir:
         self._with_prompt = llama.new_cache(max_songs, context)
         self._without = llama.new_cache(max_songs, min(context, MAX_NEW_TOKENS + 1))
         self._singers: list[_Singer] = []
+        self.reading: Composition | None = None  # whose prompt is being read, or for which memory ran out then
         self._samplers: Samplers | None = None  # of those who are ready, until that changes
         self.static = StaticVoices(llama, self._with_prompt, self._without, recorder) if recorder else None
 
@@ -96,7 +97,9 @@ class Choir:
         with torch.inference_mode():
             for singer in self._singers:
                 if not singer.ready:
+                    self.reading = singer.song
                     self._read(singer)
+            self.reading = None
             ready = [singer for singer in self._singers if singer.ready]
             n_tokens = self._sing(ready) if ready else 1
         for singer in [singer for singer in self._singers if singer.song.finished]:

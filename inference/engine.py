@@ -206,11 +206,15 @@ class Engine:
             song.tell_progress()
 
     def _sacrifice(self, song_ids: set[str], error: torch.OutOfMemoryError) -> None:
-        """End the song that came last of these, so that the others can go on. Raises where there is none."""
-        last = next((song_id for song_id in reversed(self._songs) if song_id in song_ids), None)
-        if last is None:
+        """End one of these, so that the others can go on: whose prompt was too much, or else the last that came.
+
+        Raises where there is none.
+        """
+        candidates = [song_id for song_id in self._songs if song_id in song_ids]
+        if not candidates:
             raise error
-        self._end(last, _as_ours(error))
+        reading = (song_id for song_id in candidates if self._songs[song_id].composition is self._choir.reading)
+        self._end(next(reading, candidates[-1]), _as_ours(error))
 
     def _end(self, song_id: str, result: Song | YueError) -> None:
         """Take the song out of wherever it is, and tell its end."""

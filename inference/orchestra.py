@@ -26,6 +26,7 @@ FORWARDS = N_CODEBOOKS - 1  # a frame: the first feeds two tokens, the others on
 # How far a recorded forward may be from the plain one in half precision, relative to the hidden states' norm. Rounding
 # grows over many layers; a wrong kernel errs by the order of 1.
 ROUNDING = 0.15
+PREFILL_TOKENS = 8_192  # a call: bounds the memory that reading many pieces at once takes
 _FRAMES_A_REPORT = 4
 
 
@@ -40,6 +41,7 @@ class Orchestra:
         self._cache = llama.new_cache(max_rows, ROW_TOKENS)
         self._waiting: deque[Piece] = deque()
         self._playing: list[Piece] = []
+        self._one_by_one = recorder is not None and recorder.only_one_bucket  # so are prefixes read
         self.static = StaticFrames(llama, self._cache, recorder) if recorder else None
 
     @property
@@ -98,7 +100,10 @@ class Orchestra:
             alike = sorted((piece for piece in new if piece.n_frames == n_frames), key=_row_index)
             lead = torch.tensor([[SOA_ID, STAGE_1_ID]]).expand(len(alike), -1)
             tokens = torch.cat([lead, torch.stack([piece.ids[0] for piece in alike])], dim=1)
-            self._llama.prefill([_row(piece) for piece in alike], tokens.to(self._llama.device))
+            rows = 1 if self._one_by_one else max(1, PREFILL_TOKENS // tokens.shape[1])
+            for first in range(0, len(alike), rows):
+                some = slice(first, first + rows)
+                self._llama.prefill([_row(piece) for piece in alike[some]], tokens[some].to(self._llama.device))
 
     def _play(self, playing: Sequence[Piece]) -> int:
         """One frame of each of these pieces, or a window of them."""

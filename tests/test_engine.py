@@ -145,6 +145,27 @@ def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) ->
     assert audio_of(run(engine)["next"]) == alone["2"]
 
 
+def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    for name in "01":
+        engine.add(name, request(seed=int(name), segments=1), ignore)
+    composer = tiny_pipeline.composer
+    real_forward, calls = composer.forward, iter([True])
+
+    def failing_forward(*arguments: object) -> torch.Tensor:
+        if next(calls, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real_forward(*arguments)  # type: ignore[arg-type]
+
+    composer.forward = failing_forward  # type: ignore[method-assign]
+    try:
+        outcomes = run(engine)
+    finally:
+        del composer.forward
+    assert isinstance(outcomes["0"].result, EngineError)
+    assert isinstance(outcomes["1"].result, Song)
+
+
 def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
     engine = Engine(tiny_pipeline)
     engine.add("song", request(), ignore)
