@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import os
+import signal
 import sys
 import time
 import urllib.parse
@@ -189,6 +190,8 @@ def _song(arguments: argparse.Namespace) -> Json:
     song = {name: wish for name in REQUEST_FIELDS if (wish := getattr(arguments, name)) is not None}
     song["genres"] = song["genres"].strip()
     song.setdefault("request_id", str(uuid.uuid4()))
+    if arguments.out and _suffix(arguments.out) not in ("", *FORMATS):
+        raise Misused(f"--out: got {arguments.out}; allowed: a name that ends in one of {', '.join(FORMATS)}")
     if arguments.out and _suffix(arguments.out) in FORMATS:
         song.setdefault("format", _suffix(arguments.out))
     parts = ("audio", "vocal", "instrumental", "start_seconds", "end_seconds")
@@ -368,4 +371,5 @@ def _add_download(one: Any) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are cleared away
     sys.exit(main())

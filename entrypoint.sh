@@ -53,8 +53,16 @@ keep_folders() {
   done
 }
 
+# check_python MODULE: that the requirements are installed.
+check_python() {
+  python3 -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" ||
+    fail "python3 ($(command -v python3)) lacks what requirements.txt names; activate the environment that has it," \
+      "as with: source .venv/bin/activate"
+}
+
 # gunicorn takes this process's place: signals reach it. It reads and checks the settings, the port among them.
 serve() {
+  check_python gunicorn
   exec python3 -m gunicorn
 }
 
@@ -63,6 +71,7 @@ serve() {
 download() {
   local code=0 weights=${YUE_WEIGHTS:-${AIP_STORAGE_URI:-}} arguments=(--model "${YUE_MODEL:-tiny}" --cache "$cache")
   [[ -z $weights ]] || arguments+=(--local "$weights")
+  check_python obstore
   trap stop INT TERM
   python3 -m inference.download "${arguments[@]}" &
   [[ -z $stopped ]] || stop
@@ -100,9 +109,13 @@ is_offline() (
 check_writable() {
   local variable=$1 folder=$2
   if ! mkdir -p -- "$folder" 2>/dev/null || [[ ! -w $folder ]]; then
-    echo "entrypoint.sh: $variable: $folder cannot be written to; allowed: a folder that user $(id -u) may write to" >&2
-    exit 1
+    fail "$variable: $folder cannot be written to; allowed: a folder that user $(id -u) may write to"
   fi
+}
+
+fail() {
+  echo "entrypoint.sh: $*" >&2
+  exit 1
 }
 
 usage_error() {

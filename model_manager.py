@@ -312,10 +312,10 @@ class ModelManager:
     def _make_room(self, attempt: Attempt) -> None:
         """Close the old engine, between two songs, where a GPU's memory may not hold both."""
         with self._guard:
-            attempt.note_part("waiting for the song that is being sung")
             old = self._living()
             if old is None or old.engine.info().get("memory_bytes") is None:
                 return
+            attempt.note_part("waiting for the song that is being sung")
             old.retired, attempt.displaced = True, old
             self._guard.wait_for(lambda: attempt.ended or not old.users)
             attempt.note_part("making room")

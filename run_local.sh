@@ -90,6 +90,10 @@ check_output() {
   if [[ -d $output || ! -w $(dirname "$output") ]]; then
     usage_error "--output: got '$output'; allowed: a file in a folder that can be written to"
   fi
+  case ${output##*/} in
+    *.mp3 | *.wav | *.flac | *.ogg) ;;
+    *) usage_error "--output: got '$output'; allowed: a name that ends in .mp3, .wav, .flac or .ogg" ;;
+  esac
 }
 
 check_port() {
@@ -159,9 +163,26 @@ serve() {
 give_up() {
   local code=$1
   keep_log=yes
-  tail -n 30 "$log" >&2
+  show_troubles >&2
   echo "run_local.sh: $2; its whole log is $log" >&2
   exit "$code"
+}
+
+# The last warnings and errors in the log, and what is no record at all.
+show_troubles() {
+  "$python" - "$log" <<'PYTHON'
+import json, sys
+shown = []
+with open(sys.argv[1], encoding="utf-8", errors="replace") as lines:
+    for line in filter(None, map(str.strip, lines)):
+        try:
+            record = json.loads(line)
+            if record["severity"] not in ("DEBUG", "INFO"):
+                shown.append(f"{record['severity']}: {record['message']}")
+        except (ValueError, TypeError, KeyError):
+            shown.append(line)
+print(*shown[-20:], sep="\n")
+PYTHON
 }
 
 # However this script ends, nothing that it started is left behind.

@@ -115,6 +115,12 @@ class EngineError(YueError):
     """The engine's process failed or ended; the song in it is lost, the server is not."""
 
 
+class DeviceMissing(EngineError):
+    """The machine does not have the device that the settings name."""
+
+    permanent = True
+
+
 class RecordingFailed(EngineError):
     """A step failed in the middle of its recording, which leaves torch's memory in no known state."""
 

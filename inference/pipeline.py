@@ -14,6 +14,7 @@ import torch
 from inference import audio, checkpoints, lyrics, prompt, quantization, stage1, vocoder
 from inference.catalog import ModelFiles
 from inference.codec import Codec
+from inference.errors import DeviceMissing
 from inference.llama import Llama
 from inference.options import EngineOptions
 from inference.progress import Meter
@@ -258,7 +259,9 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 def set_up(device: torch.device) -> None:
-    """Have this process compute on the device as all of ours is meant to be computed there."""
+    """Have this process compute on the device as all of ours is meant to be computed there. Raises DeviceMissing."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceMissing(f"YUE_DEVICE: got {device}; allowed: auto or cpu, or a GPU that this machine has")
     # The codec and the vocoders work in float32 wherever they run; the libraries would round to fewer bits unasked.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -338,7 +338,7 @@ tell() {
   tell_one 'How far a job is' '{"job_id": "JOB_ID", "operation": "status"}'
   tell_one 'The song of a job' '{"job_id": "JOB_ID", "operation": "result"}'
   tell_one 'Cancel a job' '{"job_id": "JOB_ID", "operation": "cancel"}'
-  say "Everything is removed by ./undeploy.sh; until then the machine is paid for."
+  say "./undeploy.sh removes the endpoint and the model, with --all the rest too; until then the machine is paid for."
 }
 
 # tell_one WHAT INSTANCE [COMMAND]: the answer goes to the COMMAND.

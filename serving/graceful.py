@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from serving.connections import Worker
 
 STOPPABLE = "stoppable"  # where the app leaves its own, in `extensions`
+FETCH_SECONDS = 3.0  # after the last song, for those who ask from time to time whether it is done
 LEAVE_SECONDS = 5.0  # of the grace period are for what comes after the songs
 
 
@@ -39,6 +40,7 @@ class GracefulWorker(Worker):
     _ends_at: float | None = None  # when gunicorn's master will kill this process
     _draining: threading.Thread
     _closing: threading.Thread | None = None
+    _busy_at: float | None = None  # when songs were last seen to be sung, since it drains
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM."""
@@ -73,5 +75,9 @@ class GracefulWorker(Worker):
         return stoppable
 
     def _is_idle(self) -> bool:
+        now = time.monotonic()
+        if self._stoppable.busy:
+            self._busy_at = now
+        fetched = self._busy_at is None or now - self._busy_at >= FETCH_SECONDS
         answering = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
-        return answering <= 0 and not self._draining.is_alive() and not self._stoppable.busy
+        return fetched and answering <= 0 and not self._draining.is_alive()

@@ -97,7 +97,7 @@ _KINDS = (
         409,
         (PREDICT, DOWNLOAD),
         "Somebody cancelled the song, or the download that it waited for.",
-        "Ask again for a new one.",
+        "Ask again for a new one, with a new `request_id`.",
     ),
     Kind(
         "request-entity-too-large",

@@ -109,11 +109,11 @@ def queue_full(limit: int, position: int, free_in: float | None, expected_second
 def deadline_unreachable(deadline_seconds: float, position: int, expected_seconds: float) -> Problem:
     """The song would come too late, by what songs took here."""
     detail = (
-        f"the song is expected in {expected_seconds:.0f} s, and deadline_seconds is {deadline_seconds:g}; "
+        f"the song is expected in {math.ceil(expected_seconds)} s, and deadline_seconds is {deadline_seconds:.1f}; "
         "allow more time, or ask again when fewer songs wait"
     )
     expected = _whole_seconds(expected_seconds)
-    members = {"deadline_seconds": deadline_seconds, "position": position, "expected_seconds": expected}
+    members = {"deadline_seconds": round(deadline_seconds, 1), "position": position, "expected_seconds": expected}
     return Problem(503, "deadline-unreachable", detail, members, _again(expected_seconds - deadline_seconds))
 
 

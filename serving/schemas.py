@@ -237,7 +237,7 @@ class ModelsOperation(Download):
     """Something done to the models through /predict."""
 
     operation: Literal["models/status", "download-models", "cancel-download"] = Field(
-        description=", ".join(MODELS_OPERATIONS)
+        description=f"{', '.join(MODELS_OPERATIONS)}, and with a job_id {', '.join(JOB_OPERATIONS)}"
     )
 
 
@@ -274,12 +274,12 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
 
 def is_job_operation(instance: object) -> bool:
     """Whether an instance speaks of a job that exists already."""
-    return isinstance(instance, Mapping) and "job_id" in instance
+    return isinstance(instance, Mapping) and ("job_id" in instance or instance.get("operation") in JOB_OPERATIONS)
 
 
 def is_models_operation(instance: object) -> bool:
     """Whether an instance speaks of the models."""
-    return isinstance(instance, Mapping) and "operation" in instance and "job_id" not in instance
+    return isinstance(instance, Mapping) and "operation" in instance and not is_job_operation(instance)
 
 
 def read_keys(header: str | None, instances: int) -> list[str | None]:

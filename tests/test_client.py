@@ -172,6 +172,15 @@ def test_a_proxy_is_not_asked_for_this_machine(output: Path, monkeypatch: pytest
     assert sing(JobServer(), "--out", str(output)) == 0
 
 
+def test_an_ending_that_no_song_has_is_refused_before_it_is_sung(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = JobServer()
+    assert sing(server, "--out", str(tmp_path / "song.mp4")) == 2
+    assert "mp3, wav, flac, ogg" in capsys.readouterr().err
+    assert not server.instances
+
+
 def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     class Other(JobServer):
         def prediction(self, instance: client.Json) -> client.Json:

@@ -53,6 +53,16 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return clean_environment(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("command", ["serve", "download"])
+def test_an_environment_without_the_requirements_is_told_in_one_line(tmp_path: Path, command: str) -> None:
+    bare = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=PATIENCE_S)
+    environment = clean_environment(tmp_path / "cache") | {"PATH": f"{bare}/bin:{os.environ['PATH']}"}
+    done = subprocess.run([ENTRYPOINT, command], env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and str(bare) in line and "requirements.txt" in line
+
+
 def clean_environment(cache: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("YUE_", "AIP_", "HF_", "PORT"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -80,6 +80,7 @@ def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(s
         server.ask("/sing-on", {})
         status, body = song.result(SECONDS)
     assert (status, body["predictions"][0]["status"]) == (200, "succeeded")
+    assert server.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded", "who asks from time to time still gets it"
     assert server.process.wait(SECONDS) == 0
 
 

@@ -6,12 +6,23 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from inference.catalog import ModelFiles
 from inference.engine import Engine
-from inference.errors import Cancelled, InvalidField
+from inference.errors import Cancelled, DeviceMissing, InvalidField
+from inference.options import EngineOptions
+from inference.pipeline import Pipeline
 from inference.song import STAGES, Progress, Reference
 from inference.vocabulary import VOCODER_RATE_HZ
 from tests.songs import hear, request, tone
+
+
+def test_a_device_that_is_not_there_is_named_and_never_tried_again(tiny_files: ModelFiles) -> None:
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(DeviceMissing, match=f"YUE_DEVICE: got {missing}; allowed: auto or cpu") as caught:
+        Pipeline.load(tiny_files, EngineOptions(missing, "float32"))
+    assert caught.value.permanent
 
 
 def test_three_sections_give_three_sections_of_audio_the_last_included(tiny_engine: Engine) -> None:

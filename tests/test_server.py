@@ -240,6 +240,11 @@ def test_jobs_are_listed_shown_and_cancelled(held: Served) -> None:
     problem(held.client.delete("/jobs/none"), 404)
 
 
+def test_an_operation_on_a_job_that_is_not_named_says_what_is_missing(served: Served) -> None:
+    assert problem(served.predict({"operation": "status"}), 400)["field"] == "job_id"
+    assert "with a job_id status, result, cancel" in problem(served.predict({"operation": "dance"}), 400)["allowed"]
+
+
 def test_every_job_operation_works_through_predict(held: Served) -> None:
     job_id = held.one(wait_seconds=0)["job_id"]
     held.models.engine.wait_until_begun(1)
