@@ -55,9 +55,8 @@ class Pipeline:
     ) -> Pipeline:
         """Load `files`; `on_loading` hears each part's name before it. Raises CheckpointError."""
         began = time.monotonic()
-        # The codec and the vocoders work in float32 wherever they run; cuDNN would round to fewer bits unasked.
-        torch.backends.cudnn.allow_tf32 = False
         place, number = resolve(options.device, options.dtype)
+        set_up(place)
         on_loading("tokenizer")
         tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
         on_loading("stage 1")
@@ -256,6 +255,19 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     return torch.device(device), getattr(torch, dtype)
+
+
+def set_up(device: torch.device) -> None:
+    """Have this process compute on the device as all of ours is meant to be computed there."""
+    # The codec and the vocoders work in float32 wherever they run; the libraries would round to fewer bits unasked.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cuda":
+        if device.index is not None:  # else it is the current one
+            torch.cuda.set_device(device)  # graphs are recorded on the current device, whichever tensors they use
+        # On recent cards torch prefers cuDNN's attention, which makes a plan, in some 0.4 s, for every new shape; and
+        # the plain steps have a new shape with each token.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _leading_frames(pieces: Sequence[Piece]) -> int:
