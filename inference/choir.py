@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inference.errors import EngineError
 from inference.llama import PREFILL_CHUNK, Lanes, Llama, Row, RowCache, agree, kept_length
-from inference.replay import Recorder
+from inference.replay import Recorder, even
 from inference.sampling import (
     N_CANDIDATES,
     Samplers,
@@ -185,7 +185,7 @@ class StaticVoices:
         self._seen = torch.zeros(songs, N_CANDIDATES, dtype=torch.bool, device=device)
         self._scales = torch.ones(songs, 1, device=device)
         # Of each song: whether it sings (1 or 0), what is fed, tokens of its section, the least of them, rows' lengths.
-        self._counts = torch.zeros(6, songs, dtype=torch.long, device=device)
+        self._counts = torch.zeros(6, even(songs), dtype=torch.long, device=device)
         self._noise = torch.ones(songs, TOKENS_A_WINDOW, N_CANDIDATES, device=device)
         self._noise_here = torch.ones(songs, TOKENS_A_WINDOW, N_CANDIDATES, pin_memory=device.type == "cuda")
         self._drawn = torch.zeros(songs, TOKENS_A_WINDOW, dtype=torch.long, device=device)
@@ -255,7 +255,7 @@ class StaticVoices:
     def _copy(self, everyone: Sequence[_Singer]) -> None:
         """Bring the program's record of the singers here."""
         songs, device = len(self._seen), self._llama.device
-        settings, counts = [Sampling()] * songs, torch.zeros(6, songs, dtype=torch.long)
+        settings, counts = [Sampling()] * songs, torch.zeros(self._counts.shape, dtype=torch.long)
         seen, scales = torch.zeros(songs, N_CANDIDATES, dtype=torch.bool), torch.ones(songs, 1)
         for singer in everyone:
             place, song = singer.row.index, singer.song

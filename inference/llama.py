@@ -140,6 +140,11 @@ class Llama:
         # One layer is compiled and serves for all, in a variant for each shape: two models, a dozen buckets, one or two
         # tokens. The compiler's own limit takes so many for a mistake.
         torch._dynamo.config.recompile_limit = MOST_SHAPES
+        # Else it times variants of every fused kernel, for each shape anew, and each start may choose others.
+        from torch._inductor import config as inductor  # slow to import, and only needed here
+
+        if hasattr(inductor.triton, "autotune_pointwise"):
+            inductor.triton.autotune_pointwise = False
         self._layer = torch.compile(_layer, fullgraph=True, dynamic=False, backend=backend)
 
     def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference.errors import EngineError
 from inference.llama import Lanes, Llama, Row, RowCache, agree, kept_length
-from inference.replay import Recorder
+from inference.replay import Recorder, even
 from inference.stage2 import ROW_TOKENS, Piece, pieces
 from inference.vocabulary import N_CODEBOOKS, PIECE_FRAMES, SOA_ID, STAGE_1_ID, code_ids
 
@@ -135,7 +135,7 @@ class StaticFrames:
         self._llama, self._cache = llama, cache
         self._codebook0 = torch.zeros(rows, PIECE_FRAMES, dtype=torch.long, device=device)
         # Of each row: whether it plays (1 or 0), the token before its frame, its frames done, its length.
-        self._counts = torch.zeros(4, rows, dtype=torch.long, device=device)
+        self._counts = torch.zeros(4, even(rows), dtype=torch.long, device=device)
         self._frames = torch.zeros(rows, FORWARDS, FRAMES_A_WINDOW, dtype=torch.long, device=device)
         self._taken = torch.zeros(1, dtype=torch.long, device=device)  # frames of the window
         self._sound = torch.ones((), dtype=torch.bool, device=device)  # whether all numbers were numbers

@@ -31,6 +31,11 @@ def buckets_up_to(limit: int, only_one: bool = False) -> tuple[int, ...]:
     return (*powers, limit)
 
 
+def even(rows: int) -> int:
+    """So many columns of int64 that every row of a table begins at 16 bytes, as compiled kernels expect."""
+    return rows + rows % 2
+
+
 @dataclass(frozen=True)
 class Recorder:
     """Where steps are recorded: the device, and whether each in one bucket only."""
