@@ -70,7 +70,9 @@ def test_help_tells_the_options_and_starts_nothing(environment: dict[str, str]) 
         assert option in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--twice"], ["song.mp3"], ["--output"], ["--output", "/none/song.mp3"], ["--output", "a.mp4"]])
+@pytest.mark.parametrize(
+    "arguments", [["--twice"], ["song.mp3"], ["--output"], ["--output", "/none/song.mp3"], ["--output", "a.mp4"]]
+)
 def test_wrong_arguments_are_code_2_and_named(arguments: list[str], environment: dict[str, str]) -> None:
     done = run_local(environment, *arguments)
     assert done.returncode == 2
