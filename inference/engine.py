@@ -128,10 +128,10 @@ class Engine:
         What it raises leaves no song in a known state: the engine must not be used again.
         """
         self._admit()
-        self._sing()
-        self._hand_over()
-        if self._stage_2_is_due():
-            self._play()
+        if not self._stage_1_may_pause():
+            self._sing()
+            self._hand_over()
+        self._play()
         self._tell_progress()
         self._decode_one_part()
         self._collect_encoded()
@@ -183,17 +183,25 @@ class Engine:
                 self._singing.discard(song_id)
                 song.meter.enter("stage2")
 
-    def _stage_2_is_due(self) -> bool:
-        """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these."""
-        if self._orchestra.n_playing or self._orchestra.n_waiting >= self._orchestra.n_free:
+    def _stage_1_may_pause(self) -> bool:
+        """Whether all who sing await their first piece: it is heard sooner then, and nobody else is held up."""
+        return bool(self._singing) and all(self._songs[song_id].awaits_first_piece for song_id in self._singing)
+
+    def _waiting_pieces_may_begin(self) -> bool:
+        """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these.
+
+        That is a song without its first piece, or one that is all sung. All are at last: no piece waits forever.
+        """
+        if self._orchestra.n_waiting >= self._orchestra.n_free:
             return True
-        return any(song.composition.finished or song.awaits_first_piece for song in self._songs.values())
+        waiting = (song for song in self._songs.values() if song.waits_for_stage_2)
+        return any(song.composition.finished or song.awaits_first_piece for song in waiting)
 
     def _play(self) -> None:
-        taken = 0
+        begin, taken = self._waiting_pieces_may_begin(), 0
         while taken < FRAMES_A_STEP:
             try:
-                taken += self._orchestra.step()
+                taken += self._orchestra.step(begin)
             except torch.OutOfMemoryError as error:
                 self._sacrifice({song_id for song_id, song in self._songs.items() if song.in_stage_2}, error)
 

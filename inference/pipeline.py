@@ -113,6 +113,11 @@ class SongInProgress:
         return any(not piece.done for pieces in self.pieces.values() for piece in pieces)
 
     @property
+    def waits_for_stage_2(self) -> bool:
+        """Whether pieces of this song have not begun."""
+        return any(piece.row is None and not piece.done for pieces in self.pieces.values() for piece in pieces)
+
+    @property
     def awaits_first_piece(self) -> bool:
         """Whether nothing of this song can be heard before stage 2 goes on."""
         return self.in_stage_2 and not self._played_frames
