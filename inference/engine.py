@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 TOKENS_A_STEP = 16  # of stage 1; a cancelled song leaves after as many at the most
 FRAMES_A_STEP = 4  # of stage 2
+ENCODING_WAIT_S = 0.05  # a step's, where nothing is left to do but to encode
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Outcome:
 
 
 class Engine:
-    """Songs join and leave at any time; `step` takes all of them a little further. One thread calls it."""
+    """Songs join and leave at any time; `step` takes all of them a little further. One thread calls it.
+
+    A second thread encodes, so that the device goes on meanwhile. It ends with the engine.
+    """
 
     def __init__(self, pipeline: Pipeline, limits: Limits | None = None, recorder: Recorder | None = None) -> None:
         self.limits = limits or measured_limits(pipeline.composer, pipeline.upsampler)
@@ -62,6 +67,8 @@ class Engine:
         self._songs: dict[str, SongInProgress] = {}  # every song that has not ended, in the order they came
         self._waiting: deque[str] = deque()  # for a place in the choir
         self._singing: set[str] = set()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._encodings: dict[str, Future[dict[str, bytes]]] = {}
         self._ended: list[Outcome] = []
 
     @property
@@ -116,17 +123,18 @@ class Engine:
             self._end(song_id, Cancelled("the song was cancelled"))
 
     def step(self) -> list[Outcome]:
-        """A few tokens of stage 1, a few frames of stage 2, one part decoded; the songs that ended with it.
+        """A few tokens of stage 1, a few frames of stage 2, one part decoded; the songs that have ended since.
 
         What it raises leaves no song in a known state: the engine must not be used again.
         """
         self._admit()
-        self._sing()
-        self._hand_over()
-        if self._stage_2_is_due():
-            self._play()
+        if not self._stage_1_may_pause():
+            self._sing()
+            self._hand_over()
+        self._play()
         self._tell_progress()
         self._decode_one_part()
+        self._collect_encoded()
         ended, self._ended = self._ended, []
         return ended
 
@@ -175,17 +183,25 @@ class Engine:
                 self._singing.discard(song_id)
                 song.meter.enter("stage2")
 
-    def _stage_2_is_due(self) -> bool:
-        """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these."""
-        if self._orchestra.n_playing or self._orchestra.n_waiting >= self._orchestra.n_free:
+    def _stage_1_may_pause(self) -> bool:
+        """Whether all who sing await their first piece: it is heard sooner then, and nobody else is held up."""
+        return bool(self._singing) and all(self._songs[song_id].awaits_first_piece for song_id in self._singing)
+
+    def _waiting_pieces_may_begin(self) -> bool:
+        """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these.
+
+        That is a song without its first piece, or one that is all sung. All are at last: no piece waits forever.
+        """
+        if self._orchestra.n_waiting >= self._orchestra.n_free:
             return True
-        return any(song.composition.finished or song.awaits_first_piece for song in self._songs.values())
+        waiting = (song for song in self._songs.values() if song.waits_for_stage_2)
+        return any(song.composition.finished or song.awaits_first_piece for song in waiting)
 
     def _play(self) -> None:
-        taken = 0
+        begin, taken = self._waiting_pieces_may_begin(), 0
         while taken < FRAMES_A_STEP:
             try:
-                taken += self._orchestra.step()
+                taken += self._orchestra.step(begin)
             except torch.OutOfMemoryError as error:
                 self._sacrifice({song_id for song_id, song in self._songs.items() if song.in_stage_2}, error)
 
@@ -196,10 +212,21 @@ class Engine:
             try:
                 song.decode_part()
                 if song.fully_decoded:
-                    self._end(song_id, song.finish())
+                    song.meter.enter("encode")
+                    self._encodings[song_id] = self._encoder.submit(song.encode)
             except (YueError, torch.OutOfMemoryError) as error:
                 self._end(song_id, _as_ours(error))
             return
+
+    def _collect_encoded(self) -> None:
+        """End the songs that have become files; wait a moment for one where there is nothing else to do."""
+        if self._encodings and len(self._encodings) == len(self._songs) and not self._ended:
+            wait(self._encodings.values(), ENCODING_WAIT_S, FIRST_COMPLETED)
+        for song_id in [song_id for song_id, encoding in self._encodings.items() if encoding.done()]:
+            try:
+                self._end(song_id, self._songs[song_id].finish(_files(self._encodings[song_id])))
+            except YueError as error:
+                self._end(song_id, error)
 
     def _tell_progress(self) -> None:
         for song in list(self._songs.values()):
@@ -224,6 +251,8 @@ class Engine:
         if song_id in self._singing:
             self._singing.discard(song_id)
             self._choir.leave(song.composition)
+        if encoding := self._encodings.pop(song_id, None):
+            encoding.cancel()  # one that has begun goes on, unheard
         for pieces in song.pieces.values():
             for piece in pieces:
                 self._orchestra.leave(piece)
@@ -262,6 +291,17 @@ def measured_limits(composer: Llama, upsampler: Llama) -> Limits:
         needed_gb = (song_bytes + row_bytes) / 1e9
         raise EngineError(f"the GPU has {free_bytes / 1e9:.1f} GB left for songs, one needs {needed_gb:.1f} GB")
     return Limits(songs, rows)
+
+
+def _files(encoding: Future[dict[str, bytes]]) -> dict[str, bytes]:
+    """What has been encoded. Raises YueError: whatever went wrong concerns no other song, and not the device."""
+    try:
+        return encoding.result()
+    except YueError:
+        raise
+    except Exception as error:
+        log.error("a song could not be encoded", exc_info=error)
+        raise EngineError(f"the song could not be encoded ({type(error).__name__}: {error})") from error
 
 
 def _as_ours(error: YueError | torch.OutOfMemoryError) -> YueError:

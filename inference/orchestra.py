@@ -73,22 +73,23 @@ class Orchestra:
             piece.row = None
             self._note_change()
 
-    def step(self) -> int:
+    def step(self, begin: bool = True) -> int:
         """Take every piece a frame further, or a window of them; how many. Those that are done leave.
 
+        Those that wait begin if they shall and find a row.
         Raises EngineError where the model's numbers are none. After a torch.OutOfMemoryError the step can be taken
         again.
         """
         with torch.inference_mode():
-            self._begin_waiting()
+            self._begin_waiting(begin)
             n_frames = self._play(self._playing) if self._playing else 1
         for piece in [piece for piece in self._playing if piece.done]:
             self.leave(piece)
         return n_frames
 
-    def _begin_waiting(self) -> None:
+    def _begin_waiting(self, begin: bool) -> None:
         """Read the prefixes of all pieces that find a row, those of equal length together."""
-        while self._waiting and self._cache.n_free:
+        while begin and self._waiting and self._cache.n_free:
             piece = self._waiting.popleft()
             piece.row = self._cache.take()
             self._playing.append(piece)

@@ -113,6 +113,11 @@ class SongInProgress:
         return any(not piece.done for pieces in self.pieces.values() for piece in pieces)
 
     @property
+    def waits_for_stage_2(self) -> bool:
+        """Whether pieces of this song have not begun."""
+        return any(piece.row is None and not piece.done for pieces in self.pieces.values() for piece in pieces)
+
+    @property
     def awaits_first_piece(self) -> bool:
         """Whether nothing of this song can be heard before stage 2 goes on."""
         return self.in_stage_2 and not self._played_frames
@@ -183,10 +188,19 @@ class SongInProgress:
                 parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
         self._decoded_frames = end
 
-    def finish(self) -> Song:
-        """Mix and encode what has been decoded."""
-        self.meter.enter("encode")
-        files = self._files()
+    def encode(self) -> dict[str, bytes]:
+        """Mix and encode what has been decoded: the file of each track asked for. Any thread may do it."""
+        codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
+        stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
+        tags = _tags(self._pipeline.model, self.request.seed)
+        files = {}
+        for name in self.request.tracks:
+            waveform = audio.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
+            files[name] = audio.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
+        return files
+
+    def finish(self, files: dict[str, bytes]) -> Song:
+        """The song, whose tracks are these files."""
         self.meter.finish()
         frames = self.composition.section_frames
         return Song(
@@ -228,16 +242,6 @@ class SongInProgress:
         waveforms = audio.read_reference(reference)
         codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
         return stage1.interleave(codes)
-
-    def _files(self) -> dict[str, bytes]:
-        codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
-        stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
-        tags = _tags(self._pipeline.model, self.request.seed)
-        files = {}
-        for name in self.request.tracks:
-            waveform = audio.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
-            files[name] = audio.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
-        return files
 
     def _spans(self, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
         ends = np.cumsum(frames) / FRAME_RATE_HZ

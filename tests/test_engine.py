@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from inference.engine import Engine, Limits, Outcome
+from inference.engine import ENCODING_WAIT_S, Engine, Limits, Outcome
 from inference.errors import Cancelled, EngineError, InvalidField
-from inference.pipeline import Pipeline
+from inference.orchestra import Orchestra
+from inference.pipeline import Pipeline, SongInProgress
 from inference.song import Progress, Reference, Song, SongRequest
+from inference.stage2 import Piece
+from tests.language_models import small_llama
 from tests.songs import request, tone
+
+
+@pytest.fixture(scope="module")
+def small(tiny_pipeline: Pipeline) -> Pipeline:
+    """The tiny model with smaller language models."""
+    tiny = tiny_pipeline
+    composer, upsampler = small_llama("stage1"), small_llama("stage2")
+    return Pipeline("small", tiny.tokenizer, composer, upsampler, tiny.codec, tiny.vocoders)
 
 
 def ignore(progress: Progress) -> None:
@@ -210,3 +223,149 @@ def test_a_reference_is_heard_by_its_own_song_only(tiny_pipeline: Pipeline) -> N
     engine.add("referred", referred, ignore)
     outcomes = run(engine)
     assert [audio_of(outcomes[name]) for name in ("plain", "referred")] == alone
+
+
+def step_until_encoding(engine: Engine, seen: list[str]) -> None:
+    """Until the song whose stages are `seen` is being encoded."""
+    while "encode" not in seen:
+        assert not engine.step()
+
+
+class HeldEncoder:
+    """Encodes as ever, but not before it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let_go = threading.Event()
+        real = SongInProgress.encode
+
+        def encode(song: SongInProgress) -> dict[str, bytes]:
+            assert self.let_go.wait(60)
+            return real(song)
+
+        monkeypatch.setattr(SongInProgress, "encode", encode)
+
+
+def test_the_others_are_sung_while_a_song_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    songs = {"first": request(segments=1), "second": request(seed=1, segments=1)}
+    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    encoder = HeldEncoder(monkeypatch)
+    engine = Engine(tiny_pipeline)
+    for name, song in songs.items():
+        seen: list[str] = []
+        engine.add(name, song, lambda progress, seen=seen: seen.append(progress.stage))  # type: ignore[misc]
+        step_until_encoding(engine, seen)
+    assert not engine.idle
+    began = time.monotonic()
+    assert not engine.step() and not engine.step()
+    assert time.monotonic() - began >= 2 * ENCODING_WAIT_S, "it waits where there is nothing else to do"
+    encoder.let_go.set()
+    outcomes = run(engine)
+    assert {name: audio_of(outcome) for name, outcome in outcomes.items()} == alone
+
+
+def test_a_song_can_be_cancelled_while_it_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = HeldEncoder(monkeypatch)
+    engine = Engine(tiny_pipeline)
+    seen: list[str] = []
+    engine.add("song", request(segments=1), lambda progress: seen.append(progress.stage))
+    step_until_encoding(engine, seen)
+    engine.cancel("song")
+    (outcome,) = engine.step()
+    assert isinstance(outcome.result, Cancelled)
+    assert engine.idle
+    encoder.let_go.set()
+    assert isinstance(engine.sing(request(segments=1)), Song)
+
+
+def test_what_cannot_be_encoded_ends_its_own_song(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SongInProgress.encode
+
+    def encode(song: SongInProgress) -> dict[str, bytes]:
+        if song.request.seed == 1:
+            raise MemoryError("no room for the file")
+        return real(song)
+
+    monkeypatch.setattr(SongInProgress, "encode", encode)
+    engine = Engine(tiny_pipeline)
+    for seed in range(2):
+        engine.add(str(seed), request(seed=seed, segments=1), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["0"].result, Song)
+    assert isinstance(outcomes["1"].result, EngineError) and "no room for the file" in str(outcomes["1"].result)
+
+
+def test_the_encoder_ends_with_the_engine(tiny_pipeline: Pipeline) -> None:
+    before = set(threading.enumerate())
+    engine = Engine(tiny_pipeline)
+    engine.sing(request(segments=1))
+    (thread,) = set(threading.enumerate()) - before
+    del engine
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+SHORT_PIECE = 40  # frames, for tests of the order of work
+
+
+class Watch:
+    """Counts the frames that stage 2 plays, for however many pieces together, where pieces are short."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.frames = 0
+        real = Orchestra._play
+
+        def play(orchestra: Orchestra, playing: Sequence[Piece]) -> int:
+            n_frames = real(orchestra, playing)
+            self.frames += n_frames
+            return n_frames
+
+        monkeypatch.setattr(Orchestra, "_play", play)
+        monkeypatch.setattr("inference.pipeline.PIECE_FRAMES", SHORT_PIECE)
+
+
+def in_pieces(n: int, seed: int = 0) -> SongRequest:
+    """A song of so many short pieces of each track."""
+    return request(seed=seed, segments=1, max_new_tokens=2 * SHORT_PIECE * n)
+
+
+def decoded(engine: Engine, song_id: str) -> bool:
+    """Whether the beginning of the song can be heard."""
+    return engine._songs[song_id]._decoded_frames > 0
+
+
+def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    engine.add("song", in_pieces(5), ignore)
+    n_tokens = 0
+    while not decoded(engine, "song"):
+        engine.step()
+        n_tokens = engine._songs["song"].composition.n_tokens
+    assert watch.frames == SHORT_PIECE
+    assert n_tokens == 2 * SHORT_PIECE, "stage 1 pauses for the first piece"
+    run(engine)
+    assert watch.frames == 2 * SHORT_PIECE
+
+
+def test_songs_that_sing_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    for name in "abc":
+        engine.add(name, in_pieces(4), ignore)
+    run(engine)
+    assert watch.frames == 2 * SHORT_PIECE
+
+
+def test_a_song_that_comes_later_has_its_beginning_early(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    engine.add("early", in_pieces(12), ignore)
+    while not decoded(engine, "early"):
+        engine.step()
+    engine.step()
+    engine.add("late", in_pieces(3, seed=1), ignore)
+    sung_before = engine._songs["early"].composition.n_tokens
+    while not decoded(engine, "late"):
+        engine.step()
+    early = engine._songs["early"].composition
+    assert not early.finished
+    assert early.n_tokens > sung_before, "the others are not held up"
+    assert watch.frames >= 2 * SHORT_PIECE
+    assert len(run(engine)) == 2

@@ -200,6 +200,9 @@ class EngineInAThread:
     def sing(self, song_id: str, song: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         future: Future[Song] = Future()
         with self._changed:
+            if self._dead:
+                future.set_exception(EngineError(f"the engine's process {self.ending}"))
+                return future
             self._songs[song_id] = future
             self._orders.append(lambda: self._engine.add(song_id, song, on_progress))
             self._changed.notify_all()
