@@ -26,7 +26,7 @@ from contextlib import contextmanager
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
-from inference.errors import EngineCrashed, EngineError, ModelBusy, ServerStopping
+from inference.errors import DownloadError, EngineCrashed, EngineError, ModelBusy, ServerStopping
 from model_states import (
     ERROR,
     LOADING,
@@ -349,7 +349,8 @@ class ModelManager:
         with self._guard:
             if attempt.ended:  # cancelled or closed: those who waited know already
                 return
-            log.error("model %s: not loaded", attempt.model.name, exc_info=error)
+            unforeseen = None if isinstance(error, DownloadError) else error  # whose words say it all
+            log.error("model %s: not loaded: %s", attempt.model.name, error, exc_info=unforeseen)
             self.tally.failed_attempts += 1
             self._setbacks.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
             self._end(attempt, error, ERROR)

@@ -175,7 +175,7 @@ class Singers:
             self._backlog.queue.clear()
         for job in waiting:
             self._backlog.finish(job, end(error))
-        log.error("no models for the songs that waited", exc_info=error)
+        log.error("no models for the songs that waited, %d of them: %s", len(waiting), error)
 
 
 def another_model(wanted: str | None, loaded: str) -> InvalidField:
