@@ -27,6 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
+from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
 from inference import tiny, tiny_text, vocoder
 from inference.codec import Codec
 from inference.engine import Engine, Limits, measured_limits
@@ -35,77 +36,13 @@ from inference.llama import BLOCK_TOKENS, Llama
 from inference.pipeline import DECODERS, Pipeline, resolve, set_up
 from inference.replay import Recorder
 from inference.song import Progress, Song, SongRequest
-from inference.tiny_layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
 from inference.tokenizer import Tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
 
 VOCABULARY = tiny.MODEL_VOCABULARY_SIZE
-SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
 COPIED_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 COPIES = 5
 LYRICS = "[verse]\nThe kettle hums, the window glows\nA slow train over the hill\n"
-
-
-@dataclass(frozen=True)
-class Size:
-    """The networks of one size."""
-
-    stage1: LlamaConfig
-    stage2: LlamaConfig
-    codec: CodecWidths
-    vocos: VocosWidths
-    seconds: float  # of audio a song
-    songs: tuple[int, ...]
-    published_tokens: int
-    published_frames: int
-
-
-def _config(width: int, feed_forward: int, layers: int, heads: int, kv_heads: int, context: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=context,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    )
-
-
-SIZES = {
-    "tiny": Size(
-        _config(64, 128, 2, 4, 2, 16_384),
-        _config(48, 96, 2, 3, 3, 8_192),
-        tiny.CODEC_WIDTHS,
-        tiny.VOCOS_WIDTHS,
-        seconds=6.0,
-        songs=(1, 2, 4, 8),
-        published_tokens=60,
-        published_frames=10,
-    ),
-    "small": Size(
-        _config(256, 704, 6, 8, 2, 16_384),
-        _config(128, 352, 6, 8, 8, 8_192),
-        tiny.CODEC_WIDTHS,
-        tiny.VOCOS_WIDTHS,
-        seconds=6.0,
-        songs=(1, 2, 4, 8),
-        published_tokens=100,
-        published_frames=20,
-    ),
-    "full": Size(
-        _config(4096, 11_008, 32, 32, 4, 16_384),
-        _config(2048, 5504, 32, 16, 16, 8_192),
-        REAL_CODEC,
-        REAL_VOCOS,
-        seconds=SCALED_TO_SECONDS,
-        songs=(1, 2, 4, 8, 16),
-        published_tokens=100,
-        published_frames=12,
-    ),
-}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.decode import small_network
-from benchmarks.engine import SIZES
+from benchmarks.sizes import SIZES
 from inference import quantization
 from inference.quantization import Int8Linear
 from inference.sampling import unguided

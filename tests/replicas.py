@@ -12,6 +12,7 @@ from serving.job_record import succeeded
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.keeper import Keep
+from serving.replica import LOST_SECONDS
 from storage import Storage
 from tests.fakes import LYRICS, FakeClock, FakeModels
 
@@ -101,3 +102,11 @@ class Replica:
             self.jobs.keeper.look_after()
         except StorageError:
             pass  # the next round begins anew, as the keeper's thread has it
+
+
+def lose(clock: FakeClock, *watchers: Replica) -> None:
+    """Let so much time pass that whoever is silent counts as lost."""
+    for pause in (0, LOST_SECONDS + 1):
+        clock.advance(pause)
+        for watcher in watchers:
+            watcher.look_after()

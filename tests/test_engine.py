@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 
 import pytest
 import torch
 
 from inference.engine import ENCODING_WAIT_S, Engine, Limits, Outcome
 from inference.errors import Cancelled, EngineError, InvalidField
+from inference.llama import Llama
 from inference.orchestra import Orchestra
 from inference.pipeline import Pipeline, SongInProgress
 from inference.song import Progress, Reference, Song, SongRequest
@@ -139,42 +142,37 @@ def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) ->
     for name, song in songs.items():
         engine.add(name, song, ignore)
     engine.step()
-    composer = tiny_pipeline.composer
-    real_forward, calls = composer.forward, iter([False, False, True])
-
-    def failing_forward(*arguments: object) -> torch.Tensor:
-        if next(calls, False):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real_forward(*arguments)  # type: ignore[arg-type]
-
-    composer.forward = failing_forward  # type: ignore[method-assign]
-    try:
+    with memory_that_runs_out(tiny_pipeline.composer, at_forward=2):
         outcomes = run(engine)
-    finally:
-        del composer.forward
     assert isinstance(outcomes["2"].result, EngineError)  # the one that came last
     assert all(audio_of(outcomes[name]) == alone[name] for name in "01")
     engine.add("next", songs["2"], ignore)
     assert audio_of(run(engine)["next"]) == alone["2"]
 
 
+@contextmanager
+def memory_that_runs_out(llama: Llama, at_forward: int) -> Iterator[None]:
+    """Once, at so many forwards from now."""
+    real_forward, numbers = llama.forward, count()
+
+    def failing_forward(*arguments: object) -> torch.Tensor:
+        if next(numbers) == at_forward:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real_forward(*arguments)  # type: ignore[arg-type]
+
+    llama.forward = failing_forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del llama.forward
+
+
 def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(tiny_pipeline: Pipeline) -> None:
     engine = Engine(tiny_pipeline)
     for name in "01":
         engine.add(name, request(seed=int(name), segments=1), ignore)
-    composer = tiny_pipeline.composer
-    real_forward, calls = composer.forward, iter([True])
-
-    def failing_forward(*arguments: object) -> torch.Tensor:
-        if next(calls, False):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real_forward(*arguments)  # type: ignore[arg-type]
-
-    composer.forward = failing_forward  # type: ignore[method-assign]
-    try:
+    with memory_that_runs_out(tiny_pipeline.composer, at_forward=0):
         outcomes = run(engine)
-    finally:
-        del composer.forward
     assert isinstance(outcomes["0"].result, EngineError)
     assert isinstance(outcomes["1"].result, Song)
 

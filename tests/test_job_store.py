@@ -27,7 +27,7 @@ from serving.replica import LOST_SECONDS
 from storage import Storage
 from tests.bucket_server import bucket_server
 from tests.fakes import LYRICS, FakeClock, new_folder
-from tests.replicas import Crash, Replica
+from tests.replicas import Crash, Replica, lose
 
 KEYS = ("a", "b", None)
 replicas = st.integers(0, 2)
@@ -243,14 +243,6 @@ def storage(request: pytest.FixtureRequest) -> Storage:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
-
-
-def lose(clock: FakeClock, *watchers: Replica) -> None:
-    """Let so much time pass that whoever is silent counts as lost."""
-    for pause in (0, LOST_SECONDS + 1):
-        clock.advance(pause)
-        for watcher in watchers:
-            watcher.look_after()
 
 
 def test_audio_that_a_killed_server_left_half_written_is_swept_away(clock: FakeClock, tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from serving.job import Job, now
 from serving.job_record import End, seconds_left
 from serving.keeper import SWEEP_SECONDS, Keep
 from serving.problems import Problem
-from serving.replica import LOST_SECONDS
 from storage import Storage
 from tests.fakes import LYRICS, FakeClock, FakeEngine, new_folder
-from tests.replicas import Replica
+from tests.replicas import Replica, lose
 
 
 @pytest.fixture
@@ -29,14 +28,6 @@ def storage() -> Storage:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
-
-
-def lose(clock: FakeClock, *watchers: Replica) -> None:
-    """Let so much time pass that whoever is silent counts as lost."""
-    for pause in (0, LOST_SECONDS + 1):
-        clock.advance(pause)
-        for watcher in watchers:
-            watcher.look_after()
 
 
 def sing(server: Replica) -> str:
