@@ -5,12 +5,14 @@ It knows nothing of routes or models: it builds the app and ends it.
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from serving import logs
 from serving.connections import SLOW_CONNECTIONS
-from serving.settings import InvalidSettings, read_settings
+from serving.settings import InvalidSettings, read_settings, unknown_variables
 
 try:
     _settings = read_settings()
@@ -41,11 +43,16 @@ logconfig_dict = logs.config(_settings)
 def on_starting(server: Any) -> None:
     """Before the worker is forked, so that it holds for both."""
     logs.catch_all()
+    for line in unknown_variables(os.environ):
+        logging.getLogger("serving.settings").warning("%s", line)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Tell the worker how patient it is, and what it answers first."""
+    """Tell the worker how patient it is, what it answers first, and how it refuses."""
+    from serving import refusals  # which the master can do without
+
     worker.network_seconds = _settings.network_seconds
+    worker.refusal = refusals.refusal
     worker.urgent_paths = tuple({"/health", _settings.health_route or "/health"})
 
 

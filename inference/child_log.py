@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO
 
 LONGEST_LINE = 1 << 16  # characters that are taken for one line; more is cut into several
+JOB = "job_id"  # what a song's id is called in the log, to be passed as `extra`
 _KEPT = ("name", "levelno", "created", "process")
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: getattr(record, name) for name in _KEPT}
         fields["message"] = record.getMessage()
+        if hasattr(record, JOB):
+            fields[JOB] = getattr(record, JOB)
         error = record.exc_info[1] if record.exc_info else None
         if error:
             fields["stack_trace"] = traceback_text(error)
@@ -96,8 +99,9 @@ def _record(line: str, name: str) -> logging.LogRecord:
         fields = json.loads(line)
         record = logging.makeLogRecord({**{kept: fields[kept] for kept in _KEPT}, "msg": fields["message"]})
         record.levelname = logging.getLevelName(record.levelno)
-        if "stack_trace" in fields:
-            record.stack_trace = fields["stack_trace"]
+        for name in ("stack_trace", JOB):
+            if name in fields:
+                setattr(record, name, fields[name])
     except (ValueError, TypeError, KeyError):
         record = logging.makeLogRecord({"name": name, "levelno": logging.WARNING, "levelname": "WARNING", "msg": line})
     return record

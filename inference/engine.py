@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.child_log import JOB
 from inference.choir import Choir, StaticVoices
 from inference.errors import Cancelled, EngineError, YueError
 from inference.llama import Llama
@@ -113,7 +114,7 @@ class Engine:
         try:
             self._songs[song_id] = SongInProgress(self._pipeline, request, observe)
         except (YueError, torch.OutOfMemoryError) as error:
-            self._ended.append(Outcome(song_id, _as_ours(error)))
+            self._ended.append(Outcome(song_id, _as_ours(song_id, error)))
         else:
             self._waiting.append(song_id)
 
@@ -215,7 +216,7 @@ class Engine:
                     song.meter.enter("encode")
                     self._encodings[song_id] = self._encoder.submit(song.encode)
             except (YueError, torch.OutOfMemoryError) as error:
-                self._end(song_id, _as_ours(error))
+                self._end(song_id, _as_ours(song_id, error))
             return
 
     def _collect_encoded(self) -> None:
@@ -224,7 +225,7 @@ class Engine:
             wait(self._encodings.values(), ENCODING_WAIT_S, FIRST_COMPLETED)
         for song_id in [song_id for song_id, encoding in self._encodings.items() if encoding.done()]:
             try:
-                self._end(song_id, self._songs[song_id].finish(_files(self._encodings[song_id])))
+                self._end(song_id, self._songs[song_id].finish(_files(song_id, self._encodings[song_id])))
             except YueError as error:
                 self._end(song_id, error)
 
@@ -241,7 +242,8 @@ class Engine:
         if not candidates:
             raise error
         reading = (song_id for song_id in candidates if self._songs[song_id].composition is self._choir.reading)
-        self._end(next(reading, candidates[-1]), _as_ours(error))
+        sacrificed = next(reading, candidates[-1])
+        self._end(sacrificed, _as_ours(sacrificed, error))
 
     def _end(self, song_id: str, result: Song | YueError) -> None:
         """Take the song out of wherever it is, and tell its end."""
@@ -293,19 +295,19 @@ def measured_limits(composer: Llama, upsampler: Llama) -> Limits:
     return Limits(songs, rows)
 
 
-def _files(encoding: Future[dict[str, bytes]]) -> dict[str, bytes]:
+def _files(song_id: str, encoding: Future[dict[str, bytes]]) -> dict[str, bytes]:
     """What has been encoded. Raises YueError: whatever went wrong concerns no other song, and not the device."""
     try:
         return encoding.result()
     except YueError:
         raise
     except Exception as error:
-        log.error("a song could not be encoded", exc_info=error)
+        log.error("song %s could not be encoded", song_id, exc_info=error, extra={JOB: song_id})
         raise EngineError(f"the song could not be encoded ({type(error).__name__}: {error})") from error
 
 
-def _as_ours(error: YueError | torch.OutOfMemoryError) -> YueError:
+def _as_ours(song_id: str, error: YueError | torch.OutOfMemoryError) -> YueError:
     if isinstance(error, YueError):
         return error
-    log.error("a song was ended", exc_info=error)
+    log.error("song %s was ended", song_id, exc_info=error, extra={JOB: song_id})
     return EngineError("the GPU's memory was full; the song was ended so that the others could go on")

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -138,6 +138,7 @@ class Worker(gthread.ThreadWorker):
 
     network_seconds = 30.0
     urgent_paths: Sequence[str] = ()  # asked by GET
+    refusal: Callable[[Exception], bytes]  # what is sent where a request cannot be read, or its answer not be made
 
     def init_process(self) -> None:
         """Make room for all the connections that may come, then work."""
@@ -226,6 +227,11 @@ class Worker(gthread.ThreadWorker):
             conn.sock.begin()
             util.close_graceful(conn.sock)
         return goes_on
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Refuse what cannot be read, or could not be answered; gunicorn closes the connection then."""
+        with suppress(OSError):  # nobody is there any more
+            client.sendall(self.refusal(exc))
 
     def _cap_keepalive(self, deadline: float) -> None:
         """Where the worker stops, those that have not asked yet are waited for no longer than those that have."""

@@ -106,6 +106,7 @@ _KINDS = (
         "The body is larger than the server takes.",
         "Send fewer instances or less reference audio; `allowed` is in bytes.",
     ),
+    Kind("request-uri-too-long", 414, (), "The request's line is too long.", "Send what is long in the body."),
     Kind(
         "unsupported-media-type",
         415,
@@ -119,6 +120,13 @@ _KINDS = (
         (AUDIO,),
         "The range lies outside the file.",
         "Ask for a range within the file's `bytes`.",
+    ),
+    Kind(
+        "request-header-fields-too-large",
+        431,
+        (),
+        "The request has too many headers, or one is too long.",
+        "Send fewer and shorter ones.",
     ),
     Kind("queue-full", 429, (PREDICT,), "Too many songs wait already.", "Try again after `Retry-After` seconds."),
     Kind(
@@ -247,8 +255,7 @@ members stand there where they are known: `field`, `value` (shortened), `allowed
 `error_id`. A problem that passes has the header `Retry-After`, in seconds.
 
 A song that is not sung because of its own mistake, beside others that are, has its problem in its prediction's
-`error`; so has a job that failed. Those problems have the same form. What is no HTTP, or has a line or headers too long
-to be read, never reaches the server's routes: it is refused with 400, 414 or 431 and a short page.
+`error`; so has a job that failed. Those problems have the same form.
 
 | `urn:yue:problem:…` | Status | What it means | What to do |
 |---|---|---|---|

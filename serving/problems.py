@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response, jsonify
-from gunicorn.http.errors import ParseException
+from gunicorn.http import errors as http_errors
 from werkzeug.exceptions import HTTPException
 
 from inference.errors import (
@@ -191,8 +191,14 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(500, "song-failed", str(error))
         case HTTPException():
             return _of_http(error)
-        case ParseException():  # of a body in chunks, which is parsed only when it is read
-            return Problem(400, "bad-request", f"the request is no HTTP: {error}")
+        case http_errors.InvalidResponseHeader() | http_errors.InvalidResponseHeaderName():  # of ours
+            return _of_the_unforeseen(error)
+        case http_errors.LimitRequestLine():
+            return Problem(414, "request-uri-too-long", "the request's line is too long to be read")
+        case http_errors.LimitRequestHeaders():
+            return Problem(431, "request-header-fields-too-large", f"the request's headers are too much: {error}")
+        case http_errors.ParseException():  # of the head, or of a body in chunks, which is parsed only when it is read
+            return Problem(400, "bad-request", f"the request is no HTTP: {shown(str(error))}")
         case _:
             return _of_the_unforeseen(error)
 

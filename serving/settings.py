@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +32,9 @@ ROUTE = r"^/[^<>?#\s]*$"
 ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
 
 WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
+PREFIX = "YUE_"
+OF_OTHERS = ("YUE_ENDPOINT", "YUE_PIP_ARGS", "YUE_URL", "YUE_VENV")  # of the client and the scripts beside the server
+SIMILAR = 0.8  # of two names' letters, for one to be taken for the other misspelt
 KEY_VARIABLE = "YUE_API_KEY"
 KEY = r"[!-+\--~]{16,256}"  # all that can be seen and typed, but for the comma
 KEYS_TEXT = "one key or several, separated by commas, each of 16 to 256 visible ASCII characters"
@@ -43,7 +48,7 @@ class Settings(BaseSettings):
     """Every setting with its default. A field's description says what is allowed; an error repeats it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="YUE_",
+        env_prefix=PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -241,6 +246,17 @@ def read_settings() -> Settings:
         raise InvalidSettings(describe(error)) from error
 
 
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """One line for each of these variables that looks like a setting and is none: whoever set it expects something."""
+    known = [variable for variable, _ in _variables().values()]
+    lines = []
+    for name in sorted(names):
+        if name.upper().startswith(PREFIX) and name.upper() not in (*known, *OF_OTHERS):
+            nearest = get_close_matches(name.upper(), known, 1, SIMILAR)
+            lines.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return lines
+
+
 def describe(error: ValidationError) -> str:
     """One line for each wrong setting: the variable, its value and what is allowed."""
     lines = []
@@ -263,6 +279,6 @@ def _variables() -> dict[str, tuple[str, str]]:
     variables = {}
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
-        variable = alias if isinstance(alias, str) else f"YUE_{name.upper()}"
+        variable = alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
         variables[name] = variables[variable] = (variable, field.description or "")
     return variables

@@ -32,6 +32,11 @@ def test_records_keep_their_logger_level_and_text(caplog: pytest.LogCaptureFixtu
     assert (record.name, record.levelname, record.getMessage()) == ("inference.x", "INFO", "3 rows\nof ä")
 
 
+def test_a_record_says_which_job_it_is_about(caplog: pytest.LogCaptureFixture) -> None:
+    (record,) = records_of("logging.getLogger('inference.x').error('it broke', extra={'job_id': 'a1'})", caplog)
+    assert vars(record)["job_id"] == "a1"
+
+
 def test_libraries_are_heard_from_warnings_on(caplog: pytest.LogCaptureFixture) -> None:
     program = "for say in (logging.getLogger('httpx').info, logging.getLogger('httpx').warning): say('GET /?token=t')"
     assert [record.levelname for record in records_of(program, caplog)] == ["WARNING"]

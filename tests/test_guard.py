@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,14 @@ def locked() -> Iterator[Served]:
     served = Served(api_key=f"{KEY}, {OTHER}", host=BEYOND)
     yield served
     close_app(served.app)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[RealServer]:
+    """A real server, to be asked what no client asks."""
+    with RealServer({"YUE_LOG_LEVEL": "debug"}, "tests.fakes:fake_app()") as server:
+        server.wait_until_answered()
+        yield server
 
 
 def ask(served: Served, method: str, path: str, **headers: str) -> Any:
@@ -219,14 +229,34 @@ def test_headers_and_bodies_without_end_are_refused_by_the_real_server() -> None
         host = server.url.removeprefix("http://")
         key = {"X-API-Key": KEY}
         assert _status(host, "GET", "/jobs", headers=key) == 200
-        assert _status(host, "GET", "/health", headers={"X-Long": "x" * 20_000}) in (400, 431)
-        assert _status(host, "GET", "/health", headers={f"X-{i}": "x" for i in range(200)}) in (400, 431)
-        assert _status(host, "GET", "/" + "x" * 10_000) in (400, 414)
-        json = {"Content-Type": "application/json", **key}
-        assert _status(host, "POST", "/predict", b"x" * 2_001, json) == 413
-        in_chunks = [(_status(host, "POST", "/predict", iter([b"x" * 1_000] * n), json)) for n in (2, 3)]
+        assert _status(host, "GET", "/health", headers={"X-Long": "x" * 20_000}) == 431
+        assert _status(host, "GET", "/health", headers={f"X-{i}": "x" for i in range(200)}) == 431
+        assert _status(host, "GET", "/" + "x" * 10_000) == 414
+        as_json = {"Content-Type": "application/json", **key}
+        assert _status(host, "POST", "/predict", b"x" * 2_001, as_json) == 413
+        in_chunks = [(_status(host, "POST", "/predict", iter([b"x" * 1_000] * n), as_json)) for n in (2, 3)]
         assert in_chunks == [400, 413]  # without a Content-Length
         assert KEY not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "kind"),
+    [
+        ("NO HTTP AT ALL", 400, "bad-request"),
+        ("GET /health HTTP/1.1\r\nno colon " + KEY, 400, "bad-request"),
+        ("GET /health HTTP/1.1\r\nX-Long: " + "x" * 20_000, 431, "request-header-fields-too-large"),
+        (f"GET /{'x' * 10_000} HTTP/1.1", 414, "request-uri-too-long"),
+    ],
+)
+def test_what_no_route_sees_is_refused_as_a_problem_too(bare: RealServer, head: str, status: int, kind: str) -> None:
+    with socket.create_connection(("127.0.0.1", bare.port), timeout=60) as connection:
+        connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            problem = json.load(response)
+    assert (response.status, response.headers["Content-Type"]) == (status, "application/problem+json")
+    assert (problem["type"], problem["status"]) == (f"urn:yue:problem:{kind}", status)
+    assert response.headers["X-Request-Id"] in bare.log() and KEY not in bare.log()
 
 
 def _status(host: str, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:

@@ -146,6 +146,12 @@ def test_a_wrong_setting_ends_it_with_one_clear_line() -> None:
         assert server.log() == "YUE_LOADING: got 'sometimes'; allowed: on_demand or startup\n"
 
 
+def test_a_misspelt_setting_is_named(start: Start) -> None:
+    log = start(YUE_LODING="startup", YUE_COLOUR="blue", YUE_URL="http://127.0.0.1:8080").log()
+    assert "YUE_LODING is no setting; did you mean YUE_LOADING?" in log
+    assert "YUE_COLOUR is no setting" in log and "YUE_URL" not in log
+
+
 def test_a_place_for_jobs_that_cannot_be_made_ends_it_with_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with RealServer({"YUE_DATA": str(tmp_path / "file" / "jobs")}) as server:
