@@ -281,6 +281,8 @@ class Backlog:
 
     def let_go(self, job: Job) -> None:
         """Forget that job, which is another's by now."""
+        with about(job):
+            log.warning("job %s: another server has taken it", job.id)
         with self.changed:
             self._leave(job)
             engine = job.engine

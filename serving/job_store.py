@@ -149,10 +149,13 @@ class JobStore:
 
     # What the owner of a job says of it
 
-    def start(self, job: Job) -> None:
-        """The song is begun, for the `attempts`-th time."""
+    def start(self, job: Job) -> bool:
+        """The song is begun, for the `attempts`-th time; False where another replica has taken the job meanwhile."""
+        if not self.still_owned(job):
+            return False
         self.storage.put(_in(job.id, f"start-{job.claim}-{job.attempts}"), b"")
         self.note(job)
+        return True
 
     def note(self, job: Job) -> None:
         """How far it is."""

@@ -144,8 +144,6 @@ class Keeper:
 
     def _let_go_if_taken(self, job: Job) -> None:
         if not self._store.still_owned(job):  # else it is just new
-            with about(job):
-                log.warning("job %s: another server has taken it", job.id)
             self._owner.let_go(job)
 
     def _recover(self, around: Surroundings) -> None:

@@ -138,8 +138,9 @@ class Singers:
         """Have it written that the song begins: what is not written cannot be counted. Raises Cancelled."""
         while not job.cancel_requested and self._backlog.has(job):
             try:
-                self._store.start(job)
-                return
+                if self._store.start(job):
+                    return
+                self._backlog.let_go(job)
             except StorageError as error:
                 log.warning("job %s: waits to be begun: %s", job.id, error)
             if (

@@ -5,6 +5,8 @@ They know nothing of what is tested with them; the singing is done by hand.
 
 from __future__ import annotations
 
+import random
+
 from inference.errors import StorageError
 from inference.song import Song, SongRequest
 from serving.job import QUEUED, RUNNING, Job
@@ -29,6 +31,7 @@ class FragileStorage(Storage):
         self.writes_left: int | None = None
         self.crashes = True
         self.after_writing = False  # whether the write that fails is done though, which nobody can know
+        self.written: list[str] = []  # paths
         self.too_large = ""  # no file whose path has this in it finds room; empty: all do
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
@@ -37,6 +40,7 @@ class FragileStorage(Storage):
         breaks = self._breaks()
         if not breaks or self.after_writing:
             super().put(path, content, create=create)
+            self.written.append(path)
         if breaks:
             self._break(path)
 
@@ -64,7 +68,7 @@ class Replica:
 
     def __init__(self, storage: Storage, clock: FakeClock, keep: Keep | None = None, max_queue: int = 4) -> None:
         self.storage = FragileStorage(storage)
-        self.store = JobStore(self.storage)
+        self.store = JobStore(self.storage, an_id())
         self.jobs = Jobs(FakeModels().manager(), self.store, max_queue, keep, clock)
         self.backlog = self.jobs._backlog
         self.backlog.on_entry = lambda: None  # nobody sings by themselves
@@ -72,7 +76,7 @@ class Replica:
 
     def submit(self, key: str | None, seed: int = 1) -> Job:
         request = SongRequest("pop", LYRICS, seed)
-        return self.jobs.submit(Job(request, "tiny", request_id=key, fingerprint=str(seed)))
+        return self.jobs.submit(Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id()))
 
     def begin(self) -> None:
         """Begin the first song of the queue, as a singer does."""
@@ -80,11 +84,13 @@ class Replica:
             job = self.backlog.queue[0]
             job.attempts, job.state = job.attempts + 1, RUNNING
             try:
-                self.store.start(job)
+                begun = self.store.start(job)
             except StorageError:
                 job.attempts, job.state = job.attempts - 1, QUEUED
-            else:
-                self.backlog.queue.popleft()
+                return
+            self.backlog.queue.popleft()
+            if not begun:
+                self.backlog.let_go(job)
 
     def finish(self) -> None:
         """Finish the first song that was begun."""
@@ -102,6 +108,11 @@ class Replica:
             self.jobs.keeper.look_after()
         except StorageError:
             pass  # the next round begins anew, as the keeper's thread has it
+
+
+def an_id() -> str:
+    """Of a job or a server: as good as any, and the same again where `random` is seeded, as hypothesis does."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def lose(clock: FakeClock, *watchers: Replica) -> None:

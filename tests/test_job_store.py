@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,15 +23,17 @@ from inference.song import Reference, SongRequest
 from serving.job import FINISHED, MOST_ATTEMPTS, Job
 from serving.job_files import Folder
 from serving.job_store import JobStore
+from serving.keeper import SWEEP_SECONDS, Keep
 from serving.problems import Problem
 from serving.replica import LOST_SECONDS
 from storage import Storage
 from tests.bucket_server import bucket_server
 from tests.fakes import LYRICS, FakeClock, new_folder
-from tests.replicas import Crash, Replica, lose
+from tests.replicas import Crash, FragileStorage, Replica, lose
 
 KEYS = ("a", "b", None)
 replicas = st.integers(0, 2)
+ONE_SONG = Keep(limit_bytes=100)  # of those sung by hand, which take about 70 each
 breaks = st.one_of(st.none(), st.tuples(st.integers(0, 5), st.booleans(), st.booleans()))
 
 
@@ -39,13 +42,15 @@ class Servers(RuleBasedStateMachine):
 
     place = staticmethod(lambda: Storage.at(new_folder()))
 
-    @initialize()
-    def begin_empty(self) -> None:
+    @initialize(ids=st.integers(0, 99))
+    def begin_empty(self, ids: int) -> None:
+        random.seed(ids)  # the servers look at jobs, and at each other, in the order of their ids
         self.storage, self.clock = self.place(), FakeClock()
         self.looker = JobStore(self.storage)
+        self.storages: list[FragileStorage] = []
         self.servers = [self._new() for _ in range(3)]
         self.keys: dict[str, tuple[str, int]] = {}  # accepted: key -> job id, seed
-        self.accepted: set[str] = set()
+        self.accepted: list[str] = []  # job ids, in the order they came
         self.ends: dict[str, bytes] = {}
 
     @rule(at=replicas, key=st.sampled_from(KEYS), seed=st.integers(1, 2), breaks=breaks)
@@ -59,11 +64,12 @@ class Servers(RuleBasedStateMachine):
                 else:
                     assert problem.status == 429
                 return
-            if key in self.keys:
-                assert (job.id, seed) == self.keys[key]
+            if key in self.keys and self.keys[key] != (job.id, seed):
+                assert self.keys[key][0] in self._ended(), "a song that is not done has lost its key"
             if key:
                 self.keys[key] = job.id, seed
-            self.accepted.add(job.id)
+            if job.id not in self.accepted:
+                self.accepted.append(job.id)
 
     @rule(at=replicas, breaks=breaks)
     def begin_a_song(self, at: int, breaks: tuple[int, bool, bool] | None) -> None:
@@ -83,7 +89,7 @@ class Servers(RuleBasedStateMachine):
     @rule(at=replicas, choice=st.integers(0, 5), breaks=breaks)
     def cancel(self, at: int, choice: int, breaks: tuple[int, bool, bool] | None) -> None:
         if self.accepted:
-            job_id = sorted(self.accepted)[choice % len(self.accepted)]
+            job_id = self.accepted[choice % len(self.accepted)]
             with self._breaking(at, breaks) as server:
                 server.jobs.cancel(job_id)
 
@@ -105,9 +111,9 @@ class Servers(RuleBasedStateMachine):
             server.jobs.close()
         self.servers[at] = self._new()
 
-    @rule()
-    def much_time_passes(self) -> None:
-        self.clock.advance(LOST_SECONDS + 1)
+    @rule(seconds=st.sampled_from((LOST_SECONDS + 1, SWEEP_SECONDS)))
+    def much_time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
 
     @invariant()
     def an_end_never_changes(self) -> None:
@@ -116,6 +122,11 @@ class Servers(RuleBasedStateMachine):
                 content = self.storage.get(entry.path)
                 assert self.ends.setdefault(entry.path, content) == content
                 assert json.loads(content)["state"] in FINISHED
+
+    @invariant()
+    def only_songs_that_are_done_are_forgotten(self) -> None:
+        missing = {job_id for job_id in self.accepted if not self.looker.read(job_id)}
+        assert missing <= self._ended()
 
     @invariant()
     def no_song_is_begun_too_often(self) -> None:
@@ -137,16 +148,19 @@ class Servers(RuleBasedStateMachine):
                 break
         around = self.looker.surroundings()
         assert not around.opened, "a job is stuck"
-        for job_id in self.accepted:
-            job = self.looker.read(job_id)
-            assert job and job.finished, "an accepted job has no end"
+        self.clock.advance(SWEEP_SECONDS)
+        last.look_after()
+        self.only_songs_that_are_done_are_forgotten()
+        kept = {job.id: job for job_id in self.accepted if (job := self.looker.read(job_id))}
+        for job in kept.values():
+            assert job.finished, "an accepted job has no end"
             if job.song:
-                assert job.song.audio["mix"].startswith(job_id.encode())
-        for key, (job_id, seed) in self.keys.items():
-            assert last.submit(key, seed).id == job_id
+                assert job.song.audio["mix"].startswith(job.id.encode())
         self.an_end_never_changes()
         self.no_song_is_begun_too_often()
         self._check_that_nothing_is_left_over()
+        for key, (job_id, seed) in self.keys.items():
+            assert job_id not in kept or last.submit(key, seed).id == job_id
 
     def _check_that_nothing_is_left_over(self) -> None:
         listed = [ended.job_id for ended in self.looker.ended()]
@@ -171,8 +185,14 @@ class Servers(RuleBasedStateMachine):
         for server in self.servers:
             server.look_after()
 
+    def _ended(self) -> set[str]:
+        """The jobs whose end was ever written."""
+        return {path.split("/")[1] for each in self.storages for path in each.written if path.endswith("/end.json")}
+
     def _new(self) -> Replica:
-        return Replica(self.storage, self.clock)
+        server = Replica(self.storage, self.clock, ONE_SONG)
+        self.storages.append(server.storage)
+        return server
 
     @contextmanager
     def _breaking(self, at: int, breaks: tuple[int, bool, bool] | None) -> Iterator[Replica]:
@@ -357,9 +377,22 @@ def test_a_server_that_stood_still_drops_the_song_that_another_sang(storage: Sto
     other.finish()
     slow.finish()
     assert job.song and job.song.audio["mix"].endswith(other.store.replica.encode())
-    assert [entry.path for entry in storage.entries(f"jobs/{job.id}") if "audio" in entry.path] == [
-        f"jobs/{job.id}/audio-1/mix.mp3"
-    ]
+    assert [name for name in names_in(storage, job.id) if "audio" in name] == ["audio-1/mix.mp3"]
+
+
+def test_a_server_that_stood_still_begins_no_song_that_another_sings(storage: Storage, clock: FakeClock) -> None:
+    slow, other = Replica(storage, clock), Replica(storage, clock)
+    job = slow.submit(None)
+    lose(clock, other)
+    other.begin()
+    slow.begin()
+    assert Folder(frozenset(names_in(storage, job.id))).attempts == 1
+    assert not slow.backlog.living() and other.backlog.find(job.id)
+
+
+def names_in(storage: Storage, job_id: str) -> list[str]:
+    """Of the files in a job's folder."""
+    return [entry.path.removeprefix(f"jobs/{job_id}/") for entry in storage.entries(f"jobs/{job_id}")]
 
 
 def test_the_song_of_the_tenth_claim_outlives_the_first(storage: Storage, clock: FakeClock) -> None:
