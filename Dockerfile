@@ -52,7 +52,8 @@ COPY entrypoint.sh storage.py ./
 COPY inference/__init__.py inference/catalog.py inference/child_log.py inference/download.py inference/errors.py \
      inference/hub.py inference/mirror.py inference/proof.py inference/transfer.py inference/weights.py inference/
 # What makes the tiny model.
-COPY inference/tiny.py inference/tiny_layers.py inference/tiny_text.py inference/vocabulary.py inference/
+COPY inference/tiny.py inference/tiny_weights.py inference/tiny_layers.py inference/tiny_text.py \
+     inference/vocabulary.py inference/
 USER yue
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download; fi
 

@@ -24,7 +24,7 @@ from inference.choir import compose
 from inference.llama import Llama
 from inference.prompt import Prompt
 from inference.stage1 import Composition, Stage1Settings
-from inference.tiny import fabricate
+from inference.tiny_weights import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, PIECE_FRAMES, SOA_ID, XCODEC_ID
 
 PROMPT_TOKENS = 400

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
-from inference import tiny, tiny_text, vocoder
+from inference import tiny_text, tiny_weights, vocoder
 from inference.codec import Codec
 from inference.engine import Engine, Limits, measured_limits
 from inference.errors import YueError
@@ -39,7 +39,7 @@ from inference.song import Progress, Song, SongRequest
 from inference.tokenizer import Tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
 
-VOCABULARY = tiny.MODEL_VOCABULARY_SIZE
+VOCABULARY = tiny_weights.MODEL_VOCABULARY_SIZE
 COPIED_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 COPIES = 5
 LYRICS = "[verse]\nThe kettle hums, the window glows\nA slow train over the hill\n"
@@ -178,7 +178,7 @@ def main() -> None:
 
 def fabricated(size: Size, device: torch.device, dtype: torch.dtype, folder: Path) -> Pipeline:
     """Networks of that size with made-up weights, on the device."""
-    tiny.write_codec(folder, size.codec, size.vocos)
+    tiny_weights.write_codec(folder, size.codec, size.vocos)
     (folder / "tokenizer.model").write_bytes(tiny_text.tokenizer_model())
     return Pipeline(
         "fabricated",

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog, child_log, weights
+from inference import catalog, child_log, tiny, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
 from inference.transfer import Emit, Patience, Source
@@ -184,8 +184,6 @@ def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, S
 
 
 def _make_tiny(cache: Path) -> ModelFiles:
-    from inference import tiny  # here, because it needs torch
-
     try:
         return tiny.ensure(cache)
     except OSError as error:

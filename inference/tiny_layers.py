@@ -1,4 +1,4 @@
-"""The names and shapes of the tensors in an X-Codec and in a Vocos checkpoint, for any widths.
+"""The names and shapes of the tensors in a Llama's, an X-Codec's and a Vocos's checkpoint, for any widths.
 
 It makes no tensors and opens no file.
 """
@@ -6,8 +6,9 @@ It makes no tensors and opens no file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inference.vocabulary import CODEBOOK_SIZE, VOCODER_HOP, XCODEC_CODEBOOKS
 
@@ -64,6 +65,31 @@ REAL_CODEC = CodecWidths(
     hubert_convolutions=512,
 )
 REAL_VOCOS = VocosWidths(codebook=REAL_CODEC.codebook, hidden=512, feed_forward=1536, layers=8)
+
+
+def llama_shapes(config: Mapping[str, Any]) -> Shapes:
+    """What a checkpoint of a Llama with that `config.json` holds, in transformers' order."""
+    hidden, between = config["hidden_size"], config["intermediate_size"]
+    head = hidden // config["num_attention_heads"]
+    keys = head * config["num_key_value_heads"]
+    layer = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (between, hidden),
+        "mlp.up_proj": (between, hidden),
+        "mlp.down_proj": (hidden, between),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    layers = range(config["num_hidden_layers"])
+    return {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        **{f"model.layers.{number}.{name}.weight": shape for number in layers for name, shape in layer.items()},
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (config["vocab_size"], hidden),
+    }
 
 
 def codec_shapes(widths: CodecWidths) -> Shapes:

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference.llama import Llama
-from inference.tiny import fabricate
+from inference.tiny_weights import fabricate
 from inference.vocabulary import EOA_ID
 
 # The network whose outputs the parity numbers hold.

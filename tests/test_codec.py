@@ -12,7 +12,7 @@ import torch
 
 from inference.codec import CHECKPOINT, CHECKPOINT_KEY, CONTEXT_FRAMES, SEMANTIC_CONFIG, Codec
 from inference.errors import CheckpointError, InvalidField
-from inference.tiny import fabricate
+from inference.tiny_weights import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, N_CODEBOOKS, TRACKS
 
 CPU = torch.device("cpu")

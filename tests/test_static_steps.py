@@ -23,7 +23,7 @@ from inference.replay import Recorder, Recordings, buckets_up_to
 from inference.sampling import Sampling
 from inference.stage1 import Composition, Stage1Settings
 from inference.stage2 import Piece
-from inference.tiny import fabricate
+from inference.tiny_weights import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
 from tests.language_models import PARITY_CONFIG, parity_llama, parity_network, seeded
 

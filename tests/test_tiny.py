@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from inference import tiny, tiny_layers, vocoder
+from inference import tiny, tiny_layers, tiny_weights, vocoder
 from inference.catalog import CODEC_FILES, ModelFiles
 from inference.checkpoints import load_llama, read_pickle
 from inference.choir import compose
@@ -42,15 +42,15 @@ KNOWN_TENSORS = [
 def test_fabricated_tensor_is_the_one_the_parity_data_was_made_with(
     key: str, shape: tuple[int, ...], digest: str
 ) -> None:
-    tensor = tiny.fabricate(key, shape)
+    tensor = tiny_weights.fabricate(key, shape)
     assert tensor.dtype == torch.float32 and tensor.shape == shape
     assert hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16] == digest
 
 
 def test_another_key_or_seed_fabricates_another_tensor() -> None:
-    tensor = tiny.fabricate("layer.weight", (4, 4))
-    assert not torch.equal(tensor, tiny.fabricate("other.weight", (4, 4)))
-    assert not torch.equal(tensor, tiny.fabricate("layer.weight", (4, 4), seed=1))
+    tensor = tiny_weights.fabricate("layer.weight", (4, 4))
+    assert not torch.equal(tensor, tiny_weights.fabricate("other.weight", (4, 4)))
+    assert not torch.equal(tensor, tiny_weights.fabricate("layer.weight", (4, 4), seed=1))
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +90,12 @@ def test_set_is_small(files: ModelFiles) -> None:
 
 
 def test_set_is_the_same_every_time(files: ModelFiles, tmp_path: Path) -> None:
-    tiny.write(tmp_path / "again")
+    tiny_weights.write(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(files.stage1.parent)
 
 
 def test_writing_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tiny.write(tmp_path / "quiet")
+    tiny_weights.write(tmp_path / "quiet")
     assert capfd.readouterr() == ("", "")
 
 
@@ -105,7 +105,7 @@ def test_writing_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(("stage", "heads", "kv_heads"), [("stage1", 4, 2), ("stage2", 3, 3)])
 def test_language_models_load(files: ModelFiles, stage: str, heads: int, kv_heads: int) -> None:
     model = load_llama(getattr(files, stage), torch.device("cpu"), torch.float32)
-    assert model.config.vocab_size == tiny.MODEL_VOCABULARY_SIZE
+    assert model.config.vocab_size == tiny_weights.MODEL_VOCABULARY_SIZE
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (heads, kv_heads)
     with torch.no_grad():
         logits = model(torch.tensor([[1, 32_001, 32_016]])).logits
@@ -114,9 +114,9 @@ def test_language_models_load(files: ModelFiles, stage: str, heads: int, kv_head
 
 def test_codec_and_vocoders_are_read(files: ModelFiles) -> None:
     codec = read_pickle(files.codec / CODEC_FILES[0], "codec_model")
-    assert codec["quantizer.vq.layers.11._codebook.embed"].shape == (1024, tiny.VOCOS_WIDTHS.codebook)
+    assert codec["quantizer.vq.layers.11._codebook.embed"].shape == (1024, tiny_weights.VOCOS_WIDTHS.codebook)
     vocal, instrumental = (read_pickle(files.codec / name) for name in CODEC_FILES[1:3])
-    assert vocal["backbone.embed.weight"].shape[1] == tiny.VOCOS_WIDTHS.codebook
+    assert vocal["backbone.embed.weight"].shape[1] == tiny_weights.VOCOS_WIDTHS.codebook
     assert not torch.equal(vocal["head.out.weight"], instrumental["head.out.weight"])
     assert torch.equal(vocal["head.istft.window"], torch.hann_window(3528))
 
@@ -189,6 +189,14 @@ def test_a_set_that_is_there_is_not_written_again(files: ModelFiles) -> None:
     stamp = (files.stage1 / "config.json").stat().st_mtime_ns
     assert tiny.ensure(files.stage1.parent.parent) == files
     assert (files.stage1 / "config.json").stat().st_mtime_ns == stamp
+
+
+def test_a_set_that_is_there_is_found_without_torch(files: ModelFiles) -> None:
+    program = (
+        "import sys, pathlib, inference.tiny as t; t.ensure(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(files.stage1.parent.parent)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_half_written_set_is_never_used(tmp_path: Path, files: ModelFiles) -> None:

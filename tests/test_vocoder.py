@@ -12,7 +12,7 @@ import torch
 
 from inference import vocoder
 from inference.errors import CheckpointError
-from inference.tiny import fabricate
+from inference.tiny_weights import fabricate
 from inference.vocabulary import N_CODEBOOKS, TRACKS, VOCODER_HOP
 
 CPU = torch.device("cpu")
