@@ -16,7 +16,7 @@ import pytest
 
 import client
 from tests.fakes import FakeClock
-from tests.job_server import AUDIO, DONE, JOB_ID, QUEUED, READY, JobServer, running
+from tests.job_server import AUDIO, DONE, DOWNLOADING, JOB_ID, QUEUED, READY, JobServer, running
 from tests.threaded import answering
 
 CLIENT = Path(__file__).parents[1] / "client.py"
@@ -95,6 +95,16 @@ def test_a_reference_may_be_an_address(output: Path) -> None:
 def test_a_place_in_the_queue_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sing(JobServer([{**QUEUED, "position": 3, "expected_seconds": 80.4}, DONE], [READY]), "--out", str(output))
     assert "  0% waiting as number 3, 80 s left" in capsys.readouterr().err
+
+
+def test_what_holds_the_download_up_is_shown(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_up = {**DOWNLOADING, "download": {"waiting": {"seconds": 8, "reason": "model.safetensors: timed out"}}}
+    proving = {**DOWNLOADING, "download": {"proving": "m-a-p/YuE/model.safetensors"}}
+    sing(JobServer(models=[held_up, proving, READY]), "--out", str(output))
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "  0% waiting for the models: trying again: model.safetensors: timed out",
+        "  0% waiting for the models: checking m-a-p/YuE/model.safetensors",
+    ]
 
 
 def test_models_that_are_not_told_of_hold_no_song_up(output: Path) -> None:

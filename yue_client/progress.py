@@ -80,6 +80,11 @@ def models_words(models: Json) -> tuple[str, float]:
     download = models.get("download") or {}
     total = download.get("bytes_total")
     fraction = min(1.0, download.get("bytes_done", 0) / total) if total else 0.0
+    hindrance = (download.get("waiting") or {}).get("reason")
+    if hindrance:
+        return f"trying again: {hindrance}", fraction
+    if download.get("proving"):
+        return f"checking {download['proving']}", fraction
     return "downloading" + (f" {fraction:.0%}" if total else "") + _left(download.get("seconds_left")), fraction
 
 
