@@ -158,5 +158,7 @@ class Cancelled(YueError):
 
 
 def _shortened(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    if value is None:
+        return "nothing"  # which is what a request says by null, and by leaving a field out
+    text = repr(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -17,7 +17,7 @@ from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import SongRequest
 from serving import schemas
-from serving.problems import Problem, invalid
+from serving.problems import invalid
 from serving.schemas import Instance, ReferenceFields
 from serving.singers import another_model
 
@@ -46,9 +46,7 @@ def read_order(
 
     `company` is what else the key stands for. Raises Problem and YueError.
     """
-    if not isinstance(instance, Mapping):
-        raise Problem(400, "invalid-request", f"got {type(instance).__name__}; allowed: a JSON object")
-    read_from = {**parameters, **schemas.without_nulls(instance, Instance)}
+    read_from = {**parameters, **schemas.without_nulls(schemas.as_object(instance), Instance)}
     if key is not None and read_from.setdefault("request_id", key) != key:
         raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
     wanted = schemas.read(Instance, read_from)

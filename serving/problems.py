@@ -24,7 +24,7 @@ from typing import Any
 
 from flask import Response, jsonify
 from gunicorn.http import errors as http_errors
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from inference.errors import (
     Cancelled,
@@ -239,7 +239,16 @@ def _of_http(error: HTTPException) -> Problem:
         status, kind = 400, "bad-request"
     # Location and Allow are part of the answer; the content type is ours.
     headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
-    return Problem(status, kind, error.description or error.name, headers=headers)
+    return Problem(status, kind, _said(error), headers=headers)
+
+
+def _said(error: HTTPException) -> str:
+    match error:
+        case NotFound():
+            return "there is no such path; /openapi.json lists all, and /docs shows them"
+        case MethodNotAllowed(valid_methods=methods) if methods:
+            return f"the path does not take this method; allowed: {', '.join(sorted(methods))}"
+    return error.description or error.name
 
 
 def _is_known(status: int, kind: str) -> bool:

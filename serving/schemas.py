@@ -31,6 +31,7 @@ LONGEST_REQUEST_ID = 128
 REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
+TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
 JOB_OPERATIONS = ("status", "result", "cancel")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
 MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
@@ -243,33 +244,38 @@ class ModelsOperation(Download):
 
 def read(schema: type[Schema], raw: object) -> Schema:
     """`raw` as the schema has it. Raises Problem, which names every field that is wrong."""
-    if not isinstance(raw, Mapping):
-        raise Problem(400, "invalid-request", f"got {type(raw).__name__}; allowed: a JSON object")
     try:
-        return schema.model_validate(without_nulls(raw, schema))
+        return schema.model_validate(without_nulls(as_object(raw), schema))
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 
 
 def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str, object]]:
     """The instances and the parameters of a /predict body. Raises Problem."""
-    if not isinstance(body, Mapping):
-        raise Problem(400, "invalid-request", f"got {type(body).__name__}; allowed: a JSON object with instances")
-    unknown = [
-        InvalidField(name, body[name], "instances, parameters") for name in body.keys() - {"instances", "parameters"}
-    ]
+    fields = as_object(body, "a JSON object with instances")
+    unknown = [InvalidField(name, fields[name], "instances, parameters") for name in fields.keys() - TOP_LEVEL]
     if unknown:
         raise invalid(unknown)
-    instances = body.get("instances")
+    instances, parameters = fields.get("instances"), fields.get("parameters")
     if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
         got = f"{len(instances)} instances" if isinstance(instances, list) else instances
         raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
-    parameters = without_nulls({} if body.get("parameters") is None else body["parameters"], Parameters)
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise invalid([InvalidField("parameters", parameters, "a JSON object")])
+    given = without_nulls(parameters or {}, Parameters)
     try:
-        read(Parameters, parameters)
+        read(Parameters, given)
     except Problem as problem:
         raise problem.having(instance="#/parameters") from problem
-    return instances, parameters
+    return instances, given
+
+
+def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, object]:
+    """`raw`, if it is an object. Raises Problem."""
+    if not isinstance(raw, Mapping):
+        kinds: dict[type, str] = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+        raise Problem(400, "invalid-request", f"got {kinds.get(type(raw), 'a number')}; allowed: {allowed}")
+    return raw
 
 
 def is_job_operation(instance: object) -> bool:
@@ -339,8 +345,6 @@ def _decoded(field: str, text: str | None) -> bytes | None:
         raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
 
 
-def without_nulls(raw: object, schema: type[BaseModel]) -> Any:
+def without_nulls(raw: Mapping[str, object], schema: type[BaseModel]) -> dict[str, object]:
     """Without the schema's fields that hold null; an unknown name stays, to be refused."""
-    if not isinstance(raw, Mapping):
-        return raw
     return {name: value for name, value in raw.items() if value is not None or name not in schema.model_fields}

@@ -111,9 +111,9 @@ def test_not_a_number_is_answered_with_valid_json(served: Served) -> None:
 
 
 def test_unknown_paths_and_methods_are_problems(served: Served) -> None:
-    problem(served.client.get("/nothing"), 404)
+    assert "/openapi.json" in problem(served.client.get("/nothing"), 404)["detail"]
     response = served.client.get("/predict")
-    problem(response, 405)
+    assert problem(response, 405)["detail"].endswith("allowed: OPTIONS, POST")
     assert "POST" in response.headers["Allow"]
 
 
