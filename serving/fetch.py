@@ -12,7 +12,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from ipaddress import IPv4Address, IPv6Address
@@ -75,11 +75,11 @@ class Fetcher:
     def __post_init__(self) -> None:
         self.context.sslsocket_class = _TimedSocket
 
-    def fetch(self, address: str) -> bytes:
-        """The file at that address. Raises Refused and Unreachable."""
+    def fetch(self, address: str, trace: Mapping[str, str] | None = None) -> bytes:
+        """The file at that address; `trace` is sent with HEADERS. Raises Refused and Unreachable."""
         ends_at = time.monotonic() + self.seconds
         for _ in range(1 + MOST_REDIRECTS):
-            found = self._ask(self._checked(address), ends_at)
+            found = self._ask(self._checked(address), {**HEADERS, **(trace or {})}, ends_at)
             if isinstance(found, bytes):
                 return found
             address = urljoin(address, found)
@@ -101,7 +101,7 @@ class Fetcher:
             raise Refused(f"the host {parts.netloc}, which is not one of YUE_REFERENCE_HOSTS")
         return parts
 
-    def _ask(self, parts: SplitResult, ends_at: float) -> bytes | str:
+    def _ask(self, parts: SplitResult, headers: Mapping[str, str], ends_at: float) -> bytes | str:
         """The file, or where it is instead."""
         assert parts.hostname, "not checked"
         host, port = parts.hostname, parts.port or HTTPS_PORT
@@ -109,7 +109,8 @@ class Fetcher:
         connection.auto_open = 0  # it would look the name up again
         try:
             connection.sock = self._connected(host, port, ends_at)
-            connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=HEADERS)
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers=headers)
             with connection.getresponse() as response:
                 location = response.headers["Location"]
                 return location if response.status in REDIRECTS and location else self._read(response)

@@ -68,6 +68,14 @@ class Job:
         audio = self.song.audio if self.song else {}
         return audio.sizes_bytes if isinstance(audio, SizedAudio) else {name: len(audio[name]) for name in audio}
 
+    @property
+    def trace(self) -> dict[str, str]:
+        """W3C's header by which what is asked elsewhere for this job belongs to the trace of its request."""
+        known = self.origin
+        if "trace_id" not in known or "span_id" not in known:
+            return {}
+        return {"traceparent": f"00-{known['trace_id']}-{known['span_id']}-{int(known['trace_sampled']):02x}"}
+
     def become(self, other: Job) -> None:
         """Take over all that is known of the same job from elsewhere."""
         assert self.id == other.id, "another job"

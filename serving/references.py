@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,24 +50,24 @@ class References:
 
         def complete(job: Job) -> None:
             if order.to_fetch:
-                job.request = replace(order.request, reference=self.read(order.to_fetch))
+                job.request = replace(order.request, reference=self.read(order.to_fetch, job.trace))
 
         return complete
 
-    def read(self, wanted: ReferenceFields) -> Reference:
+    def read(self, wanted: ReferenceFields, trace: Mapping[str, str]) -> Reference:
         """The reference with what lies at its addresses, cut to its span. Raises InvalidField and Problem."""
         with self._seat():
             places = wanted.addresses()
             with ThreadPoolExecutor(len(places)) as readers:
-                read = readers.map(lambda field: self._one(f"reference.{field}", places[field]), places)
+                read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
                 found = dict(zip(places, read, strict=True))
         return cut_reference(wanted.as_reference(found))
 
-    def _one(self, field: str, place: str) -> bytes:
+    def _one(self, field: str, place: str, trace: Mapping[str, str]) -> bytes:
         if not (self._hosts or self._buckets):
             raise InvalidField(field, place, "no address, as YUE_REFERENCE_HOSTS is not set; send the file as base64")
         try:
-            return self._from_bucket(place) if place.startswith(BUCKET) else self._fetcher.fetch(place)
+            return self._from_bucket(place) if place.startswith(BUCKET) else self._fetcher.fetch(place, trace)
         except Refused as error:
             allowed = f"an address of {', '.join((*self._hosts, *self._buckets))} where a file lies ({error})"
             raise InvalidField(field, place, allowed) from error

@@ -41,6 +41,7 @@ class FileServer(ThreadingHTTPServer):
         self.port = self.server_address[1]
         self.answers: dict[str, Answer] = {"/song.wav": send(AUDIO)}
         self.asked: list[tuple[str, str]] = []  # Host, path
+        self.traces: list[str | None] = []
         self.over = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -52,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append((self.headers["Host"], self.path))
+        self.server.traces.append(self.headers["traceparent"])
         self.server.answers[self.path.partition("?")[0]](self)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -115,6 +117,13 @@ def fetcher(server: FileServer, certificate: Path) -> Fetcher:
 
 def url(server: FileServer, path: str = "/song.wav", host: str = NAME) -> str:
     return f"https://{host}:{server.port}{path}"
+
+
+def test_a_trace_is_passed_on_through_redirects_too(server: FileServer, fetcher: Fetcher) -> None:
+    server.answers["/old"] = redirect("/song.wav")
+    assert fetcher.fetch(url(server, "/old"), {"traceparent": "00-a-b-01"}) == AUDIO
+    assert fetcher.fetch(url(server)) == AUDIO
+    assert server.traces == ["00-a-b-01", "00-a-b-01", None]
 
 
 def refused(fetcher: Fetcher, address: str) -> str:

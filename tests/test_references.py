@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,15 @@ class Files(Fetcher):
         super().__init__(["audio.test"], 1_000, 1.0)
         object.__setattr__(self, "files", {ADDRESS: tone()})
         object.__setattr__(self, "asked", [])
+        object.__setattr__(self, "traces", [])
 
     files: dict[str, Any]
     asked: list[str]
+    traces: list[Mapping[str, str] | None]
 
-    def fetch(self, address: str) -> bytes:
+    def fetch(self, address: str, trace: Mapping[str, str] | None = None) -> bytes:
         self.asked.append(address)
+        self.traces.append(trace)
         found = self.files[address]
         if isinstance(found, Exception):
             raise found
@@ -95,12 +98,21 @@ def as_sung(content: bytes, **span: float) -> np.ndarray:
     return read_reference(Reference(mix=content, **span))[0]
 
 
+@pytest.mark.parametrize("flags", ["00", "01"])
+def test_what_is_asked_elsewhere_belongs_to_the_requests_trace(files: Files, served: Served, flags: str) -> None:
+    trace = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-{flags}"}
+    instance = {**INSTANCE, "reference": {"audio_uri": ADDRESS, "end_seconds": 3}, "wait_seconds": 0}
+    assert served.predict(instance, headers=trace).status_code == 200
+    assert served.predict({**instance, "seed": 1}).status_code == 200
+    assert files.traces == [trace, {}]
+
+
 def test_the_two_tracks_are_read_at_the_same_time(files: Files, served: Served) -> None:
     both = threading.Barrier(2)
     files.files["https://audio.test/other.wav"] = tone()
     fetch = Files.fetch
 
-    def together(self: Files, address: str) -> bytes:
+    def together(self: Files, address: str, trace: Mapping[str, str] | None = None) -> bytes:
         both.wait(10.0)
         return fetch(self, address)
 
@@ -202,7 +214,7 @@ def test_only_so_many_requests_read_addresses_at_once(files: Files) -> None:
     reading, may_end = threading.Semaphore(0), threading.Event()
 
     class Slow(Files):
-        def fetch(self, address: str) -> bytes:
+        def fetch(self, address: str, trace: Mapping[str, str] | None = None) -> bytes:
             reading.release()
             assert may_end.wait(10)
             return tone()
