@@ -98,7 +98,7 @@ GOOD = wav(tone(3, CODEC_RATE_HZ))
 @pytest.mark.parametrize(
     ("reference", "field", "message"),
     [
-        (Reference(), "reference.audio", "None"),
+        (Reference(), "reference.audio", "got nothing; allowed: "),
         (Reference(mix=b""), "reference.audio", "an empty file"),
         (Reference(mix=b"no audio at all"), "reference.audio", "15 bytes that are no audio"),
         (Reference(mix=GOOD, vocal=GOOD), "reference.audio", "a mix and a separate track"),
