@@ -67,9 +67,7 @@ class JobStore:
             self.storage.put(_in(job.id, f"reference-{part}"), audio)
         order = {**job_record.ordered(job), "replica": self.replica}
         if not self._created(_in(job.id, "job.json"), job_record.packed(order)):
-            raise StorageError(
-                f"{self.storage.name}: it took so long to write the job that it was given up", "unavailable"
-            )
+            raise StorageError(f"{self.storage.name}: writing the job took so long that it was given up", "unavailable")
         if not self._keeps_key(job):
             self.withdraw(job.id)
             return False
@@ -194,13 +192,9 @@ class JobStore:
         if end.song:
             for track, audio in end.song.audio.items():
                 self.storage.put(_in(job.id, f"{folder}/{track}.{end.song.format}"), audio)
-        sizes = {track: len(audio) for track, audio in end.song.audio.items()} if end.song else {}
-        record = {
-            **job_record.ended(job, end),
-            "replica": self.replica,
-            "claim": job.claim,
-            "bytes": sum(sizes.values()),
-        }
+        size_bytes = sum(map(len, end.song.audio.values())) if end.song else 0
+        who = {"replica": self.replica, "claim": job.claim}
+        record = {**job_record.ended(job, end), **who, "bytes": size_bytes}
         if not self._created(_in(job.id, "end.json"), job_record.packed(record)):
             stands = self._read(_in(job.id, "end.json")) or {}
             if (stands.get("replica"), stands.get("claim")) != (self.replica, job.claim):  # else it is this very one
