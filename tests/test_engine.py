@@ -167,7 +167,9 @@ def memory_that_runs_out(llama: Llama, at_forward: int) -> Iterator[None]:
         del llama.forward
 
 
-def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(tiny_pipeline: Pipeline) -> None:
+def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
+    tiny_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine(tiny_pipeline)
     for name in "01":
         engine.add(name, request(seed=int(name), segments=1), ignore)
@@ -175,6 +177,7 @@ def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(tiny_pipeline: Pipe
         outcomes = run(engine)
     assert isinstance(outcomes["0"].result, EngineError)
     assert isinstance(outcomes["1"].result, Song)
+    assert [vars(record)["job_id"] for record in caplog.records if record.levelname == "ERROR"] == ["0"]
 
 
 def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:

@@ -81,6 +81,13 @@ class Servers(RuleBasedStateMachine):
         with self._breaking(at, breaks) as server:
             server.finish()
 
+    @rule(at=replicas, key=st.sampled_from(KEYS), seed=st.integers(1, 2))
+    def sing(self, at: int, key: str | None, seed: int) -> None:
+        """A whole song, so that there is something to forget."""
+        self.submit(at, key, seed, None)
+        self.begin_a_song(at, None)
+        self.finish_a_song(at, None)
+
     @rule(at=replicas, breaks=breaks)
     def look_after(self, at: int, breaks: tuple[int, bool, bool] | None) -> None:
         with self._breaking(at, breaks) as server:
@@ -91,7 +98,10 @@ class Servers(RuleBasedStateMachine):
         if self.accepted:
             job_id = self.accepted[choice % len(self.accepted)]
             with self._breaking(at, breaks) as server:
-                server.jobs.cancel(job_id)
+                try:
+                    server.jobs.cancel(job_id)
+                except Problem as problem:
+                    assert problem.status == 404 and job_id in self._ended()
 
     @rule(at=replicas)
     def kill(self, at: int) -> None:
