@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ def on_starting(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Tell the worker how patient it is, what it answers first, and how it refuses."""
-    from serving import refusals  # which the master can do without
+    """Tell the worker how patient it is, whom it answers first, and how it refuses."""
+    from serving import guard, refusals  # which the master can do without
 
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal
+    worker.is_trusted = partial(guard.is_trusted, _settings)
     worker.urgent_paths = tuple({"/health", _settings.health_route or "/health"})
 
 

@@ -2,38 +2,41 @@
 
 It knows nothing of what is asked or answered: only of connections, and of the time that their bytes take.
 
-A connection gets a thread when there is something to read, not before. A thread that has to wait for the network takes
-one of SLOW_CONNECTIONS seats; where none is free, the connection that has made a thread wait longest is closed. For one
-request a thread waits no longer than the worker's `network_seconds`, and a second more for every BYTES_PER_SECOND that
-were moved. So there are always as many threads left for those who wait for songs as if all clients were quick.
+A connection gets a thread when the head of a request is there, not before; until then it waits in the main loop. A
+thread that has to wait for the network takes one of SLOW_CONNECTIONS seats; where none is free, the connection that is
+furthest behind BYTES_PER_SECOND is closed. For one request a thread waits no longer than the worker's
+`network_seconds`, and a second more for every BYTES_PER_SECOND that were moved. So there are always as many threads
+left for those who wait for songs as if all clients were quick.
+
+A body that nobody reads is not waited for: the answer closes the connection. What the client still sends is read and
+thrown away in the main loop for a while, since closing at once would reset the connection and lose the answer.
 
 Requests are begun in the order they came, a few in each round of the main loop. Who asks whether the server is well
-stands in no line: such a request, if all of it is there, is answered at once by one of URGENT_THREADS of its own.
+stands in no line: such a request is answered at once by one of URGENT_THREADS of its own. Whoever is not let in has
+UNTRUSTED_THREADS and their seats, and so holds up nobody else.
 """
 
 from __future__ import annotations
 
 import errno
-import resource
-import select
+import re
 import selectors
 import socket
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from gunicorn import util
 from gunicorn.workers import gthread
 
+from serving.client_socket import PatientSocket, Seats
+from serving.descriptors import allow_most_files, most_connections, most_files
+
 SLOW_CONNECTIONS = 64
-BYTES_PER_SECOND = 8 * 1024  # half of what an MP3 of 128 kbit/s takes to be heard while it comes
-MOST_FILES = 65_536  # that are opened at once, where the system allows it
-RESERVED_FILES = 256  # for the storage, the engine and the logs
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
 REST_SECONDS = 0.1
@@ -42,94 +45,91 @@ REST_SECONDS = 0.1
 MOST_ACCEPTED = 64
 MOST_BEGUN = 4
 URGENT_THREADS = 4
-HEAD_BYTES = 8_192  # of a request, its lines and headers; a longer one is not urgent
+UNTRUSTED_THREADS = 8
+HEAD_BYTES = 8_192  # of a request, its lines and headers; a thread reads the rest of a longer one
 HEAD_ENDS = b"\r\n\r\n"
-BODY_FOLLOWS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
-
-
-class Seats:
-    """Those connections for which a thread waits now."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._waiting: dict[socket.socket, float] = {}  # since when, as if it had waited in one go
-
-    @contextmanager
-    def taken(self, sock: socket.socket, waited_seconds: float) -> Iterator[None]:
-        """A seat for who has waited so long before; the one who waits longest makes way where that is necessary."""
-        with self._lock:
-            if len(self._waiting) >= self._limit:
-                longest = min(self._waiting, key=lambda each: self._waiting[each])
-                del self._waiting[longest]
-                with suppress(OSError):  # it hangs up itself just now
-                    longest.shutdown(socket.SHUT_RDWR)  # which wakes its thread
-            self._waiting[sock] = time.monotonic() - waited_seconds
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting.pop(sock, None)
-
-
-class PatientSocket(socket.socket):
-    """A client's connection, for whose bytes a thread waits only so long."""
-
-    def __init__(self, client: socket.socket, seats: Seats, seconds: float) -> None:
-        super().__init__(client.family, client.type, client.proto, client.detach())
-        self._seats, self._seconds = seats, seconds
-        self.begin()
-
-    def begin(self) -> None:
-        """Another request begins, with all its time."""
-        self._waited_seconds, self._moved_bytes = 0.0, 0
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """What is there to be read. Raises TimeoutError."""
-        while True:
-            try:
-                data = super().recv(size, flags | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
-            else:
-                self._moved_bytes += len(data)
-                return data
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all of it. Raises TimeoutError."""
-        rest = memoryview(data).cast("B")
-        while rest:
-            try:
-                sent = super().send(rest, flags | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-            else:
-                self._moved_bytes += sent
-                rest = rest[sent:]
-
-    def _wait(self, event: int) -> None:
-        """Wait until the network is ready, as long as the socket's own timeout and this request's time allow."""
-        timeout = self.gettimeout()
-        if timeout == 0:
-            raise BlockingIOError(errno.EAGAIN, "nothing to be done without waiting")
-        left = self._seconds + self._moved_bytes / BYTES_PER_SECOND - self._waited_seconds
-        seconds = left if timeout is None else min(left, timeout)
-        if seconds <= 0:
-            raise _too_slow()
-        poll = select.poll()
-        poll.register(self, event)
-        began = time.monotonic()
-        with self._seats.taken(self, self._waited_seconds):
-            ready = poll.poll(1_000 * seconds)
-        self._waited_seconds += time.monotonic() - began
-        if not ready:
-            raise _too_slow()
+BODY_FOLLOWS = re.compile(
+    rb"\r\n(?:content-length|transfer-encoding):[ \t]*(\d{1,9}(?=[ \t]*(?:\r\n|$)))?", re.IGNORECASE
+)
+# A client that goes on sending after its answer is read from until it hangs up, pauses for so long, or has had so much.
+LINGER_PAUSE_SECONDS = 5.0
+LINGER_SECONDS = 300.0
+LINGER_BYTES = 1024**3
+LINGER_PIECE_BYTES = 1024**2
 
 
 class Connection(gthread.TConn):
-    """A connection that is closed without waiting for anybody: gunicorn's own would make the main loop wait 2 s."""
+    """A connection as the main loop sees it: nothing here waits for anybody."""
+
+    def receive(self) -> bool:
+        """Read what has come. Whether there may be more: False where the client has hung up."""
+        try:
+            data = socket.socket.recv(self.sock, HEAD_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.init()  # the parser
+        self.parser.unreader.buf.seek(0, 2)
+        self.parser.unreader.buf.write(data)
+        return bool(data)
+
+    @property
+    def head(self) -> bytes:
+        """What was read and not parsed."""
+        return self.parser.unreader.buf.getvalue() if self.parser else b""
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether a thread has enough to go on with."""
+        head = self.head
+        return HEAD_ENDS in head or len(head) >= HEAD_BYTES or self.cfg.is_ssl
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of a request is there, so that no thread has to wait for the rest."""
+        head, end, body = self.head.partition(HEAD_ENDS)
+        lengths = BODY_FOLLOWS.findall(head)
+        return bool(end) and (not lengths or (b"" not in lengths and len(body) >= max(map(int, lengths))))
+
+    def skip_body(self) -> bool:
+        """Whether all of the request's body has come; what the app has not read of it is thrown away."""
+        before = self.sock.gettimeout()
+        self.sock.settimeout(0)
+        try:
+            return bool(self.parser.finish_body())
+        except Exception:  # it has not come, or it is no HTTP
+            return False
+        finally:
+            self.sock.settimeout(before)
+
+    def begin_to_linger(self) -> None:
+        """The answer is sent: say that no more follows. Raises OSError where the client is gone."""
+        self.sock.shutdown(socket.SHUT_WR)
+        now = time.monotonic()
+        self.timeout, self.linger_until = now + LINGER_PAUSE_SECONDS, now + LINGER_SECONDS
+        self.left_bytes, self.has_sent = LINGER_BYTES, False
+
+    def linger(self, buffer: bytearray) -> bool:
+        """Throw away what has come. Whether there may be more."""
+        try:
+            size = self.sock.recv_into(buffer)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.has_sent = True
+        self.left_bytes -= size
+        return size > 0 and self.left_bytes > 0
+
+    def lingers_on(self) -> bool:
+        """Whether it gets more time: it has sent something in that which it had."""
+        now = time.monotonic()
+        self.timeout, has_sent, self.has_sent = now + LINGER_PAUSE_SECONDS, self.has_sent, False
+        return has_sent and now < self.linger_until
 
     def close(self, graceful: bool = False) -> None:
+        """Close it at once: gunicorn's own would make the main loop wait 2 s."""
         util.close(self.sock)
 
 
@@ -138,18 +138,27 @@ class Worker(gthread.ThreadWorker):
 
     network_seconds = 30.0
     urgent_paths: Sequence[str] = ()  # asked by GET
+    is_trusted: Callable[[bytes], bool] = staticmethod(lambda head: True)  # by a request's head, as it was sent
     refusal: Callable[[Exception], bytes]  # what is sent where a request cannot be read, or its answer not be made
 
     def init_process(self) -> None:
         """Make room for all the connections that may come, then work."""
-        files = _most_files()
-        self.worker_connections = max(2 * self.cfg.threads, min(self.cfg.worker_connections, files - RESERVED_FILES))
-        self.max_keepalived = self.worker_connections - self.cfg.threads
-        self._seats = Seats(SLOW_CONNECTIONS)
+        allow_most_files()
+        least = 2 * self.cfg.threads
+        self.worker_connections = min(max(self.cfg.worker_connections, least), most_connections())
+        self.max_keepalived = max(self.worker_connections - self.cfg.threads, self.worker_connections // 2)
+        if self.worker_connections < least:
+            words = "only %d files may be open at once, so no more than %d connections; allow more with ulimit -n 4096"
+            self.log.warning(words, most_files(), self.worker_connections)
+        self._seats = Seats(min(SLOW_CONNECTIONS, self.worker_connections // 4))
         self._urgent_heads = tuple(f"GET {path} ".encode() for path in self.urgent_paths)
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
+        self._untrusted_pool = ThreadPoolExecutor(UNTRUSTED_THREADS, thread_name_prefix="untrusted")
+        self._untrusted_seats = Seats(UNTRUSTED_THREADS // 2)
         self._line: deque[Any] = deque()
+        self.lingering_conns: deque[Connection] = deque()
+        self._thrown_away = bytearray(LINGER_PIECE_BYTES)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
@@ -171,23 +180,34 @@ class Worker(gthread.ThreadWorker):
                 raise
             return False
         sock = PatientSocket(client, self._seats, self.network_seconds)
-        conn = Connection(self.cfg, sock, address, listener.getsockname())
         self.nr_conns += 1
-        conn.timeout = time.monotonic() + self.network_seconds
-        self.pending_conns.append(conn)
-        self.poller.register(sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+        self._await_head(Connection(self.cfg, sock, address, listener.getsockname()))
         if self.nr_conns >= self.worker_connections:
             self._drop_an_idle_one()
         return True
 
+    def _await_head(self, conn: Any) -> None:
+        """Have it wait for the rest of a request's head, which may take so long as a thread would wait."""
+        conn.timeout = time.monotonic() + self.network_seconds
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
     def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        """Its first bytes came; it may have been dropped in this very round."""
-        if conn in self.pending_conns:
+        """Some of a request has come; the connection may have been dropped in this very round."""
+        if client.fileno() < 0:
+            return
+        if not self.cfg.is_ssl and not conn.receive():
+            self._drop(conn, self.pending_conns)
+        elif conn.can_begin:
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        """It asks again; it may have been dropped in this very round."""
-        if conn in self.keepalived_conns:
+        """It asks again, or hangs up; it may have been dropped in this very round."""
+        if client.fileno() < 0:
+            return
+        if not self.cfg.is_ssl and not conn.receive():
+            self._drop(conn, self.keepalived_conns)
+        else:
             super().on_client_socket_readable(conn, client)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -197,70 +217,87 @@ class Worker(gthread.ThreadWorker):
             self._submit(self.tpool, self._line.popleft())
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have what can be read answered, in its turn; called by the main loop alone."""
+        """Have a request answered in its turn, when its head is there; called by the main loop alone."""
+        if not conn.can_begin:
+            self._await_head(conn)
+            return
+        conn.sock.seats = self._seats
         self._urgent = {future for future in self._urgent if not future.done()}
-        if len(self._urgent) < URGENT_THREADS and self._is_urgent(conn.sock):
+        if len(self._urgent) < URGENT_THREADS and conn.is_whole and conn.head.startswith(self._urgent_heads):
             self._urgent.add(self._submit(self._urgent_pool, conn))
-        else:
+        elif self.is_trusted(conn.head):
             self._line.append(conn)
+        else:
+            conn.sock.seats = self._untrusted_seats
+            self._submit(self._untrusted_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Any) -> Future[Any]:
         future = pool.submit(self.handle, conn)
         future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
         return future
 
-    def _is_urgent(self, sock: socket.socket) -> bool:
-        """Whether a whole request is there, and one for an urgent path."""
-        try:
-            head = socket.socket.recv(sock, HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except OSError:
-            return False
-        if not head.startswith(self._urgent_heads) or HEAD_ENDS not in head:
-            return False
-        return not any(sign in head.lower() for sign in BODY_FOLLOWS)
-
     def handle(self, conn: Any) -> Any:
-        """One request, in a thread, which also takes leave of the client where that was the last."""
+        """One request, in a thread."""
         conn.sock.begin()
-        goes_on = super().handle(conn)
-        if not goes_on:
-            conn.sock.begin()
-            util.close_graceful(conn.sock)
-        return goes_on
+        return super().handle(conn)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer it. Where its body is still to come when the answer begins, it is the connection's last."""
+        asks_to_close = req.should_close
+        req.should_close = lambda: asks_to_close() or not conn.skip_body()
+        return super().handle_request(req, conn)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Refuse what cannot be read, or could not be answered; gunicorn closes the connection then."""
         with suppress(OSError):  # nobody is there any more
             client.sendall(self.refusal(exc))
 
+    def finish_request(self, conn: Any, fs: Future[Any]) -> None:
+        """After a request: wait for the next, or take leave; called by the main loop."""
+        if fs.exception() is None and fs.result():
+            super().finish_request(conn, fs)
+            return
+        try:
+            conn.begin_to_linger()
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._linger, conn))
+            self.lingering_conns.append(conn)
+        except (OSError, ValueError):  # it is gone already
+            self.nr_conns -= 1
+            conn.close()
+
+    def _linger(self, conn: Connection, client: Any) -> None:
+        """Something came after the answer; the connection may have been dropped in this very round."""
+        if client.fileno() >= 0 and not conn.linger(self._thrown_away):
+            self._drop(conn, self.lingering_conns)
+
+    def murder_pending(self) -> None:
+        """Close those whose time to ask, or to take leave, is over."""
+        super().murder_pending()
+        while self.lingering_conns and self.lingering_conns[0].timeout <= time.monotonic():
+            conn = self.lingering_conns[0]
+            if conn.lingers_on():
+                self.lingering_conns.rotate(-1)
+            else:
+                self._drop(conn, self.lingering_conns)
+
     def _cap_keepalive(self, deadline: float) -> None:
-        """Where the worker stops, those that have not asked yet are waited for no longer than those that have."""
+        """Where the worker stops, no idle connection is waited for longer than those that have asked already."""
         super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
+        for conn in (*self.pending_conns, *self.lingering_conns):
             conn.timeout = min(conn.timeout, deadline)
+        for conn in self.lingering_conns:
+            conn.linger_until = deadline
 
     def _drop_an_idle_one(self) -> bool:
-        """Close the connection that is idle for longest, of those that never asked anything first."""
-        idle = self.pending_conns or self.keepalived_conns
-        if not idle:
-            return False
-        conn = idle.popleft()
+        """Close the connection that is idle for longest, of those first that never asked or were answered for good."""
+        idle = max(self.pending_conns, self.lingering_conns, key=len) or self.keepalived_conns
+        if idle:
+            self._drop(idle[0], idle)
+        return bool(idle)
+
+    def _drop(self, conn: Any, idle: deque[Any]) -> None:
+        """Close a connection that no thread has."""
+        idle.remove(conn)
         self.poller.unregister(conn.sock)
         self.nr_conns -= 1
         conn.close()
-        return True
-
-
-def _too_slow() -> TimeoutError:
-    """gunicorn takes it for a connection that was reset: it closes it, and writes no traceback."""
-    return TimeoutError(errno.ECONNRESET, "the client takes too long over its request or its answer")
-
-
-def _most_files() -> int:
-    """Have as many files open as is allowed; how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted

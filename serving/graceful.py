@@ -79,5 +79,6 @@ class GracefulWorker(Worker):
         if self._stoppable.busy:
             self._busy_at = now
         fetched = self._busy_at is None or now - self._busy_at >= FETCH_SECONDS
-        answering = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
+        idle = (self.keepalived_conns, self.pending_conns, self.lingering_conns)
+        answering = self.nr_conns - sum(map(len, idle))
         return fetched and answering <= 0 and not self._draining.is_alive()

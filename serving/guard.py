@@ -6,7 +6,8 @@ It does not know what the routes do, and never shows a key or writes one down.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 from hashlib import sha256
 
 from flask import Flask, Request, Response, request
@@ -20,6 +21,7 @@ SCHEME = "Bearer"
 KEY_HEADER = "X-API-Key"
 MOST_VALUES = 200_000  # which take 50 ms; a reference's base64 is one
 STARTS = (b",", b"[", b"{")
+KEY_IN_HEAD = re.compile(rb"\r\n(?:X-API-Key|Authorization):[ \t]*(?:Bearer[ \t]+)?([^ \t\r\n]+)", re.IGNORECASE)
 ASK_FOR_KEY = {"WWW-Authenticate": f'{SCHEME} realm="yue"'}
 
 
@@ -79,10 +81,22 @@ def check_values(body: bytes) -> None:
         raise Problem(413, "request-entity-too-large", detail, {"allowed": MOST_VALUES})
 
 
+def is_trusted(settings: Settings, head: bytes) -> bool:
+    """Whether the head of a request, as it was sent, has a key, or may have none where more is open than a few pages."""
+    if not settings.api_keys or settings.aip_mode:
+        return True
+    return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])
+
+
 def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
-    """Whether one of the keys was sent. Takes the same time whichever it is, and however much of one is right."""
+    """Whether one of the keys was sent."""
     scheme, _, token = asked.headers.get("Authorization", "").partition(" ")
     sent = [asked.headers.get(KEY_HEADER, "")] + ([token.strip()] if scheme.lower() == SCHEME.lower() else [])
+    return _is_one(keys, sent)
+
+
+def _is_one(keys: Collection[SecretStr], sent: Sequence[str]) -> bool:
+    """Whether one of these is a key. Takes the same time whichever it is, and however much of one is right."""
     pairs = [(_digest(one), _digest(key.get_secret_value())) for one in sent for key in keys]
     return any([hmac.compare_digest(one, key) for one, key in pairs])  # a list: `any` alone would stop at the first
 
