@@ -137,7 +137,7 @@ class Worker(gthread.ThreadWorker):
     """gunicorn's threaded worker with connections as described above."""
 
     network_seconds = 30.0
-    urgent_paths: Sequence[str] = ()  # asked by GET
+    urgent_paths: Sequence[str] = ()  # asked by GET or HEAD
     refusal: Callable[[Exception], bytes]  # what is sent where a request cannot be read, or its answer not be made
 
     def init_process(self) -> None:
@@ -146,7 +146,7 @@ class Worker(gthread.ThreadWorker):
         self.worker_connections = max(2 * self.cfg.threads, min(self.cfg.worker_connections, files - RESERVED_FILES))
         self.max_keepalived = self.worker_connections - self.cfg.threads
         self._seats = Seats(SLOW_CONNECTIONS)
-        self._urgent_heads = tuple(f"GET {path} ".encode() for path in self.urgent_paths)
+        self._urgent_heads = tuple(f"{name} {path} ".encode() for name in ("GET", "HEAD") for path in self.urgent_paths)
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
         self._line: deque[Any] = deque()
