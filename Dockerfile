@@ -3,7 +3,7 @@
 #   docker build -t yue-server .
 #   docker run --gpus all -p 8080:8080 -v yue-models:/models -e YUE_MODEL=en-cot -e YUE_API_KEY yue-server
 #
-# It listens everywhere: without a key, /download-models and /jobs are closed, unless YUE_ADMIN=on.
+# It listens everywhere: without a key, another model and the list of jobs are closed, unless YUE_ADMIN=on.
 #
 # BASE               an image with Python 3.11 or newer under the name python3, its venv module, and CA certificates
 # TORCH_REQUIREMENT  which torch; what pip takes by itself on Linux is the CUDA build

@@ -16,7 +16,7 @@ Environment (all settings are in README.md):
   YUE_LOADING     on_demand (default): weights come with the first song; startup: when the server starts
   YUE_WEIGHTS     where the weights are already, instead of the Hub: a folder, or a gs://, s3:// or az:// address
   YUE_DATA        where jobs and songs are kept: a folder, or a gs://, s3:// or az:// address; default in the cache
-  YUE_API_KEY     the key, or keys, without which nothing but /health is answered; default none
+  YUE_API_KEY     the key, or keys, without which only probes and /docs are answered; default none
   YUE_HOST        where to listen, default 127.0.0.1, which only this machine reaches; 0.0.0.0: everywhere
   PORT            default 8080; Vertex AI's AIP_HTTP_PORT counts first
   HF_HOME         where weights from the Hub are kept

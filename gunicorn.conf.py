@@ -55,7 +55,7 @@ def post_fork(server: Any, worker: Any) -> None:
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal
     worker.is_trusted = partial(guard.is_trusted, _settings)
-    worker.urgent_paths = tuple({"/health", _settings.health_route or "/health"})
+    worker.urgent_paths = tuple({"/health", "/livez", "/readyz", _settings.health_route or "/health"})
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -91,6 +91,12 @@ class ModelManager:
         with self._guard:
             return self._setbacks.crash_loop
 
+    @property
+    def refuses_songs(self) -> bool:
+        """Whether songs are refused for now, because engines end by themselves again and again."""
+        with self._guard:
+            return not self._living() and not self._attempt and self._pause_s() > WAITED_FOR_SECONDS
+
     def ensure_models_available(self) -> Engine:
         """The engine, once it is ready. Raises the YueError of the attempt that it waited for.
 
@@ -115,11 +121,14 @@ class ModelManager:
             if (self._engine_ended or self._unloaded == ERROR) and not self._setbacks.seconds_left:
                 self._begin(self._model)
 
-    def load(self, model: str | None = None, revision: str | None = None, force: bool = False) -> Future[Loaded]:
+    def load(
+        self, model: str | None = None, revision: str | None = None, force: bool = False, at_once: bool = True
+    ) -> Future[Loaded]:
         """Have that model ready (None: the one that is set up). The future may be done already.
 
         `force` proves its files, fetches again what is not right, and loads anew. A second call for the same model
         joins the first, whatever it forces. Raises UnknownModel, and ModelBusy while another one is being loaded.
+        Where not `at_once`, the pause of songs after engines' ends counts too: raises EngineCrashed.
         """
         with self._guard:
             named = bool(model or revision)
@@ -134,6 +143,8 @@ class ModelManager:
                 ready: Future[Loaded] = Future()
                 ready.set_result(loaded)
                 return ready
+            if not attempt and not at_once and (pause_s := self._pause_s()):
+                raise self._crashed(pause_s)
             return (attempt or self._begin(wanted, force)).outcome
 
     def cancel(self) -> Model | None:
@@ -230,9 +241,13 @@ class ModelManager:
         if not pause_s or self._stopping:
             return False
         if pause_s > WAITED_FOR_SECONDS:
-            raise EngineCrashed(self._setbacks.crashes, str(self._trouble and self._trouble.error), pause_s)
+            raise self._crashed(pause_s)
         self._guard.wait(pause_s)  # or until somebody asked for the models, or the server stops
         return True
+
+    def _crashed(self, pause_s: float) -> EngineCrashed:
+        """Why no engine is started for so long. The guard is held."""
+        return EngineCrashed(self._setbacks.crashes, str(self._trouble and self._trouble.error), pause_s)
 
     def _pause_s(self) -> float:
         """How long songs must not start an engine. Other failures cost little; songs try again at once. Guard held."""

@@ -5,7 +5,6 @@ It knows nothing of how songs are made or models are loaded: `serving/jobs.py` a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -16,22 +15,23 @@ from typing import NoReturn
 
 from flask import Flask, Response, jsonify, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import UnsupportedMediaType
 
 from inference import catalog
 from inference.catalog import Model
 from inference.download import DownloadProcess, cache_folder
 from inference.errors import StorageError
-from inference.song import MIME_TYPES
+from inference.song import MIME_TYPES, SongRequest
 from inference.worker import EngineSeries
 from model_manager import ModelManager
 from model_states import ERROR, NOT_LOADED, READY, Fetch
-from serving import events, guard, openapi, schemas, telemetry, tracks, views
+from serving import accept, events, guard, openapi, schemas, telemetry, tracks, views
 from serving.answers import Answers, Outcome, Pending
 from serving.job import Job
 from serving.job_store import JobStore
 from serving.jobs import Jobs
+from serving.json_body import read_json
 from serving.keeper import Keep
+from serving.open_views import OpenViews
 from serving.orders import Order, read_order
 from serving.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
 from serving.references import References
@@ -42,7 +42,6 @@ from storage import Storage, is_bucket
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
 AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -85,9 +84,10 @@ def create_app(
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions[SERVICES] = app.extensions[STOPPABLE] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
-    openapi.install(app, settings.max_instances)
+    pages = openapi.install(app, settings.max_instances)
     telemetry.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.seats.free)
-    guard.install(app, settings, open_views=(services.health,))
+    opened = services.opened
+    guard.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
     app.register_error_handler(Exception, _problem_response)
     if settings.loading == STARTUP:
         manager.start()
@@ -126,6 +126,7 @@ class Services:
         self._give_up = give_up
         self.seats = Seats(settings.max_waiters)
         self.references = References(settings.reference_hosts)
+        self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
 
     def drain(self) -> None:
@@ -167,7 +168,7 @@ class Services:
 
     def download_models(self) -> tuple[Response, int]:
         """Get a model ready."""
-        body, done = self._download(schemas.read(Download, _read_json(empty={})), time.monotonic())
+        body, done = self._download(schemas.read(Download, read_json(empty={})), time.monotonic())
         return jsonify(body), 200 if done else 202
 
     def cancel_download(self) -> Response:
@@ -176,7 +177,9 @@ class Services:
 
     def predict(self) -> Response:
         """Sing each instance."""
-        instances, parameters = schemas.read_body(_read_json(), self.settings.max_instances)
+        instances, parameters = schemas.read_body(read_json(), self.settings.max_instances)
+        if len(instances) == 1:
+            parameters = self._with_format(parameters)
         keys = schemas.read_keys(request.headers.get("Idempotency-Key"), len(instances))
         company = instances if keys[0] and len(instances) > 1 else None
         wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
@@ -232,21 +235,27 @@ class Services:
         except Exception as error:
             return problem_of(error)
 
+    def _with_format(self, parameters: dict[str, object]) -> dict[str, object]:
+        """With the format that the client accepts, for a song whose request names none."""
+        best = accept.preferred(request.accept_mimetypes, list(MIME_TYPES))
+        return {"format": best, **parameters} if best in MIME_TYPES and best != SongRequest.format else parameters
+
     def _wants_audio(self, wanted: list[Wanted]) -> bool:
         """Whether the client would rather have the song's bytes than JSON. Raises Problem where it can have neither."""
-        offered = [JSON, "application/problem+json"]
+        formats: list[str] = []
         only = wanted[0]
         if len(wanted) == 1 and isinstance(only, Order):
-            offered.append(MIME_TYPES[only.request.format])
+            formats = [only.request.format]
         if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result" and not only.track:
-            offered.append(MIME_TYPES[self.jobs.get(only.job_id).request.format])
+            formats = [self.jobs.get(only.job_id).request.format]
         if isinstance(only, Problem) and len(wanted) == 1:  # it is answered as a problem, whatever was accepted
             return False
-        best = request.accept_mimetypes.best_match(offered) if request.accept_mimetypes else JSON
+        best = accept.preferred(request.accept_mimetypes, formats)
         if best is None:
+            offered = accept.offered(formats)
             detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}"
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
-        return best.startswith("audio/")
+        return best != accept.JSON
 
     def _begin(self, wanted: Wanted, began: float, instances: int) -> Outcome:
         """Do what one of so many instances asks for, as far as it can be done without waiting for a song."""
@@ -310,8 +319,11 @@ class Services:
 
     def _download(self, wanted: Download, began: float) -> tuple[dict[str, object], bool]:
         """The answer to a download that was asked for at `began`, and whether the model is ready."""
-        guard.check_admin(self.settings)
-        outcome = self.manager.load(wanted.model, wanted.revision, wanted.force)
+        as_a_song = self._is_set_up(wanted)  # which would load it too
+        if not as_a_song:
+            guard.check_admin(self.settings)
+        at_once = self.settings.may_administer
+        outcome = self.manager.load(wanted.model, wanted.revision, wanted.force, at_once)
         if wanted.wait and not outcome.done():
             with self.seats.seat() as seated:
                 end = began + (self.settings.wait_seconds if seated else 0)
@@ -325,6 +337,14 @@ class Services:
             "message": "Models downloaded and loaded",
             "models": self.manager.status(),
         }, True
+
+    def _is_set_up(self, wanted: Download) -> bool:
+        """Whether a download makes no other model ready than the next song would."""
+        model = self.manager.model
+        if wanted.force or wanted.model not in (None, model.name):
+            return False
+        named = wanted.model or wanted.revision
+        return not named or catalog.find(model.name, wanted.revision) == model
 
     def _cancel_download(self) -> dict[str, object]:
         guard.check_admin(self.settings)
@@ -343,6 +363,8 @@ def _add_routes(app: Flask, services: Services) -> None:
         (settings.predict_route, ("POST",), services.predict),
         ("/health", either, services.health),
         (settings.health_route, either, services.health),
+        ("/livez", either, services.opened.livez),
+        ("/readyz", either, services.opened.readyz),
         ("/models/status", either, services.models_status),
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
@@ -353,6 +375,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/jobs/<job_id>/cancel", ("POST",), services.cancel_job),
         ("/jobs/<job_id>/events", either, services.job_events),
         ("/jobs/<job_id>/audio/<track>.<audio_format>", either, services.job_audio),
+        ("/", ("GET",), services.opened.home),
     ]
     views: dict[tuple[str, str], View] = {}
     for path, methods, view in table:
@@ -360,20 +383,6 @@ def _add_routes(app: Flask, services: Services) -> None:
             views.setdefault((str(path), method), view)
     for (path, method), view in views.items():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
-
-
-def _read_json(empty: object = None) -> object:
-    """The body. Raises Problem where it is no JSON; `empty` stands for an empty one where that is allowed."""
-    body = guard.read_body()
-    if not body and empty is not None:
-        return empty
-    if not request.is_json:
-        raise UnsupportedMediaType(f"Content-Type: got {request.mimetype!r}; allowed: {JSON}")
-    guard.check_values(body)
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid-json", f"the body is no JSON: {error}") from error
 
 
 def _problem_response(error: Exception) -> Response:

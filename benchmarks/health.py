@@ -47,8 +47,10 @@ PHASES = (
 )
 THREADS = 40  # of which all that may wait for songs do so in the end
 ASKERS = 256
-QUESTION = b"GET /models/status HTTP/1.1\r\nHost: here\r\n\r\n"
-HALF_REQUEST = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n["
+QUESTION = b"GET /models/status HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF_REQUEST = (
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n["
+)
 LONGEST_DRAIN_SECONDS = 20
 
 
@@ -165,7 +167,7 @@ def crowd_out(server: RealServer, prober: Prober, crowd: ExitStack) -> None:
     """As many requests as may wait for songs, one of which is sung; then clients that stop within their requests."""
     for number in range(THREADS - RESERVED_THREADS):
         body = json.dumps({"instances": [{**LONG_SONG, "seed": number}]}).encode()
-        head = "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         send(server, crowd, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     until(lambda: len(server.ask("/jobs")[1]["jobs"]) > THREADS - RESERVED_THREADS)
     watch(prober, "full of waiters")

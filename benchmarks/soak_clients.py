@@ -150,7 +150,7 @@ def vanish(berth: Berth, body: Json, seconds: float, half: bool) -> None:
     """Send the request, or half of it, and hang up."""
     content = json.dumps(body).encode()
     head = (
-        "POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     try:

@@ -138,7 +138,7 @@ class EngineCrashed(EngineError):
     def __str__(self) -> str:
         return (
             f"{self.last}; that was the end of {self.crashes} engines in a row, so songs are not tried again for "
-            f"{self.retry_seconds:.0f} s, unless /download-models is asked"
+            f"{self.retry_seconds:.0f} s, unless an administrator asks /download-models"
         )
 
 
@@ -161,4 +161,7 @@ def _shortened(value: object, limit: int = 80) -> str:
     if value is None:
         return "nothing"  # which is what a request says by null, and by leaving a field out
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    if len(text) <= limit:
+        return text
+    length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+    return f"{text[: limit - 1]}…{length}"

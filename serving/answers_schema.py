@@ -286,6 +286,18 @@ class Health(_Answer):
     models: ModelsStatus
 
 
+class Alive(_Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Readiness(_Answer):
+    """Whether songs are taken."""
+
+    status: Literal["ready", "starting", "unhealthy", "draining"]
+
+
 Prediction = (
     SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
 )

@@ -137,8 +137,8 @@ class Worker(gthread.ThreadWorker):
     """gunicorn's threaded worker with connections as described above."""
 
     network_seconds = 30.0
-    urgent_paths: Sequence[str] = ()  # asked by GET
     is_trusted: Callable[[bytes], bool] = staticmethod(lambda head: True)  # by a request's head, as it was sent
+    urgent_paths: Sequence[str] = ()  # asked by GET or HEAD
     refusal: Callable[[Exception], bytes]  # what is sent where a request cannot be read, or its answer not be made
 
     def init_process(self) -> None:
@@ -151,7 +151,7 @@ class Worker(gthread.ThreadWorker):
             words = "only %d files may be open at once, so no more than %d connections; allow more with ulimit -n 4096"
             self.log.warning(words, most_files(), self.worker_connections)
         self._seats = Seats(min(SLOW_CONNECTIONS, self.worker_connections // 4))
-        self._urgent_heads = tuple(f"GET {path} ".encode() for path in self.urgent_paths)
+        self._urgent_heads = tuple(f"{name} {path} ".encode() for name in ("GET", "HEAD") for path in self.urgent_paths)
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
         self._untrusted_pool = ThreadPoolExecutor(UNTRUSTED_THREADS, thread_name_prefix="untrusted")

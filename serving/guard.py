@@ -1,4 +1,4 @@
-"""Who may ask, and how much: the API key at the door, what only administrators may do, the size of a body.
+"""Who may ask, and how much: the server's names, the API key, what only administrators may do, the size of a body.
 
 It does not know what the routes do, and never shows a key or writes one down.
 """
@@ -14,33 +14,54 @@ from flask import Flask, Request, Response, request
 from pydantic import SecretStr
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from serving.problems import Problem
-from serving.settings import KEY_VARIABLE, Settings
+from serving.hosts import Hosts
+from serving.problems import Problem, shown
+from serving.settings import HOSTS_VARIABLE, KEY_VARIABLE, Settings
 
 SCHEME = "Bearer"
 KEY_HEADER = "X-API-Key"
 MOST_VALUES = 200_000  # which take 50 ms; a reference's base64 is one
 STARTS = (b",", b"[", b"{")
 KEY_IN_HEAD = re.compile(rb"\r\n(?:X-API-Key|Authorization):[ \t]*(?:Bearer[ \t]+)?([^ \t\r\n]+)", re.IGNORECASE)
+FOREIGN_PAGE = (
+    "a browser sent this for a page of another site, and this server has no key that tells its users from strangers; "
+    f"allowed: programs, pages of the server itself, and with {KEY_VARIABLE} whoever has the key"
+)
+KEY_WILL_DO = f", or set {KEY_VARIABLE}, with which any name will do"
 ASK_FOR_KEY = {"WWW-Authenticate": f'{SCHEME} realm="yue"'}
 
 
 def install(app: Flask, settings: Settings, open_views: Collection[Callable[..., object]]) -> None:
-    """Let nobody in without a key, where there are keys, but to `open_views`.
+    """Let nobody in without a key, where there are keys, but to `open_views`, which show no data.
 
     On Vertex AI the predict route is open too: there the platform has asked who it is, and lets no header through.
+    Where nobody asks for a key, browsers must not be used by other sites' pages to reach what their owners do not.
     """
-    keys = settings.api_keys
+    keys, hosts = settings.api_keys, Hosts(settings.host, settings.allowed_hosts)
+    keyless = not keys and not settings.aip_mode
+
+    def is_open() -> bool:
+        return app.view_functions.get(request.endpoint or "") in open_views
+
+    def check_host() -> None:
+        host = request.environ.get("HTTP_HOST")
+        if (settings.allowed_hosts or (keyless and settings.is_local)) and not hosts.include(host):
+            raise _not_allowed(host, "" if settings.allowed_hosts else KEY_WILL_DO)
+
+    def check_page() -> None:
+        is_link = request.method == "GET" and is_open() and request.headers.get("Sec-Fetch-Dest") == "document"
+        if keyless and not is_link and hosts.is_foreign_page(request.headers, request.method):
+            raise Problem(403, "cross-site", FOREIGN_PAGE)
 
     def check_key() -> None:
         on_vertex = settings.aip_mode and request.path == (settings.predict_route or "/predict")
-        if not keys or on_vertex or app.view_functions.get(request.endpoint or "") in open_views:
+        if not keys or on_vertex or is_open() or _opens(keys, request):
             return
-        if not _opens(keys, request):
-            detail = f"this server needs a key: send it as Authorization: {SCHEME} KEY, or as {KEY_HEADER}: KEY"
-            raise Problem(401, "unauthorized", detail, headers=ASK_FOR_KEY)
+        detail = f"this server needs a key: send it as Authorization: {SCHEME} KEY, or as {KEY_HEADER}: KEY"
+        raise Problem(401, "unauthorized", detail, headers=ASK_FOR_KEY)
 
-    app.before_request(check_key)
+    for check in (check_host, check_page, check_key):
+        app.before_request(check)
     app.after_request(_take_by_its_name)
 
 
@@ -48,10 +69,11 @@ def check_admin(settings: Settings) -> None:
     """Raises Problem where whoever was let in may not change models or see everybody's jobs."""
     if settings.may_administer:
         return
+    what = "changing models, cancelling their download and listing all jobs are closed"
     if settings.admin == "off":
-        raise Problem(403, "forbidden", "models and the list of jobs are closed here, by YUE_ADMIN=off")
+        raise Problem(403, "forbidden", f"{what} here, by YUE_ADMIN=off")
     detail = (
-        "models and the list of jobs are closed, as anybody may reach this server; "
+        f"{what}, as anybody may reach this server; "
         f"set {KEY_VARIABLE}, so that only those with the key do, or YUE_ADMIN=on"
     )
     raise Problem(403, "forbidden", detail)
@@ -86,6 +108,14 @@ def is_trusted(settings: Settings, head: bytes) -> bool:
     if not settings.api_keys or settings.aip_mode:
         return True
     return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])
+
+
+def _not_allowed(host: object, otherwise: str) -> Problem:
+    detail = (
+        f"Host: got {shown(host)}; allowed: localhost, this machine's own name and addresses, and the names in "
+        f"{HOSTS_VARIABLE}; set it to have this one too{otherwise}"
+    )
+    return Problem(403, "host-not-allowed", detail, {"field": "Host", "value": shown(host)})
 
 
 def _opens(keys: Collection[SecretStr], asked: Request) -> bool:

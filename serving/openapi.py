@@ -38,6 +38,14 @@ SECURITY = {
 }
 REF = "#/components/schemas/"
 NULL = {"type": "null"}
+PREDICT_BODY = {
+    "anyOf": [
+        {"$ref": REF + "PredictRequest"},
+        {"allOf": [{"$ref": REF + "Instance"}], "required": ["genres", "lyrics"]},
+        {"$ref": REF + "JobOperation"},
+        {"$ref": REF + "ModelsOperation"},
+    ]
+}
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 AGAIN = (429, 503, 507)  # the statuses of what passes
 # What the first prediction says of a job leads to these.
@@ -53,8 +61,8 @@ Json = dict[str, Any]
 View = Callable[..., Any]
 
 
-def install(app: Flask, max_instances: int) -> None:
-    """Serve the contract of all the routes that the app has when it is asked first."""
+def install(app: Flask, max_instances: int) -> tuple[View, View]:
+    """Serve the contract of all the routes that the app has when it is asked first, by the views that are returned."""
 
     @cache
     def built() -> Json:
@@ -74,6 +82,7 @@ def install(app: Flask, max_instances: int) -> None:
         ("/docs", "GET", docs),
     ):
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
+    return contract, docs
 
 
 def document(app: Flask, max_instances: int) -> Json:
@@ -203,7 +212,7 @@ def _body(operation: Operation, schemas: _Schemas) -> Json:
     by_hand = operation.body == PREDICT
     examples = read_examples() if by_hand else operation.examples
     content = {
-        "schema": {"$ref": REF + "PredictRequest"} if by_hand else schemas.of(operation.body),
+        "schema": PREDICT_BODY if by_hand else schemas.of(operation.body),
         "examples": {re.sub(r"\W+", "-", name): {"summary": name, "value": body} for name, body in examples.items()},
     }
     return {"required": operation.body_required, "content": {JSON: content}}

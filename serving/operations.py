@@ -93,9 +93,17 @@ PREDICT_TEXT = """\
 An instance is a song, or an operation on a job or on the models. `parameters` are defaults for all songs. A song \
 that is not done within `wait_seconds` goes on, and its prediction names its job.
 
-With the header `Accept: audio/mpeg` (or the type of the song's format) and one instance the answer is the first \
-track's file itself; 202 and the job where the song is not done in time. One bad instance among good ones is answered \
-in its prediction's `error`; where none is good, the answer is a problem."""
+A body that is an instance itself, without `instances`, is the only one.
+
+With the header `Accept: audio/mpeg` (or the type of another format, in which the song is then made where the request \
+names none) and one instance the answer is the first track's file itself; 202 and the job where the song is not done \
+in time. One bad instance among good ones is answered in its prediction's `error`; where none is good, the answer is a \
+problem."""
+
+READY_TEXT = """\
+With `YUE_LOADING=startup`: once the models are ready, as `/health` has it. With `on_demand`: at once, since songs \
+bring their models; unlike `/health`, not while the engine ends again and again and songs are refused. Never while the \
+server stops. It changes nothing and begins nothing."""
 
 OPERATIONS = {
     "predict": Operation(
@@ -162,6 +170,18 @@ OPERATIONS = {
             ),
         },
     ),
+    "livez": Operation("Server", {200: _json(answers.Alive, "It answers.")}, "Looks at nothing else."),
+    "readyz": Operation(
+        "Server",
+        {
+            200: _json(answers.Readiness, "A song is taken."),
+            503: _json(
+                answers.Readiness, "Not now.", headers={"Retry-After": "in so many seconds another try may help"}
+            ),
+        },
+        READY_TEXT,
+    ),
+    "home": Operation("Server", {302: Answer("To /docs.", headers={"Location": "the page"})}),
     "models_status": Operation("Models", {200: _json(answers.ModelsStatus, "The models.")}),
     "download_models": Operation(
         "Models",

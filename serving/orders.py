@@ -18,7 +18,7 @@ from inference.errors import InvalidField
 from inference.song import SongRequest
 from serving import schemas
 from serving.problems import invalid
-from serving.schemas import Instance, ReferenceFields
+from serving.schemas import DRAW_SEED, Instance, ReferenceFields
 from serving.singers import another_model
 
 DRAWN_SEEDS = 2**32  # short enough to be typed again
@@ -51,7 +51,7 @@ def read_order(
         raise invalid([InvalidField("Idempotency-Key", key, "what request_id says, or only one of the two")])
     wanted = schemas.read(Instance, read_from)
     _check_model(wanted.model, model)
-    seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed is None else wanted.seed
+    seed = secrets.randbelow(DRAWN_SEEDS) if wanted.seed in (None, DRAW_SEED) else wanted.seed
     given: dict[str, Any] = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name, None)) is not None}
     if wanted.guidance_scale:
         given["guidance_scale"] = tuple(wanted.guidance_scale)
@@ -84,6 +84,8 @@ def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
 
 def _fingerprint(wanted: Instance, company: object) -> str:
     body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
+    if wanted.seed == DRAW_SEED:
+        del body["seed"]
     if company is not None:
         body["company"] = company
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

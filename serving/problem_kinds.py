@@ -45,6 +45,20 @@ class Kind:
 _KINDS = (
     Kind("bad-request", 400, (ANYWHERE,), "The HTTP request itself is malformed.", "Correct the request."),
     Kind("unauthorized", 401, (ANYWHERE,), "The server needs a key.", "Send one, as `detail` says."),
+    Kind(
+        "host-not-allowed",
+        403,
+        (ANYWHERE,),
+        "The server was asked by a name that is not its own.",
+        "Use its address, or have the name added to `YUE_ALLOWED_HOSTS`.",
+    ),
+    Kind(
+        "cross-site",
+        403,
+        (ANYWHERE,),
+        "A browser sent the request for a page of another site, to a server without a key.",
+        "Ask from a program or from a page of the server itself, or set `YUE_API_KEY`.",
+    ),
     Kind("forbidden", 403, (ANYWHERE,), "That is for administrators only.", "Do what `detail` says."),
     Kind("invalid-json", 400, (BODY,), "The body is no JSON.", "Send JSON, encoded as UTF-8."),
     Kind("invalid-request", 400, (BODY,), "The body or an instance is not an object.", "Send what `detail` allows."),
@@ -100,6 +114,13 @@ _KINDS = (
         "Ask again for a new one, with a new `request_id`.",
     ),
     Kind(
+        "precondition-failed",
+        412,
+        (AUDIO,),
+        "The file is not the one that `If-Match` names.",
+        "Ask without the condition, or for another job.",
+    ),
+    Kind(
         "request-entity-too-large",
         413,
         (BODY,),
@@ -111,8 +132,8 @@ _KINDS = (
         "unsupported-media-type",
         415,
         (BODY,),
-        "The body is not declared as JSON.",
-        "Send `Content-Type: application/json`.",
+        "The body is not declared as JSON, or it is compressed.",
+        "Send `Content-Type: application/json` and no `Content-Encoding`.",
     ),
     Kind(
         "requested-range-not-satisfiable",

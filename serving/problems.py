@@ -40,6 +40,7 @@ from inference.errors import (
     YueError,
 )
 from serving.problem_kinds import KINDS
+from serving.whole_text import whole, whole_value
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ class Problem(Exception):
         members: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(detail := whole(detail))
         assert _is_known(status, kind), f"{kind} with status {status} is not in serving/problem_kinds.py"
         self.status, self.kind, self.detail = status, kind, detail
-        self.members = dict(members or {})
+        self.members = {name: whole_value(value) for name, value in (members or {}).items()}
         self.headers = dict(headers or {})
 
     def having(self, **members: object) -> Problem:

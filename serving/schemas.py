@@ -20,8 +20,10 @@ from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
+from serving.whole_text import broken_text
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
+DRAW_SEED = -1  # the same as no seed, as other servers of this field have it
 LONGEST_DEADLINE_SECONDS = 86_400
 LARGEST_PIECE = 2**53 - 1  # bytes
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
@@ -58,7 +60,10 @@ def _whole_number(low: int, high: int) -> Any:
 
 
 def _address(part: str) -> Any:
-    where = f"instead of {part}, its address: https:// or gs://, of the server's YUE_REFERENCE_HOSTS"
+    where = (
+        f"instead of {part}, its address of up to {LONGEST_ADDRESS} characters: https:// or gs://, "
+        "of the server's YUE_REFERENCE_HOSTS"
+    )
     return Field(None, pattern=r"^(https|gs)://", max_length=LONGEST_ADDRESS, description=where)
 
 
@@ -134,7 +139,12 @@ class Parameters(_Strict):
         None, min_length=1, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters"
     )
     segments: Whole | None = _whole_number(1, 100)
-    seed: Whole | None = _whole_number(0, LARGEST_SEED)
+    seed: Whole | None = Field(
+        None,
+        ge=DRAW_SEED,
+        le=LARGEST_SEED,
+        description=f"a whole number from 0 to {LARGEST_SEED}, or {DRAW_SEED} to have one drawn",
+    )
     max_new_tokens: Whole | None = _whole_number(100, MAX_NEW_TOKENS)
     temperature: float | None = _number(0, 2)
     top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, up to 1")
@@ -228,7 +238,7 @@ class Download(_Strict):
 
     model: str | None = Field(None, description="the name of a model")
     revision: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_./-]{1,200}$", description="a branch, tag or commit of the model"
+        None, pattern=r"^[A-Za-z0-9_./-]{1,200}$", description="a branch, tag or commit of up to 200 characters"
     )
     force: bool = Field(False, description="true or false")
     wait: bool = Field(True, description="true or false")
@@ -242,18 +252,30 @@ class ModelsOperation(Download):
     )
 
 
+INSTANCE_FIELDS = {*Instance.model_fields, *JobOperation.model_fields, *ModelsOperation.model_fields}
+
+
 def read(schema: type[Schema], raw: object) -> Schema:
     """`raw` as the schema has it. Raises Problem, which names every field that is wrong."""
+    fields = without_nulls(as_object(raw), schema)
+    if broken := list(broken_text(fields)):
+        raise invalid(broken)
     try:
-        return schema.model_validate(without_nulls(as_object(raw), schema))
+        return schema.model_validate(fields)
     except ValidationError as error:
         raise invalid(_mistakes(schema, error)) from error
 
 
 def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str, object]]:
-    """The instances and the parameters of a /predict body. Raises Problem."""
-    fields = as_object(body, "a JSON object with instances")
-    unknown = [InvalidField(name, fields[name], "instances, parameters") for name in fields.keys() - TOP_LEVEL]
+    """The instances and the parameters of a /predict body; one that is an instance itself is the only one.
+
+    Raises Problem.
+    """
+    given = as_object(body, "a JSON object with instances")
+    fields = {name: value for name, value in given.items() if value is not None or name not in TOP_LEVEL}
+    if not fields.keys() & TOP_LEVEL and fields.keys() & INSTANCE_FIELDS:
+        return [fields], {}
+    unknown = [InvalidField(name, fields[name], _allowed_beside(name)) for name in fields if name not in TOP_LEVEL]
     if unknown:
         raise invalid(unknown)
     instances, parameters = fields.get("instances"), fields.get("parameters")
@@ -262,12 +284,12 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
         raise invalid([InvalidField("instances", got, f"a list of 1 to {max_instances} instances")])
     if parameters is not None and not isinstance(parameters, Mapping):
         raise invalid([InvalidField("parameters", parameters, "a JSON object")])
-    given = without_nulls(parameters or {}, Parameters)
+    defaults = without_nulls(parameters or {}, Parameters)
     try:
-        read(Parameters, given)
+        read(Parameters, defaults)
     except Problem as problem:
         raise problem.having(instance="#/parameters") from problem
-    return instances, given
+    return instances, defaults
 
 
 def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, object]:
@@ -303,6 +325,12 @@ def read_keys(header: str | None, instances: int) -> list[str | None]:
         room = LONGEST_REQUEST_ID - len(str(keys[-1])) + len(key)
         raise invalid([InvalidField("Idempotency-Key", header, f"1 to {room} characters for {instances} instances")])
     return keys
+
+
+def _allowed_beside(name: str) -> str:
+    """What stands at the top of a body, where that name does not."""
+    inside = f"; {name} belongs in an instance" if name in INSTANCE_FIELDS else ""
+    return f"instances, parameters{inside}"
 
 
 def _mistakes(schema: type[BaseModel], error: ValidationError) -> list[InvalidField]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference import catalog
 from inference.download import cache_folder
@@ -34,13 +34,22 @@ ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
 WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
 PREFIX = "YUE_"
 OF_OTHERS = ("YUE_ENDPOINT", "YUE_PIP_ARGS", "YUE_URL", "YUE_VENV")  # of the client and the scripts beside the server
+# What Kubernetes sets in every container beside a service named yue, or yue-and-more, YUE_PORT=tcp://10.0.0.1:80 too.
+SERVICE_LINK = r"YUE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+SERVICE_ADDRESS = r"(tcp|udp|sctp)://.*"
 SIMILAR = 0.8  # of two names' letters, for one to be taken for the other misspelt
 KEY_VARIABLE = "YUE_API_KEY"
+HOSTS_VARIABLE = "YUE_ALLOWED_HOSTS"
 KEY = r"[!-+\--~]{16,256}"  # all that can be seen and typed, but for the comma
 KEYS_TEXT = "one key or several, separated by commas, each of 16 to 256 visible ASCII characters"
 REFERENCE_HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?|gs://[a-z0-9][a-z0-9._-]+(/[^/]+)*"
 HOSTS_TEXT = "hosts such as audio.example.com or audio.example.com:8443, and gs://bucket/folder, separated by commas"
 HOST_TEXT = "an IP address of this machine such as 127.0.0.1, 0.0.0.0 or ::"
+ALLOWED_HOST = r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?"
+ALLOWED_HOSTS_TEXT = (
+    "names of this server such as music.example.com, *.example.com for all below it, IP addresses, or * for any, "
+    "without ports, separated by commas"
+)
 DATA_TEXT = "a folder on this machine that can be made and written, or a gs://, s3:// or az:// address"
 
 
@@ -119,6 +128,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description=KEYS_TEXT)
     admin: Literal["auto", "on", "off"] = Field(default="auto", description="auto, on or off")
     reference_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description=HOSTS_TEXT)
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description=ALLOWED_HOSTS_TEXT)
     port: int = Field(
         default=8080,
         ge=1,
@@ -139,6 +149,19 @@ class Settings(BaseSettings):
     predict_route: str | None = Field(
         default=None, pattern=ROUTE, validation_alias="AIP_PREDICT_ROUTE", description=ROUTE_TEXT
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment is read by each variable's one name; code may pass a field by its own."""
+        env_settings.config = {**env_settings.config, "populate_by_name": False}  # else YUE_PORT is read for PORT
+        return init_settings, env_settings
 
     @field_validator("model")
     @classmethod
@@ -182,6 +205,14 @@ class Settings(BaseSettings):
             raise ValueError("no hosts")
         return listed
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _are_names(cls, hosts: object) -> object:
+        listed = _listed(hosts) if isinstance(hosts, str) else hosts
+        if not isinstance(listed, tuple):
+            raise ValueError("no hosts")
+        return tuple(_as_host(str(host).lower()) for host in listed)
+
     @field_validator("host")
     @classmethod
     def _is_an_address(cls, host: str) -> str:
@@ -198,7 +229,12 @@ class Settings(BaseSettings):
         if self.admin != "auto":
             return self.admin == "on"
         # A key, the platform or this machine's own border says who comes in; else it is anybody.
-        return bool(self.api_key or self.aip_mode) or ipaddress.ip_address(self.host).is_loopback
+        return bool(self.api_key or self.aip_mode) or self.is_local
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return ipaddress.ip_address(self.host).is_loopback
 
     @property
     def bind(self) -> str:
@@ -246,13 +282,15 @@ def read_settings() -> Settings:
         raise InvalidSettings(describe(error)) from error
 
 
-def unknown_variables(names: Iterable[str]) -> list[str]:
-    """One line for each of these variables that looks like a setting and is none: whoever set it expects something."""
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One line for each variable that looks like a setting and is none: whoever set it expects something."""
     known = [variable for variable, _ in _variables().values()]
     lines = []
-    for name in sorted(names):
-        if name.upper().startswith(PREFIX) and name.upper() not in (*known, *OF_OTHERS):
-            nearest = get_close_matches(name.upper(), known, 1, SIMILAR)
+    for name, value in sorted(environment.items()):
+        upper = name.upper()
+        if upper.startswith(PREFIX) and upper not in (*known, *OF_OTHERS) and not _is_service_link(upper, value):
+            short = upper.removeprefix(PREFIX)
+            nearest = [short] if short in known else get_close_matches(upper, known, 1, SIMILAR)
             lines.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     return lines
 
@@ -270,8 +308,19 @@ def describe(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def _as_host(name: str) -> str:
+    """One of the allowed hosts, an IPv6 address in its shortest form. Raises ValueError."""
+    return name if re.fullmatch(ALLOWED_HOST, name) else str(ipaddress.IPv6Address(name.strip("[]")))
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set it. A number in YUE_PORT is a person's, who means PORT."""
+    is_address = name.endswith("_PORT") and re.fullmatch(SERVICE_ADDRESS, value)
+    return bool(is_address or re.fullmatch(SERVICE_LINK, name))
 
 
 def _variables() -> dict[str, tuple[str, str]]:

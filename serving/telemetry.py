@@ -38,7 +38,7 @@ def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, s
     """Give each request of the app an id, a line and a count, and the app the route /metrics."""
     metrics = Metrics(manager, jobs.backlog, seats_taken, settings.max_waiters)
     app.extensions[METRICS] = metrics
-    quiet = {"/health", "/metrics", settings.health_route}  # asked every few seconds, by machines
+    quiet = {"/health", "/livez", "/readyz", "/metrics", settings.health_route}  # asked every few seconds, by machines
 
     def expose() -> Response:
         """Numbers for Prometheus."""

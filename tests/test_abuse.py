@@ -27,7 +27,7 @@ LOUD_BYTES = 30_000_000  # far more than the system keeps for a connection
 LOUD_APP = f"tests.light_engine:light_app({LOUD_BYTES})"
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la", "seed": 1}
 BODY = json.dumps({"instances": [SONG]}).encode()
-HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 HALVES = {"nothing": b"", "half a head": HEAD[:40], "half a body": HEAD % len(BODY) + BODY[: len(BODY) // 2]}
 Start = Callable[..., RealServer]
 
@@ -87,7 +87,7 @@ def all_of(connection: socket.socket) -> bytes:
 
 def is_healthy(connection: socket.socket) -> bool:
     """Whether the server says so on that connection, which stays open."""
-    connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     received = b""
     while not received.endswith(b"}\n"):
         data = connection.recv(65_536)
@@ -119,9 +119,13 @@ def test_health_is_answered_while_every_thread_is_stuck(start: Start, connect: C
     server = start("tests.fakes:app_that_gets_stuck()", AIP_HEALTH_ROUTE="/ping")
     connections = [connect(server) for _ in range(ALL_THREADS)]
     for connection in connections:
-        connection.sendall(b"GET /stuck HTTP/1.1\r\nHost: here\r\n\r\n")
+        connection.sendall(b"GET /stuck HTTP/1.1\r\nHost: localhost\r\n\r\n")
     until(lambda: server.log().count("stuck") == ALL_THREADS)
     assert server.ask("/health")[0] == server.ask("/ping")[0] == 200
+    for head in (b"GET /livez", b"GET /readyz", b"HEAD /health", b"HEAD /livez"):
+        probe = connect(server)
+        probe.sendall(head + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert probe.recv(1_000).startswith(b"HTTP/1.1 200 ")
     server.kill()
 
 
@@ -132,7 +136,7 @@ def test_at_the_limit_of_connections_the_oldest_idle_one_makes_way(start: Start,
     for _ in range(8):  # each time the oldest ask just when they have to make way
         connections = [connect(server) for _ in range(2 * ALL_THREADS)]
         for connection in connections[: ALL_THREADS // 2]:
-            connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: here\r\n\r\n")
+            connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n\r\n")
             connect(server)
     assert server.ask("/health")[0] == 200
     assert server.children("gunicorn") == workers
@@ -173,7 +177,7 @@ def test_those_who_do_not_read_their_audio_hold_nobody_up_and_are_hung_up_on(sta
     connections = [connect(server) for _ in range(ALL_THREADS)]
     job_id = order(server)
     for connection in connections:
-        connection.sendall(f"GET /jobs/{job_id}/audio/mix.mp3 HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        connection.sendall(f"GET /jobs/{job_id}/audio/mix.mp3 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert server.ask("/health")[0] == 200
     until(lambda: opened(server, connections) == 0)
     received = len(all_of(connections[0]))
@@ -184,7 +188,9 @@ def test_a_slow_reader_gets_all_of_a_large_song(start: Start, connect: Connect) 
     server = start(LOUD_APP)
     connection = connect(server)
     job_id = order(server)
-    connection.sendall(f"GET /jobs/{job_id}/audio/mix.mp3 HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+    connection.sendall(
+        f"GET /jobs/{job_id}/audio/mix.mp3 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
     assert server.ask("/health")[0] == 200  # its buffers are full by now, and it has read nothing
     head, _, audio = all_of(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
@@ -223,11 +229,11 @@ def test_more_connections_than_files_may_be_open_do_not_end_the_server(
         b"GET\r\n\r\n",
         b"GET /health HTTP/9.9\r\n\r\n",
         b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: here\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
-        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: here\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: -1\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"\r\n" * 1_000 + b"\0" * 1_000,
     ],

@@ -109,7 +109,7 @@ def test_a_key_that_cannot_be_one_is_refused_whatever_is_asked(served: Served) -
 
 
 def test_a_path_with_a_doubled_slash_is_a_problem_like_any_unknown_one(served: Served) -> None:
-    problem(served.client.get("//jobs"), 404)
+    problem(served.client.get("//jobs", base_url="http://localhost"), 404)
     problem(served.client.get("/jobs//audio/mix.mp3"), 404)
 
 
@@ -207,7 +207,7 @@ def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
         (answers_schema.JobList, ask.get("/jobs").json),
         (answers_schema.UnsungJob, ask.get(f"/jobs/{cancelled}").json),
         (answers_schema.Problem, served.predict({**INSTANCE, "lyrics": "no tag"}).json),
-        (answers_schema.Problem, served.predict({**INSTANCE, "top_p": 2, "seed": -1}).json),
+        (answers_schema.Problem, served.predict({**INSTANCE, "top_p": 2, "seed": -2}).json),
     ]
     close_app(served.app)
     refusing = Served()

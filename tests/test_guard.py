@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from server import close_app
-from tests.fakes import INSTANCE, Served, problem
+from tests.fakes import INSTANCE, SECONDS, Served, problem
 from tests.real_server import RealServer
 
 KEY, OTHER = "first-key-0123456789", "second-key-987654321"
@@ -45,6 +45,7 @@ def ask(served: Served, method: str, path: str, **headers: str) -> Any:
     [
         ("POST", "/predict"),
         ("GET", "/models/status"),
+        ("GET", "/metrics"),
         ("POST", "/download-models"),
         ("DELETE", "/download-models"),
         ("GET", "/jobs"),
@@ -54,7 +55,7 @@ def ask(served: Served, method: str, path: str, **headers: str) -> Any:
         ("PUT", "/predict"),
     ],
 )
-def test_nothing_but_health_is_answered_without_a_key(locked: Served, method: str, path: str) -> None:
+def test_no_data_is_answered_without_a_key(locked: Served, method: str, path: str) -> None:
     response = ask(locked, method, path)
     assert problem(response, 401)["type"] == "urn:yue:problem:unauthorized"
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
@@ -141,21 +142,64 @@ def test_on_vertex_ai_songs_need_no_key_and_other_paths_do() -> None:
 )
 def test_who_may_change_models_and_see_all_jobs(settings: dict[str, str], may: bool) -> None:
     served = Served(**settings)
-    operations = [{"operation": "download-models"}, {"operation": "cancel-download"}]
+    changes = [{"force": True}, {"model": "en-cot"}, {"model": "tiny"}]  # back to the one that is set up
+    operations = [{"operation": "cancel-download"}, *({"operation": "download-models", **change} for change in changes)]
     answers = [
-        ask(served, "POST", "/download-models"),
+        *(served.client.post("/download-models", json=change) for change in changes),
         ask(served, "DELETE", "/download-models"),
+        ask(served, "POST", "/download-models/cancel"),
         ask(served, "GET", "/jobs"),
         *map(served.predict, operations),
     ]
-    assert {answer.status_code for answer in answers} == {200 if may else 403}
-    assert bool(served.models.fetches) is may
+    if may:
+        assert {answer.status_code for answer in answers} == {200}
+    else:
+        assert [answer.status_code for answer in answers] == [403, 403, 200, 403, 403, 403, 403, 403, 403, 200]
+    assert len(served.models.fetches) == (6 if may else 1)
+    close_app(served.app)
+
+
+@pytest.mark.parametrize("settings", [{"host": BEYOND}, {"host": BEYOND, "admin": "off"}])
+@pytest.mark.parametrize("asked", [{}, {"wait": False}, {"model": "tiny"}, {"force": False, "model": None}])
+def test_who_may_sing_may_have_the_model_loaded_that_sings(settings: dict[str, str], asked: dict[str, object]) -> None:
+    for by_operation in (False, True):
+        served = Served(**settings)
+        if by_operation:
+            answer = served.predict({"operation": "download-models", **asked}).json["predictions"][0]
+        else:
+            answer = served.client.post("/download-models", json=asked).json
+        assert answer["status"] in ("success", "accepted")
+        assert served.one()["status"] == "succeeded"
+        assert len(served.models.fetches) == 1
+        close_app(served.app)
+
+
+def test_the_model_that_sings_is_the_one_that_administrators_chose() -> None:
+    served = Served(host=BEYOND)
+    served.manager.load("en-cot", "some-branch").result(SECONDS)
+    assert (
+        served.client.post("/download-models", json={"model": "en-cot", "revision": "some-branch"}).status_code == 200
+    )
+    for asked in ({"model": "en-cot"}, {"model": "tiny"}, {"revision": "main"}, {"model": "no such model"}):
+        problem(served.client.post("/download-models", json=asked), 403)
+    assert len(served.models.fetches) == 1
+    close_app(served.app)
+
+
+def test_a_pause_after_crashes_is_ended_by_administrators_alone() -> None:
+    served = Served(host=BEYOND)
+    served.models.crash(4)
+    answer = served.client.post("/download-models")
+    assert problem(answer, 503)["type"] == "urn:yue:problem:engine-failed"
+    assert answer.headers["Retry-After"] == "20"
+    served.models.clock.advance(20)
+    assert served.client.post("/download-models").status_code == 200
     close_app(served.app)
 
 
 def test_a_closed_server_says_how_to_open_it_and_still_sings() -> None:
     served = Served(host=BEYOND)
-    refused = problem(ask(served, "POST", "/download-models"), 403)
+    refused = problem(ask(served, "DELETE", "/download-models"), 403)
     assert refused["type"] == "urn:yue:problem:forbidden"
     assert "YUE_API_KEY" in refused["detail"] and "YUE_ADMIN=on" in refused["detail"]
     job_id = served.one()["job_id"]  # which brought the models

@@ -88,6 +88,14 @@ def test_a_seed_is_drawn_when_none_is_given() -> None:
     assert all(0 <= seed < orders.DRAWN_SEEDS for seed in seeds)
 
 
+@pytest.mark.parametrize("seed", [-1, -1.0])
+def test_a_seed_of_minus_one_is_drawn_and_counts_as_none(seed: float) -> None:
+    drawn, other = order(seed=seed), order(seed=seed)
+    assert 0 <= drawn.request.seed < orders.DRAWN_SEEDS and drawn.request.seed != other.request.seed
+    assert drawn.fingerprint == order().fingerprint == order({"seed": -1}).fingerprint
+    assert order({"seed": 7}, seed=seed).request.seed != 7  # the instance says otherwise than its defaults
+
+
 def test_parameters_are_the_defaults_of_an_instance() -> None:
     request = order({"genres": "rock", "top_k": 7, "seed": 1}, top_k=9).request
     assert (request.genres, request.top_k, request.seed) == ("pop", 9, 1)
@@ -105,7 +113,8 @@ def test_parameters_are_the_defaults_of_an_instance() -> None:
         ("segments", "3"),
         ("segments", True),
         ("segments", 1.5),
-        ("seed", -1),
+        ("seed", -2),
+        ("seed", -1.5),
         ("seed", 2**53),
         ("seed", float("inf")),
         ("max_new_tokens", 99),
@@ -171,7 +180,7 @@ def test_a_missing_field_is_named() -> None:
 
 
 def test_every_wrong_field_is_listed() -> None:
-    problem = refused(top_p=2, seed=-1, lyrics="no tag")
+    problem = refused(top_p=2, seed=-2, lyrics="no tag")
     assert {error["field"] for error in problem["errors"]} == {"top_p", "seed", "lyrics"}
     assert "3 fields are wrong" in problem["detail"]
 
@@ -261,6 +270,15 @@ def test_the_fingerprint_is_of_what_is_sung() -> None:
         ({"instances": [1], "parameter": {}}, "instances, parameters"),
         ({"instances": [1], "parameters": []}, "parameters: got []; allowed: a JSON object"),
         ({"instances": [1], "parameters": {"top_p": 2}}, "top_p: got 2"),
+        ({"instances": None}, "instances: got nothing"),
+        ({"parameters": {"genres": "pop", "lyrics": LYRICS}}, "instances: got nothing"),
+        (
+            {"instances": [INSTANCE], "genres": "pop"},
+            "genres: got 'pop'; allowed: instances, parameters; genres belongs",
+        ),
+        ({"instances": [INSTANCE], "job_id": "1"}, "job_id belongs in an instance"),
+        ({"parameters": {}, **INSTANCE}, "genres belongs in an instance"),
+        ({"genre": "pop"}, "genre: got 'pop'; allowed: instances, parameters"),
         ({"instances": [1], "parameters": {"nonsense": 2}}, "nonsense: got 2"),
     ],
 )
@@ -269,6 +287,34 @@ def test_a_wrong_body_is_named(body: object, named: str) -> None:
         schemas.read_body(body, max_instances=2)
     assert caught.value.status == 400
     assert named in caught.value.detail
+
+
+@pytest.mark.parametrize("body", [INSTANCE, {"job_id": "1", "operation": "status"}, {"operation": "models/status"}])
+def test_a_body_that_is_an_instance_is_the_only_one(body: dict[str, object]) -> None:
+    assert schemas.read_body(body, max_instances=2) == ([body], {})
+    assert schemas.read_body({**body, "instances": None}, max_instances=2) == ([body], {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lyrics", "[verse]\n" + "x" * 20_000),
+        ("genres", "x" * 1_001),
+        ("request_id", "x" * 129),
+        ("reference", {"audio_uri": "https://audio.example.com/" + "x" * 4_096}),
+    ],
+)
+def test_what_is_too_long_is_told_its_length_and_the_limit(field: str, value: Any) -> None:
+    problem = refused(**{field: value})
+    text = value["audio_uri"] if isinstance(value, dict) else value
+    assert f"({len(text)} characters); allowed: " in problem["detail"]
+    limit = {"lyrics": "20000", "genres": "1000", "request_id": "128", "reference": "4096"}[field]
+    assert limit in problem["allowed"]
+
+
+def test_a_revision_that_is_too_long_is_told_its_length_and_the_limit() -> None:
+    with pytest.raises(Problem, match=r"revision: got 'xxx.*… \(201 characters\); allowed: .*200"):
+        schemas.read(Download, {"model": "a/b", "revision": "x" * 201})
 
 
 def test_operations_are_read_strictly() -> None:

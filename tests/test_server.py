@@ -80,7 +80,7 @@ def test_one_bad_instance_is_that_problem(served: Served) -> None:
 
 
 def test_only_bad_instances_are_one_problem_that_lists_them(served: Served) -> None:
-    answer = problem(served.predict({**INSTANCE, "top_p": 2}, {**INSTANCE, "seed": -1}), 400)
+    answer = problem(served.predict({**INSTANCE, "top_p": 2}, {**INSTANCE, "seed": -2}), 400)
     assert [error["field"] for error in answer["errors"]] == ["top_p", "seed"]
 
 
@@ -212,6 +212,25 @@ def test_those_who_wait_never_take_the_last_threads(held: Served) -> None:
         held.models.engine.sing_on()
         assert first.result(SECONDS)["status"] == "succeeded"
     assert held.one()["status"] == "succeeded"  # the seat is free again
+
+
+def test_a_song_or_an_operation_may_be_the_whole_body(served: Served) -> None:
+    song = served.client.post("/predict", json={**INSTANCE, "seed": 3}).json["predictions"]
+    assert [(each["status"], each["seed"]) for each in song] == [("succeeded", 3)]
+    status = {"job_id": song[0]["job_id"], "operation": "status"}
+    assert served.client.post("/predict", json=status).json["predictions"][0]["job_id"] == song[0]["job_id"]
+    assert (
+        served.client.post("/predict", json={"operation": "models/status"}).json["predictions"][0]["status"] == "ready"
+    )
+    file = served.client.post("/predict", json={**INSTANCE, "seed": 5}, headers=MP3)
+    assert file.data == b"mix of pop 5"
+    assert problem(served.client.post("/predict", json={"genres": "pop"}), 400)["field"] == "lyrics"
+
+
+def test_a_drawn_seed_is_told_and_the_same_request_is_the_same_song(served: Served) -> None:
+    drawn = served.one(seed=-1, request_id="drawn")
+    assert drawn["seed"] >= 0
+    assert served.one(request_id="drawn") == served.one(seed=-1, request_id="drawn") == drawn
 
 
 def test_the_same_request_id_sings_once(served: Served) -> None:

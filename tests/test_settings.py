@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from serving.settings import RESERVED_THREADS, InvalidSettings, Settings, read_settings
+from serving.settings import RESERVED_THREADS, InvalidSettings, Settings, read_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "YUE_API_KEY": "0123456789abcdef,fedcba9876543210",
         "YUE_ADMIN": "off",
         "YUE_REFERENCE_HOSTS": "audio.example.com, gs://bucket/folder",
+        "YUE_ALLOWED_HOSTS": "Music.example.com, *.example.org, FD00:0::5",
         "YUE_HOST": "::",
         "PORT": "9000",
         "AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2",
@@ -92,6 +93,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "api_key": SecretStr("0123456789abcdef,fedcba9876543210"),
         "admin": "off",
         "reference_hosts": ("audio.example.com", "gs://bucket/folder"),
+        "allowed_hosts": ("music.example.com", "*.example.org", "fd00::5"),
         "host": "::",
         "port": 9_000,
         "health_route": "/v1/endpoints/1/deployedModels/2",
@@ -141,6 +143,10 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("YUE_ADMIN", "yes", "auto, on or off"),
         ("YUE_REFERENCE_HOSTS", "https://audio.example.com", "audio.example.com:8443"),
         ("YUE_REFERENCE_HOSTS", "*", "separated by commas"),
+        ("YUE_ALLOWED_HOSTS", "http://music.example.com", "without ports"),
+        ("YUE_ALLOWED_HOSTS", "music.example.com:8080", "without ports"),
+        ("YUE_ALLOWED_HOSTS", "music.example.com,", "separated by commas"),
+        ("YUE_ALLOWED_HOSTS", "*example.com", "*.example.com"),
         ("YUE_HOST", "example.com", "an IP address"),
         ("PORT", "http", "a port from 1 to 65535"),
         ("AIP_HTTP_PORT", "70000", "a port from 1 to 65535"),
@@ -195,3 +201,51 @@ def test_only_vertex_ai_and_who_asks_for_it_reach_beyond_this_machine(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert read_settings().bind == bind
+
+
+# What Kubernetes sets beside services named yue and yue-server.
+SERVICE_LINKS = {
+    "YUE_SERVICE_HOST": "10.0.0.1",
+    "YUE_SERVICE_PORT": "80",
+    "YUE_SERVICE_PORT_HTTP": "80",
+    "YUE_PORT": "tcp://10.0.0.1:80",
+    "YUE_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "YUE_PORT_80_TCP_PROTO": "tcp",
+    "YUE_PORT_80_TCP_PORT": "80",
+    "YUE_PORT_80_TCP_ADDR": "10.0.0.1",
+    "YUE_PORT_53_UDP": "udp://[fd00::1]:53",
+    "YUE_SERVER_SERVICE_HOST": "10.0.0.1",
+    "YUE_SERVER_PORT": "tcp://10.0.0.1:80",
+    "YUE_SERVER_PORT_8080_TCP_ADDR": "10.0.0.1",
+}
+
+
+def test_what_kubernetes_sets_beside_a_service_named_yue_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings() == Settings() and read_settings().http_port == 8080
+    assert unknown_variables(SERVICE_LINKS) == []
+
+
+def test_no_setting_is_read_under_a_second_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = read_settings()
+    aliases = {name: field.validation_alias for name, field in Settings.model_fields.items() if field.validation_alias}
+    assert {"port", "aip_mode", "health_route"} <= aliases.keys()
+    for name in aliases:
+        for second in (f"YUE_{name}".upper(), name.upper()):
+            if second not in aliases.values():
+                monkeypatch.setenv(second, "/7")
+    assert read_settings() == defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("YUE_PORT", "PORT"),
+        ("YUE_AIP_MODE", "AIP_MODE"),
+        ("YUE_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
+        ("YUE_LODING", "YUE_LOADING"),
+    ],
+)
+def test_who_sets_another_name_is_told_the_right_one(name: str, meant: str) -> None:
+    assert unknown_variables({name: "8081"}) == [f"{name} is no setting; did you mean {meant}?"]
