@@ -73,6 +73,7 @@ DOWNLOAD_REASONS = {
     "corrupted": "a file is not what it should be, also when fetched again",
     "no_space": "the disk is too small",
     "not_writable": "the folder for the files cannot be written",
+    "not_readable": "a file that is here cannot be read",
     "cancelled": "somebody asked for the end",
     "failed": "the download's process ended without an answer, or by a mistake of ours",
 }

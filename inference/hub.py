@@ -48,6 +48,7 @@ class HubSource:
     """A repository on the Hub, kept in the Hub's cache as its own library would."""
 
     removable = True
+    keeps_revisions = True
 
     def __init__(self, repository: Repository) -> None:
         revision = f" at revision {repository.revision}" if repository.revision else ""
@@ -79,6 +80,10 @@ class HubSource:
             response = self._get(response.links["next"]["url"])
             entries += response.json()
         return [_wanted(entry) for entry in entries if entry["type"] == "file"]
+
+    def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
+        """A commit does not change."""
+        return True
 
     def wants(self, path: str) -> bool:
         """Whether a model needs it."""

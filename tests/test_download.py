@@ -29,6 +29,7 @@ STAGE_1 = ZH_COT.stage1.name
 SECONDS = 60.0
 KILLS = 15
 UNWANTED = "README.md"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 3711\n" % (b"0a" * 32)
 
 
 @pytest.fixture
@@ -166,6 +167,23 @@ def test_a_cached_file_that_was_cut_short_or_lost_is_fetched_again(hub: HubServe
     (files.stage2 / "model.safetensors").resolve().write_bytes(b"short")
     (files.codec / "decoders/decoder_131000.pth").resolve().unlink()
     assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+
+
+def test_a_pointer_in_the_cache_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    (files.stage2 / "model.safetensors").resolve().write_bytes(POINTER)
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+
+
+def test_a_pointer_that_the_hub_sends_is_named_until_the_file_is_there(hub: HubServer, tmp_path: Path) -> None:
+    content = (hub.root / STAGE_1 / "tokenizer.model").read_bytes()
+    hub.write(STAGE_1, "tokenizer.model", POINTER)
+    for _ in range(2):
+        error = refusal(ZH_COT, tmp_path)
+        assert error.reason == "corrupted"
+        assert f"tokenizer.model of repository {STAGE_1} is a git-lfs pointer" in str(error)
+    hub.write(STAGE_1, "tokenizer.model", content)
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
 
 
 def test_a_file_that_comes_corrupted_once_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
