@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog, child_log, tiny, weights
+from inference import catalog, child_log, hub_settings, tiny, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
 from inference.transfer import Emit, Patience, Source
@@ -168,8 +168,11 @@ def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, S
     """For each part, where its files come from."""
     repositories: dict[str, Repository] = {part: getattr(model, part) for part in PARTS}
     if local is None:
-        from inference.hub import HubSource  # here, because it reads the environment when it is imported
-
+        try:
+            from inference.hub import HubSource  # here, because it reads the environment when it is imported
+        except ValueError as error:
+            hub_settings.check(os.environ)
+            raise DownloadError(f"the settings of the Hub's library: {error}", "invalid_setting") from error
         return {part: HubSource(repository) for part, repository in repositories.items()}
     from inference.mirror import LocalSource, MirrorSource
     from storage import Storage, is_address

@@ -68,6 +68,7 @@ DOWNLOAD_REASONS = {
     "no_repository": "there is no such repository or folder, or it is private",
     "no_revision": "the repository has no such revision",
     "missing_file": "a file that singing needs is not there",
+    "invalid_setting": "a variable of the environment cannot be used",
     "offline": "the network is switched off, and not all is here",
     "unavailable": "the other side did not answer, or with errors, again and again",
     "corrupted": "a file is not what it should be, also when fetched again",

@@ -202,6 +202,11 @@ class Settings(BaseSettings):
         return bool(self.api_key or self.aip_mode) or ipaddress.ip_address(self.host).is_loopback
 
     @property
+    def needs_hub(self) -> bool:
+        """Whether the weights come from the Hub."""
+        return self.model != catalog.TINY and self.weights is None
+
+    @property
     def bind(self) -> str:
         """Where to listen, as `address:port`."""
         return f"[{self.host}]:{self.http_port}" if ":" in self.host else f"{self.host}:{self.http_port}"
