@@ -54,6 +54,7 @@ class Supply:
     patience: Patience
     force: bool = False
     free_bytes: FreeBytes = free_bytes
+    announce: Callable[[int], None] = lambda needed_bytes: None  # hears what will be fetched, before the first byte
 
 
 @dataclass
@@ -198,14 +199,14 @@ def _fetch(holdings: list[Holding], missing: list[Holding], terms: Supply) -> No
                 holding.source.store(holding.revision, file).unlink(missing_ok=True)  # it was found to be wrong
         except OSError as error:
             raise disk_error(holding.source.title, error) from error
-    _require_room(missing, terms)
+    terms.announce(_require_room(missing, terms))
     meter = _meter(holdings, terms.emit)
     meter.start()
     _move([move for holding in missing for move in holding.moves(meter)])
 
 
-def _require_room(missing: list[Holding], terms: Supply) -> None:
-    """All that is missing must fit, before the first byte comes."""
+def _require_room(missing: list[Holding], terms: Supply) -> int:
+    """All that is missing must fit, before the first byte comes; so many bytes it is."""
     needed = sum(holding.needed_bytes() for holding in missing)
     folder = missing[0].folder  # all lie in one cache
     free = terms.free_bytes(folder)
@@ -216,6 +217,7 @@ def _require_room(missing: list[Holding], terms: Supply) -> None:
             "make room, or set HF_HOME and XDG_CACHE_HOME to folders on a larger disk",
             "no_space",
         )
+    return needed
 
 
 def _meter(holdings: list[Holding], emit: Emit) -> Meter:

@@ -146,6 +146,26 @@ def test_two_models_share_what_they_have_in_common(hub: HubServer, tmp_path: Pat
     assert hub.count(catalog.STAGE_2.name) == hub.count(catalog.CODEC.name) == 0
 
 
+def test_a_machine_without_a_gpu_is_warned_of_before_the_first_byte(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    held = hub.fault("model-00001", effect="hold")
+    running = DownloadProcess(ZH_COT, tmp_path, device="cpu")
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    assert held.reached.wait(SECONDS)
+    (warning,) = warnings()
+    held.release()
+    assert warning.startswith("zh-cot: 0.1 GB of weights are fetched, but there is no GPU here")
+    assert "estimate" in warning
+    thread.join(SECONDS)
+    DownloadProcess(ZH_COT, tmp_path, device="cpu").run()
+    assert warnings() == [warning], "nothing is fetched the second time"
+
+
 # -- what is here is proven
 
 
