@@ -50,7 +50,8 @@ ARG BAKE_MODEL=
 # No more than the download imports: a change of anything else does not fetch the weights anew.
 COPY entrypoint.sh storage.py ./
 COPY inference/__init__.py inference/catalog.py inference/child_log.py inference/download.py inference/errors.py \
-     inference/hub.py inference/mirror.py inference/proof.py inference/transfer.py inference/weights.py inference/
+     inference/gpu.py inference/hub.py inference/hub_settings.py inference/mirror.py inference/proof.py \
+     inference/transfer.py inference/weights.py inference/
 # What makes the tiny model.
 COPY inference/tiny.py inference/tiny_weights.py inference/tiny_layers.py inference/tiny_text.py \
      inference/vocabulary.py inference/

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from yue_client import files, songs, vertex
+from yue_client import files, question, songs, vertex
 from yue_client.errors import INTERRUPTED, ClientError, Forgotten, Json, Misused
 from yue_client.progress import Progress, models_words
 from yue_client.transport import Clock, Http, Server
@@ -132,6 +132,7 @@ def download(server: Server, arguments: argparse.Namespace, progress: Progress) 
         return answer, str(answer["message"])
     wishes = {"model": arguments.model, "revision": arguments.revision, "force": arguments.force or None}
     asked = {name: wish for name, wish in wishes.items() if wish is not None}
+    question.confirm_download(server, arguments.model, arguments.yes, progress)
     answer = server.predict({"operation": "download-models", "wait": False, **asked})
     if answer.get("status") == "success" or arguments.no_wait:
         state = answer["models"]
@@ -365,6 +366,7 @@ def _add_download(one: Any) -> None:
     one.add_argument("--model", help="another model than the one that is set up")
     one.add_argument("--revision", help="a branch, tag or commit of it")
     one.add_argument("--force", action="store_true", help="prove every file anew")
+    one.add_argument("--yes", action="store_true", help="do not ask, where the server has no GPU")
     either = one.add_mutually_exclusive_group()
     either.add_argument("--no-wait", action="store_true", help="only begin")
     either.add_argument("--cancel", action="store_true", help="end what is being fetched")

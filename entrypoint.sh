@@ -69,7 +69,8 @@ serve() {
 # The first process of a container gets no signal that it does not ask for, and Python does not ask for SIGTERM:
 # so this shell stays, and passes it on.
 download() {
-  local code=0 weights=${YUE_WEIGHTS:-${AIP_STORAGE_URI:-}} arguments=(--model "${YUE_MODEL:-tiny}" --cache "$cache")
+  local code=0 weights=${YUE_WEIGHTS:-${AIP_STORAGE_URI:-}}
+  local arguments=(--model "${YUE_MODEL:-tiny}" --device "${YUE_DEVICE:-auto}" --cache "$cache")
   [[ -z $weights ]] || arguments+=(--local "$weights")
   check_python obstore
   trap stop INT TERM

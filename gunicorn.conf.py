@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inference import hub_settings
 from serving import logs
 from serving.connections import SLOW_CONNECTIONS
 from serving.settings import InvalidSettings, read_settings, unknown_variables
@@ -46,6 +47,8 @@ def on_starting(server: Any) -> None:
     logs.catch_all()
     for line in unknown_variables(os.environ):
         logging.getLogger("serving.settings").warning("%s", line)
+    for line in hub_settings.mistakes(os.environ) if _settings.needs_hub else ():
+        logging.getLogger("serving.settings").warning("%s", line)  # no more: the weights may be here already
 
 
 def post_fork(server: Any, worker: Any) -> None:

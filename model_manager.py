@@ -58,12 +58,14 @@ class ModelManager:
         fetch: MakeFetch,
         start_engine: StartEngine,
         clock: Callable[[], float] = time.monotonic,
+        has_gpu: bool = True,
     ) -> None:
         self.models_loaded = threading.Event()
         self.models_downloading = threading.Event()
         self.load_lock = threading.Lock()  # held while files are fetched and an engine starts
         self._fetch = fetch
         self._start_engine = start_engine
+        self._has_gpu = has_gpu
         # Guards the fields below, held for moments only; notified when a song leaves its engine or an attempt ends.
         self._guard = threading.Condition(threading.Lock())
         self._model = model
@@ -174,6 +176,9 @@ class ModelManager:
 
     def status(self) -> dict[str, object]:
         """Where the models are; all that /models/status shows."""
+        return {**self._state(), "gpu": self._has_gpu}
+
+    def _state(self) -> dict[str, object]:
         with self._guard:
             loaded, attempt = self._living(), self._attempt
             unloaded, model = self._unloaded, self._model

@@ -39,6 +39,7 @@ main() {
   check_output
   check_port
   prepare_environment requirements.txt
+  "$python" -m inference.gpu "$YUE_MODEL" "${YUE_DEVICE:-auto}" # warns where the real weights would find none
   trap stop EXIT
   trap 'exit 129' HUP
   trap 'exit 130' INT

@@ -16,7 +16,7 @@ from typing import NoReturn
 from flask import Flask, Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from inference import catalog
+from inference import catalog, gpu
 from inference.catalog import Model
 from inference.download import DownloadProcess, cache_folder
 from inference.errors import StorageError
@@ -109,9 +109,10 @@ def make_manager(settings: Settings) -> ModelManager:
     """The real one: downloads and the engine in processes of their own."""
 
     def fetch(model: Model, force: bool) -> Fetch:
-        return DownloadProcess(model, cache_folder(), settings.weights, force=force)
+        return DownloadProcess(model, cache_folder(), settings.weights, settings.device, force=force)
 
-    return ModelManager(catalog.find(settings.model), fetch, EngineSeries(settings.engine_options).start)
+    start = EngineSeries(settings.engine_options).start
+    return ModelManager(catalog.find(settings.model), fetch, start, has_gpu=not gpu.is_missing(settings.device))
 
 
 View = Callable[..., ResponseReturnValue]

@@ -23,12 +23,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from inference import quantization
 from inference.errors import CheckpointError
 from inference.options import Quantization
+from inference.proof import GIT_LFS_POINTER
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-GIT_LFS_POINTER = b"version https://git-lfs"
 ZIP_MAGIC = b"PK\x03\x04"  # torch's format since 1.6, the only one that can be memory-mapped
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' names of the types that weights may have
 NAMED_IN_AN_ERROR = 3

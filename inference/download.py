@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog, child_log, tiny, weights
+from inference import catalog, child_log, gpu, hub_settings, tiny, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
 from inference.transfer import Emit, Patience, Source
@@ -38,6 +38,7 @@ def fetch(
     model: Model,
     cache: Path,
     local: Path | str | None = None,
+    device: str = "auto",
     *,
     force: bool = False,
     emit: Emit = lambda event, **fields: None,
@@ -47,11 +48,17 @@ def fetch(
     """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; proven once.
 
     What was proven by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
-    no source: it is made under `cache`. Raises DownloadError.
+    no source: it is made under `cache`. Where `device` (YUE_DEVICE) is no GPU, a warning is logged before anything is
+    fetched. Raises DownloadError.
     """
     if model.name == TINY:
         return _make_tiny(cache)
-    terms = weights.Supply(cache / "proofs", emit, patience or Patience(), force, free_bytes)
+
+    def announce(needed_bytes: int) -> None:
+        if gpu.is_missing(device):
+            log.warning("%s", gpu.warning(model.name, needed_bytes))
+
+    terms = weights.Supply(cache / "proofs", emit, patience or Patience(), force, free_bytes, announce)
     holdings = [
         weights.Holding(getattr(model, part), source, terms) for part, source in _sources(model, cache, local).items()
     ]
@@ -68,11 +75,12 @@ class DownloadProcess:
         model: Model,
         cache: Path,
         local: Path | str | None = None,
+        device: str = "auto",
         *,
         force: bool = False,
         first_wait_s: float | None = None,
     ) -> None:
-        self._command = _command(model, cache, local, force, first_wait_s)
+        self._command = [*_command(model, cache, local, force, first_wait_s), "--device", device]
         self._lock = threading.Lock()  # of the two fields below
         self._child: subprocess.Popen[str] | None = None
         self._cancelled = False
@@ -153,7 +161,8 @@ def main(arguments: list[str], output: IO[str]) -> int:
     patience = Patience() if options.first_wait_seconds is None else Patience(first_s=options.first_wait_seconds)
     try:
         model = catalog.find(options.model, options.revision)
-        files = fetch(model, options.cache, options.local, force=options.force, emit=emit, patience=patience)
+        local, device = options.local, options.device
+        files = fetch(model, options.cache, local, device, force=options.force, emit=emit, patience=patience)
     except Exception as error:  # whatever it is, the parent must hear of it
         if not isinstance(error, YueError):
             log.error("the download failed", exc_info=error)
@@ -168,8 +177,11 @@ def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, S
     """For each part, where its files come from."""
     repositories: dict[str, Repository] = {part: getattr(model, part) for part in PARTS}
     if local is None:
-        from inference.hub import HubSource  # here, because it reads the environment when it is imported
-
+        try:
+            from inference.hub import HubSource  # here, because it reads the environment when it is imported
+        except ValueError as error:
+            hub_settings.check(os.environ)
+            raise DownloadError(f"the settings of the Hub's library: {error}", "invalid_setting") from error
         return {part: HubSource(repository) for part, repository in repositories.items()}
     from inference.mirror import LocalSource, MirrorSource
     from storage import Storage, is_address
@@ -226,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="of stage 1, instead of the pinned one")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is made here, not fetched")
     parser.add_argument("--local", help="folder, or gs://, s3://, az:// address, that holds the weights already")
+    parser.add_argument("--device", default="auto", help="what will generate: auto, cpu, cuda or cuda:N")
     parser.add_argument("--force", action="store_true", help="ask for the commit and prove every file anew")
     parser.add_argument("--first-wait-seconds", type=float, help="before the second try, doubled for each one more")
     parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input is closed")

@@ -68,11 +68,13 @@ DOWNLOAD_REASONS = {
     "no_repository": "there is no such repository or folder, or it is private",
     "no_revision": "the repository has no such revision",
     "missing_file": "a file that singing needs is not there",
+    "invalid_setting": "a variable of the environment cannot be used",
     "offline": "the network is switched off, and not all is here",
     "unavailable": "the other side did not answer, or with errors, again and again",
     "corrupted": "a file is not what it should be, also when fetched again",
     "no_space": "the disk is too small",
     "not_writable": "the folder for the files cannot be written",
+    "not_readable": "a file that is here cannot be read",
     "cancelled": "somebody asked for the end",
     "failed": "the download's process ended without an answer, or by a mistake of ours",
 }

@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
+from inference import hub_settings
 from inference.catalog import Repository
 from inference.errors import DownloadError
 from inference.proof import GIT, SHA256, WantedFile
@@ -48,6 +49,7 @@ class HubSource:
     """A repository on the Hub, kept in the Hub's cache as its own library would."""
 
     removable = True
+    keeps_revisions = True
 
     def __init__(self, repository: Repository) -> None:
         revision = f" at revision {repository.revision}" if repository.revision else ""
@@ -56,6 +58,8 @@ class HubSource:
         self._repository = repository
         self._cache = Path(constants.HF_HUB_CACHE)
         self._folder = repo_folder_name(repo_id=repository.name, repo_type="model")
+        self._endpoint = hub_settings.endpoint_of(os.environ)
+        self._hub = f"the Hub at {hub_settings.shown(self._endpoint)}"
 
     def resolve(self) -> str:
         """The commit; asks only where the revision is not one already."""
@@ -65,20 +69,25 @@ class HubSource:
         reference = self._cache / self._folder / "refs" / revision
         if constants.is_offline_mode() and reference.is_file():
             return reference.read_text()
-        sha = self._ask(f"revision/{quote(revision, safe='')}").json()["sha"]
-        assert isinstance(sha, str)
-        return sha
+        response = self._ask(f"revision/{quote(revision, safe='')}")
+        with self._understood():
+            return str(response.json()["sha"])
 
     def listing(self, revision: str) -> list[WantedFile]:
         """All files with their sizes and digests; offline, as another program of this cache listed them."""
         if constants.is_offline_mode() and (listed := read_tree_cache(str(self._cache / self._folder), revision)):
             return [_listed(path, entry) for path, entry in listed.items()]
         response = self._ask(f"tree/{revision}?recursive=true")
-        entries: list[dict[str, Any]] = response.json()
-        while "next" in response.links:
-            response = self._get(response.links["next"]["url"])
-            entries += response.json()
-        return [_wanted(entry) for entry in entries if entry["type"] == "file"]
+        with self._understood():
+            entries: list[dict[str, Any]] = response.json()
+            while "next" in response.links:
+                response = self._get(response.links["next"]["url"])
+                entries += response.json()
+            return [_wanted(entry) for entry in entries if entry["type"] == "file"]
+
+    def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
+        """A commit does not change."""
+        return True
 
     def wants(self, path: str) -> bool:
         """Whether a model needs it."""
@@ -106,11 +115,11 @@ class HubSource:
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
         """The file's bytes, as they come."""
-        url = hf_hub_url(self._repository.name, file.path, revision=revision)
+        url = hf_hub_url(self._repository.name, file.path, revision=revision, endpoint=self._endpoint)
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={offset}-"}
         with (
             self._translated(file.path),
-            get_session().stream("GET", url, headers=_headers(headers), timeout=TIMEOUT_S) as response,
+            _client().stream("GET", url, headers=_headers(headers), timeout=TIMEOUT_S) as response,
         ):
             hf_raise_for_status(response)
             skipped = 0 if response.status_code == PARTIAL_CONTENT else offset  # it may send all the same
@@ -142,11 +151,11 @@ class HubSource:
         return self._cache / ".locks" / self._folder
 
     def _ask(self, what: str) -> httpx2.Response:
-        return self._get(f"{constants.ENDPOINT}/api/models/{self._repository.name}/{what}")
+        return self._get(f"{self._endpoint}/api/models/{self._repository.name}/{what}")
 
     def _get(self, url: str) -> httpx2.Response:
         with self._translated():
-            response = get_session().get(url, headers=_headers({}), timeout=TIMEOUT_S)
+            response = _client().get(url, headers=_headers({}), timeout=TIMEOUT_S)
             hf_raise_for_status(response)
             return response
 
@@ -156,16 +165,33 @@ class HubSource:
         try:
             yield
         except OfflineModeIsEnabled as error:
-            message = f"{self.title} is not whole in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+            what = f"{path} of {self.title} is not" if path else f"{self.title} is not whole"
+            message = f"{what} in the cache, and HF_HUB_OFFLINE forbids to fetch it"
             raise DownloadError(f"{message}: unset it, {OTHERWISE}", "offline") from error
-        except httpx2.TransportError as error:
+        except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+            raise self._stranger(f"leads astray ({error})") from error
+        except httpx2.RequestError as error:
             cause = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise Hindrance(f"the Hub cannot be reached ({cause})") from error
+            way = hub_settings.way_to(self._endpoint, os.environ)
+            raise Hindrance(f"{self._hub} cannot be reached{way} ({cause})") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (REQUEST_TIMEOUT, TOO_MANY) or status >= SERVER_ERROR:
-                raise Hindrance(f"the Hub answered {status}", _asked_wait_s(error.response)) from error
+                raise Hindrance(f"{self._hub} answered {status}", _asked_wait_s(error.response)) from error
             raise self._refusal(error, path) from error
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """An answer that is not the API's, such as a page, as an error."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._stranger("sent something else than the Hub's API does") from error
+
+    def _stranger(self, what: str) -> DownloadError:
+        """What answers may not be the Hub at all."""
+        advice = "check HF_ENDPOINT, and whether a proxy or a login page answers in its place"
+        return DownloadError(f"{self.title}: {self._hub} {what}; {advice}, {OTHERWISE}")
 
     def _refusal(self, error: HfHubHTTPError, path: str) -> DownloadError:
         """What happened, and what to do about it."""
@@ -175,14 +201,15 @@ class HubSource:
             return DownloadError(f"{title} is gated: {advice}", "gated")
         if isinstance(error, RepositoryNotFoundError):
             advice = "check the name, or set HF_TOKEN to a token that may read it"
-            return DownloadError(f"{title} does not exist, or is private: {advice}", "no_repository")
+            return DownloadError(f"{title} does not exist, or is private, says {self._hub}: {advice}", "no_repository")
         if isinstance(error, RevisionNotFoundError):
             return DownloadError(f"{title} has no such revision: check it, or leave it out", "no_revision")
         if isinstance(error, EntryNotFoundError):
             return DownloadError(f"{title} has no file {path}: check the name and the revision", "missing_file")
         if error.response.status_code == UNAUTHORIZED:
-            return DownloadError(f"{title}: the Hub refused the token: set HF_TOKEN to one that is valid", "gated")
-        return DownloadError(f"{title}: the Hub answered {error.response.status_code}; try again later, {OTHERWISE}")
+            advice = "set HF_TOKEN to one that is valid"
+            return DownloadError(f"{title}: {self._hub} refused the token: {advice}", "gated")
+        return self._stranger(f"answered {error.response.status_code}")
 
 
 def _wanted(entry: dict[str, Any]) -> WantedFile:
@@ -197,8 +224,28 @@ def _listed(path: str, entry: TreeCacheEntry) -> WantedFile:
     return WantedFile(path, entry.size, f"{GIT}:{entry.blob_id}")
 
 
+def _client() -> httpx2.Client:
+    """The library's connections, which follow the environment. Raises DownloadError where they cannot."""
+    if not constants.is_offline_mode():
+        hub_settings.check(os.environ)
+    try:
+        return get_session()
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+        message = f"the variables that lead to the Hub (proxies, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used: {error}"
+        raise DownloadError(message, "invalid_setting") from error
+
+
 def _headers(more: dict[str, str]) -> dict[str, str]:
-    headers: dict[str, str] = build_hf_headers(library_name="yue-server")
+    """What each request is sent with, the token among it. Raises DownloadError where it cannot be read or sent."""
+    path = constants.HF_TOKEN_PATH
+    try:
+        headers: dict[str, str] = build_hf_headers(library_name="yue-server")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        message = f"the token in {path} cannot be read ({reason}); set HF_HOME to a folder that can be read and written"
+        raise DownloadError(message, "invalid_setting") from error
+    if not hub_settings.is_token(headers.get("authorization", "").removeprefix("Bearer ")):
+        raise DownloadError(f"the token in {path}: {hub_settings.TOKEN_TEXT}", "invalid_setting")
     return headers | more
 
 

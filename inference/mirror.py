@@ -15,7 +15,7 @@ from urllib.parse import quote
 from inference.catalog import Repository
 from inference.errors import DownloadError, StorageError
 from inference.proof import SHA256, WantedFile
-from inference.transfer import PARTIAL, Hindrance
+from inference.transfer import PARTIAL, Hindrance, unreadable
 from storage import Storage
 
 SUMS = "SHA256SUMS"  # what `sha256sum` writes; may lie in a repository's folder
@@ -28,6 +28,7 @@ class MirrorSource:
     """One repository's folder in a bucket, copied under `cache`."""
 
     removable = True
+    keeps_revisions = False
 
     def __init__(self, repository: Repository, part: str, storage: Storage, cache: Path) -> None:
         self.title = f"the copy of {repository.name} in {storage.name}"
@@ -46,6 +47,10 @@ class MirrorSource:
     def listing(self, revision: str) -> list[WantedFile]:
         """All files; with digests where the mirror has a SHA256SUMS."""
         return self._look()[1]
+
+    def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
+        """The bucket is not asked."""
+        return True
 
     def wants(self, path: str) -> bool:
         """Whether a model needs it."""
@@ -109,10 +114,14 @@ class LocalSource:
     """One repository's folder on this machine. Nothing is fetched, and nothing in it is changed."""
 
     removable = False
+    keeps_revisions = False
 
     def __init__(self, repository: Repository, part: str, root: Path) -> None:
         names = (repository.folder_name, part)
-        found = next((root / name for name in names if (root / name).is_dir()), None)
+        try:
+            found = next((root / name for name in names if (root / name).is_dir()), None)
+        except OSError as error:
+            raise unreadable(error) from error
         if found is None:
             raise no_folder(str(root), names)
         self.title = f"the folder {found}"
@@ -125,10 +134,17 @@ class LocalSource:
 
     def listing(self, revision: str) -> list[WantedFile]:
         """All files; with digests where there is a SHA256SUMS."""
-        sums_file = self._found / SUMS
-        sums = parse_sums(sums_file.read_bytes()) if sums_file.is_file() else {}
-        paths = [(path, path.relative_to(self._found).as_posix()) for path in sorted(self._found.rglob("*"))]
-        return [WantedFile(name, path.stat().st_size, sums.get(name)) for path, name in paths if path.is_file()]
+        try:
+            sums_file = self._found / SUMS
+            sums = parse_sums(sums_file.read_bytes()) if sums_file.is_file() else {}
+            paths = [(path, path.relative_to(self._found).as_posix()) for path in sorted(self._found.rglob("*"))]
+            return [WantedFile(name, path.stat().st_size, sums.get(name)) for path, name in paths if path.is_file()]
+        except OSError as error:
+            raise unreadable(error) from error
+
+    def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
+        """Whether the folder holds just these, and its SHA256SUMS says the same of them."""
+        return tuple(file for file in self.listing(LOCAL) if self.wants(file.path)) == files
 
     def wants(self, path: str) -> bool:
         """Whether a model needs it."""

@@ -16,6 +16,8 @@ from typing import Protocol
 CHUNK_BYTES = 4 << 20
 NS_PER_S = 10**9
 SHA256, GIT = "sha256", "git"  # how a digest is spelled: "sha256:…", "git:…" (a git blob's id)
+GIT_LFS_POINTER = b"version https://git-lfs"  # begins what stands for a file that was not fetched
+POINTER_BYTES = 1024  # a pointer is smaller than that
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ def is_whole(path: Path, file: WantedFile) -> bool:
     return agrees(file, digest)
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether the file at `path` is a git-lfs pointer in place of the file itself. Raises OSError."""
+    if path.stat().st_size >= POINTER_BYTES:
+        return False
+    with path.open("rb") as content:
+        return content.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
+
+
 def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda count: None) -> None:
     """Hash what is at `path`."""
     with path.open("rb") as content:
@@ -93,12 +103,13 @@ def proven(path: Path, file: WantedFile) -> Proven:
 
 
 def looks_proven(path: Path, stamp: Proven) -> bool:
-    """Whether the file still has the size and the time of its stamp; reads nothing of it."""
+    """Whether the file still has the size and the time of its stamp, and is no pointer; its content is not read."""
     try:
         status = path.stat()
+        same = (status.st_size, status.st_mtime_ns // NS_PER_S) == (stamp.file.size_bytes, stamp.mtime_s)
+        return same and not is_pointer(path)
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns // NS_PER_S) == (stamp.file.size_bytes, stamp.mtime_s)
 
 
 def read_record(path: Path) -> Record | None:

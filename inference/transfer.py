@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from inference.errors import DownloadError
-from inference.proof import Hash, WantedFile, agrees, hasher, read_into
+from inference.proof import Hash, WantedFile, agrees, hasher, is_pointer, read_into
 
 T = TypeVar("T")
 Emit = Callable[..., None]  # event, and its fields
@@ -78,12 +78,16 @@ class Source(Protocol):
     title: str  # for messages
     key: str  # of its records; a file name
     removable: bool  # whether a wrong file may be removed and fetched again
+    keeps_revisions: bool  # whether a revision stays what it was, as a commit does and a folder does not
 
     def resolve(self) -> str:
         """The commit, or what stands for it. Raises Hindrance and DownloadError."""
 
     def listing(self, revision: str) -> list[WantedFile]:
         """All its files. Raises Hindrance and DownloadError."""
+
+    def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
+        """Whether it still holds these files, as far as this machine alone can tell. Raises DownloadError."""
 
     def wants(self, path: str) -> bool:
         """Whether a file of that path is needed."""
@@ -174,6 +178,7 @@ class Move:
             target.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(FETCHES):
                 if self._fetch(partial):
+                    self._require_no_pointer(partial)
                     partial.replace(target)  # whole or not at all
                     return
                 partial.unlink()
@@ -185,6 +190,13 @@ class Move:
             "or fetch it by hand and set YUE_WEIGHTS to its folder",
             "corrupted",
         )
+
+    def _require_no_pointer(self, partial: Path) -> None:
+        """The source may hold a pointer, and be right about its digest."""
+        if is_pointer(partial):
+            partial.unlink()
+            advice = "run `git lfs pull` where it was copied from, and copy it again"
+            raise DownloadError(f"{self.what} is a git-lfs pointer, not the file itself; {advice}", "corrupted")
 
     @property
     def what(self) -> str:
@@ -231,6 +243,12 @@ class Move:
                 self.count(len(chunk), True)
         if left_bytes:
             raise Hindrance("the connection ended too early")
+
+
+def unreadable(error: OSError) -> DownloadError:
+    """What cannot be read, and by whom."""
+    message = f"{error.filename} cannot be read ({error.strerror}); allow user {os.geteuid()} to read it"
+    return DownloadError(message, "not_readable")
 
 
 def disk_error(what: str, error: OSError) -> DownloadError:

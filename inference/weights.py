@@ -17,8 +17,19 @@ from pathlib import Path
 
 from inference.catalog import Repository
 from inference.errors import DownloadError
-from inference.proof import Proven, Record, WantedFile, is_whole, looks_proven, proven, read_record, write_record
-from inference.transfer import PARTIAL, Emit, Meter, Move, Patience, Source, disk_error
+from inference.proof import (
+    POINTER_BYTES,
+    Proven,
+    Record,
+    WantedFile,
+    is_pointer,
+    is_whole,
+    looks_proven,
+    proven,
+    read_record,
+    write_record,
+)
+from inference.transfer import PARTIAL, Emit, Meter, Move, Patience, Source, disk_error, unreadable
 
 CONNECTIONS = 4  # files that are fetched at once
 LOCKED_AGAIN_S = 0.2  # between two looks at a lock that another process holds
@@ -43,6 +54,7 @@ class Supply:
     patience: Patience
     force: bool = False
     free_bytes: FreeBytes = free_bytes
+    announce: Callable[[int], None] = lambda needed_bytes: None  # hears what will be fetched, before the first byte
 
 
 @dataclass
@@ -63,7 +75,11 @@ class Holding:
             return False
         self.revision, self.files = record.revision, tuple(stamp.file for stamp in record.files)
         self.stamps = {stamp.file.path: stamp for stamp in record.files}
-        return record.holds(self.folder) and not self._lacking()
+        if record.holds(self.folder) and not self._lacking() and self.source.unchanged(self.files):
+            return True
+        if not self.source.keeps_revisions:
+            self.files = ()  # so that they are listed anew
+        return False
 
     def look(self) -> None:
         """Find out what belongs here, and prove what is here already. Raises DownloadError."""
@@ -76,8 +92,11 @@ class Holding:
         for file in self.files:
             path = self.source.store(self.revision, file)
             stamp = self.stamps.pop(file.path, None)
-            if stamp is None or not looks_proven(path, stamp):
-                stamp = self._prove(path, file)
+            if stamp is None or stamp.file != file or not looks_proven(path, stamp):
+                try:
+                    stamp = self._prove(path, file)
+                except OSError as error:
+                    raise unreadable(error) from error
             if stamp is not None:
                 self.stamps[file.path] = stamp
 
@@ -133,13 +152,18 @@ class Holding:
         if not path.exists():
             return None
         self.supply.emit("proving", repository=self.repository.name, file=file.path)
-        stamp = proven(path, file)
-        if is_whole(path, file):
+        stamp, pointer = proven(path, file), is_pointer(path)
+        if not pointer and is_whole(path, file):
             return stamp
         if self.source.removable:
             return None
-        message = f"{path} is not what SHA256SUMS says; copy it there again"
-        raise DownloadError(message, "corrupted")
+        if pointer:
+            trouble = f"is a git-lfs pointer, not the file itself; run `git lfs pull` in {self.folder}"
+        elif file.digest is not None:
+            trouble = "is not what the SHA256SUMS of its repository says; copy it there again"
+        else:
+            trouble = "changed while it was looked at; try again when it is complete"
+        raise DownloadError(f"{path} {trouble}", "corrupted")
 
     def _require_all(self) -> None:
         lacking = self._lacking()
@@ -175,14 +199,14 @@ def _fetch(holdings: list[Holding], missing: list[Holding], terms: Supply) -> No
                 holding.source.store(holding.revision, file).unlink(missing_ok=True)  # it was found to be wrong
         except OSError as error:
             raise disk_error(holding.source.title, error) from error
-    _require_room(missing, terms)
+    terms.announce(_require_room(missing, terms))
     meter = _meter(holdings, terms.emit)
     meter.start()
     _move([move for holding in missing for move in holding.moves(meter)])
 
 
-def _require_room(missing: list[Holding], terms: Supply) -> None:
-    """All that is missing must fit, before the first byte comes."""
+def _require_room(missing: list[Holding], terms: Supply) -> int:
+    """All that is missing must fit, before the first byte comes; so many bytes it is."""
     needed = sum(holding.needed_bytes() for holding in missing)
     folder = missing[0].folder  # all lie in one cache
     free = terms.free_bytes(folder)
@@ -193,6 +217,7 @@ def _require_room(missing: list[Holding], terms: Supply) -> None:
             "make room, or set HF_HOME and XDG_CACHE_HOME to folders on a larger disk",
             "no_space",
         )
+    return needed
 
 
 def _meter(holdings: list[Holding], emit: Emit) -> Meter:
@@ -206,8 +231,8 @@ def _meter(holdings: list[Holding], emit: Emit) -> Meter:
 
 
 def _move(moves: list[Move]) -> None:
-    """Fetch several at once, the large ones first; the first error ends it all."""
-    ordered = sorted(moves, key=lambda move: -move.file.size_bytes)
+    """Fetch several at once, first those that may be pointers, then the large ones; the first error ends it all."""
+    ordered = sorted(moves, key=lambda move: (move.file.size_bytes >= POINTER_BYTES, -move.file.size_bytes))
     pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download")
     try:
         for future in [pool.submit(move.run) for move in ordered]:

@@ -239,6 +239,7 @@ class _Troubles(_Answer):
     last_error: Trouble | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
+    gpu: bool = Field(description="whether the machine has a GPU that the settings allow")
 
 
 class ModelsComing(ModelsBegun, _Troubles):

@@ -6,6 +6,7 @@ It knows nothing of what the settings are used for.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -177,7 +178,7 @@ class Settings(BaseSettings):
     def _is_a_place(cls, weights: Path | str | None) -> Path | str | None:
         if weights is None or is_address(str(weights)):
             return weights
-        if "://" in str(weights) or not Path(weights).is_dir():
+        if "://" in str(weights) or not os.path.isdir(weights):  # False too where this user may not look
             raise ValueError("no such folder")
         return Path(weights).resolve()  # processes of ours start in another folder
 
@@ -235,6 +236,11 @@ class Settings(BaseSettings):
     def is_local(self) -> bool:
         """Whether only this machine reaches the server."""
         return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether the weights come from the Hub."""
+        return self.model != catalog.TINY and self.weights is None
 
     @property
     def bind(self) -> str:

@@ -53,6 +53,7 @@ class Fault:
     times: int | None = 1
     method: str | None = None  # "HEAD" or "GET" only
     status: int = 0
+    body: bytes | None = None  # a whole answer, with status 200
     error_code: str = ""  # X-Error-Code
     retry_after_s: int | None = None
     effect: Effect = ""
@@ -83,6 +84,7 @@ class HubServer:
     def __init__(self, root: Path, commits: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.commits = dict(commits or {})
+        self.prefix = ""  # of every path
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self._tokens: dict[str, str] = {}
@@ -107,7 +109,12 @@ class HubServer:
     @property
     def url(self) -> str:
         """What HF_ENDPOINT has to be."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
 
     def environment(self, home: Path) -> dict[str, str]:
         """The variables that make a program use this Hub, with its cache under `home`."""
@@ -125,10 +132,11 @@ class HubServer:
         error_code: str = "",
         retry_after_s: int | None = None,
         effect: Effect = "",
+        body: bytes | None = None,
     ) -> Fault:
         """Switch a fault on; the first one that fits a request and is not used up happens to it."""
-        assert bool(status) != bool(effect), "a fault is a status or an effect"
-        fault = Fault(path, times, method, status, error_code, retry_after_s, effect)
+        assert bool(status) + bool(effect) + (body is not None) == 1, "a fault is a status, an effect or a body"
+        fault = Fault(path, times, method, status, body, error_code, retry_after_s, effect)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -261,12 +269,18 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.server.hub
         path = unquote(self.path.split("?")[0])
+        if not path.startswith(hub.prefix):
+            self._refuse(404, "")
+            return
+        path = path.removeprefix(hub.prefix)
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         fault = hub.note(Request(self.command, path, self.headers["Range"], token))
         if fault:
             fault.reached.set()
         if fault and fault.status:
             self._refuse(fault.status, fault.error_code, fault.retry_after_s)
+        elif fault and fault.body is not None:
+            self._send(fault.body, {}, "text/html")
         elif fault and fault.effect == "drop":
             self._drop()
         else:

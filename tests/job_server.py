@@ -86,6 +86,8 @@ class JobServer(ThreadingHTTPServer):
             case "cancel":
                 self.life = [{"job_id": JOB_ID, "status": "cancelled"}]
                 return self.life[0]
+            case "download-models":
+                return {"status": "accepted", "message": "begun", "models": DOWNLOADING}
             case other:
                 return {"error": {"title": "Unknown operation", "detail": f"operation: got {other!r}"}}
 

@@ -16,7 +16,7 @@ import pytest
 
 import client
 from tests.fakes import FakeClock
-from tests.job_server import AUDIO, DONE, DOWNLOADING, JOB_ID, QUEUED, READY, JobServer, running
+from tests.job_server import AUDIO, DONE, DOWNLOADING, JOB_ID, QUEUED, READY, JobServer, Json, running
 from tests.threaded import answering
 
 CLIENT = Path(__file__).parents[1] / "client.py"
@@ -275,6 +275,58 @@ def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(JobServer(models=[READY])) as server:
         assert client.main(["models", "--url", server.address]) == 0
     assert json.loads(capsys.readouterr().out) == READY
+
+
+NO_GPU: Json = {"status": "not_loaded", "model": "en-cot", "gpu": False}
+
+
+def asked_to_download(
+    models: Json, *arguments: str, answer: str = ""
+) -> tuple[subprocess.CompletedProcess[str], str, list[Json]]:
+    """The command in front of a person who gives that answer; what the terminal shows, what the server was asked."""
+    controller, terminal = pty.openpty()
+    server = JobServer(models=[models, {**READY, "model": "en-cot"}])
+    os.write(controller, answer.encode())
+    with answering(server):
+        command = [sys.executable, str(CLIENT), "download", "--url", server.address, *arguments]
+        done = subprocess.run(command, stdin=terminal, stderr=terminal, stdout=subprocess.PIPE, text=True)
+    os.write(terminal, b".")  # where nothing is shown, there is nothing to read
+    os.close(terminal)
+    shown = os.read(controller, 100_000).decode()
+    os.close(controller)
+    return done, shown, [instance for instance in server.instances if instance["operation"] == "download-models"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("YES\n", 0), ("n\n", 1), ("\n", 1), ("\x04", 1)])
+def test_a_download_for_a_server_without_a_gpu_is_asked_about(answer: str, code: int) -> None:
+    done, shown, downloads = asked_to_download(NO_GPU, answer=answer)
+    assert done.returncode == code
+    assert "en-cot: some 16 GB" in shown and "no GPU" in shown and "estimate" in shown and "[y/N]" in shown
+    assert len(downloads) == 1 - code and ("--yes" in shown) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("models", "arguments", "warned"),
+    [
+        (NO_GPU, ["--yes"], True),
+        (NO_GPU, ["--yes", "--quiet"], False),
+        ({**NO_GPU, "gpu": True}, [], False),
+        ({"status": "not_loaded", "model": "en-cot"}, [], False),  # an older server
+        ({**NO_GPU, "model": "tiny"}, [], False),
+        ({**NO_GPU, "model": "tiny"}, ["--model", "en-cot", "--yes"], True),
+        ({**NO_GPU, "status": "ready"}, ["--force"], False),
+    ],
+)
+def test_a_download_is_not_asked_about(models: Json, arguments: list[str], warned: bool) -> None:
+    _, shown, downloads = asked_to_download(models, *arguments)
+    assert "[y/N]" not in shown and len(downloads) == 1
+    assert ("warning: en-cot: some 16 GB" in shown) == warned
+
+
+def test_a_download_by_a_script_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(JobServer(models=[NO_GPU, {**READY, "model": "en-cot"}])) as server:
+        assert client.main(["download", "--url", server.address]) == 0
+    assert "warning: en-cot: some 16 GB" in capsys.readouterr().err
 
 
 def test_python_alone_is_enough_and_help_tells_the_exit_codes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import pytest
 from hub_server import HubServer, serve_tiny
+from socks_server import SocksServer
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
@@ -29,12 +30,17 @@ STAGE_1 = ZH_COT.stage1.name
 SECONDS = 60.0
 KILLS = 15
 UNWANTED = "README.md"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 3711\n" % (b"0a" * 32)
 
 
 @pytest.fixture
 def hub(tiny_files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that the processes started by the test use, with an empty cache."""
     with serve_tiny(tiny_files) as server:
+        for name in PROXIES:
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.lower(), raising=False)
         for name, value in server.environment(tmp_path).items():
             monkeypatch.setenv(name, value)
         yield server
@@ -140,6 +146,26 @@ def test_two_models_share_what_they_have_in_common(hub: HubServer, tmp_path: Pat
     assert hub.count(catalog.STAGE_2.name) == hub.count(catalog.CODEC.name) == 0
 
 
+def test_a_machine_without_a_gpu_is_warned_of_before_the_first_byte(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    held = hub.fault("model-00001", effect="hold")
+    running = DownloadProcess(ZH_COT, tmp_path, device="cpu")
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    assert held.reached.wait(SECONDS)
+    (warning,) = warnings()
+    held.release()
+    assert warning.startswith("zh-cot: 0.1 GB of weights are fetched, but there is no GPU here")
+    assert "estimate" in warning
+    thread.join(SECONDS)
+    DownloadProcess(ZH_COT, tmp_path, device="cpu").run()
+    assert warnings() == [warning], "nothing is fetched the second time"
+
+
 # -- what is here is proven
 
 
@@ -166,6 +192,23 @@ def test_a_cached_file_that_was_cut_short_or_lost_is_fetched_again(hub: HubServe
     (files.stage2 / "model.safetensors").resolve().write_bytes(b"short")
     (files.codec / "decoders/decoder_131000.pth").resolve().unlink()
     assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+
+
+def test_a_pointer_in_the_cache_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    files = process(EN_COT, tmp_path).run()
+    (files.stage2 / "model.safetensors").resolve().write_bytes(POINTER)
+    assert_whole(hub, EN_COT, process(EN_COT, tmp_path).run())
+
+
+def test_a_pointer_that_the_hub_sends_is_named_until_the_file_is_there(hub: HubServer, tmp_path: Path) -> None:
+    content = (hub.root / STAGE_1 / "tokenizer.model").read_bytes()
+    hub.write(STAGE_1, "tokenizer.model", POINTER)
+    for _ in range(2):
+        error = refusal(ZH_COT, tmp_path)
+        assert error.reason == "corrupted"
+        assert f"tokenizer.model of repository {STAGE_1} is a git-lfs pointer" in str(error)
+    hub.write(STAGE_1, "tokenizer.model", content)
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
 
 
 def test_a_file_that_comes_corrupted_once_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
@@ -209,7 +252,7 @@ def test_a_busy_hub_is_asked_again_after_the_time_it_names(
     assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run(progress))
     (wait,) = progress.waits()
     assert isinstance(wait, dict)
-    assert wait["seconds"] == 0 and f"the Hub answered {status}" in wait["reason"]
+    assert wait["seconds"] == 0 and f"the Hub at {hub.url} answered {status}" in wait["reason"]
 
 
 @pytest.mark.parametrize("effect", ["drop", "cut"])
@@ -232,7 +275,7 @@ def test_a_hub_that_stays_busy_is_given_up(hub: HubServer, tmp_path: Path) -> No
     hub.fault("/tree/", status=503, times=None)
     error = refusal(EN_COT, tmp_path)
     assert error.reason == "unavailable"
-    assert EN_COT.stage1.name in str(error) and "503, 6 times in a row" in str(error)
+    assert EN_COT.stage1.name in str(error) and hub.url in str(error) and "503, 6 times in a row" in str(error)
 
 
 # -- trouble that stays
@@ -246,7 +289,8 @@ def test_a_hub_that_stays_busy_is_given_up(hub: HubServer, tmp_path: Path) -> No
         ("/revision/", 404, "RevisionNotFound", "no_revision", "has no such revision"),
         ("/tree/", 404, "RevisionNotFound", "no_revision", "has no such revision"),
         ("model-00001", 404, "EntryNotFound", "missing_file", "has no file model-00001-of"),
-        ("/tree/", 400, "", "unavailable", "the Hub answered 400"),
+        ("/tree/", 400, "", "unavailable", "answered 400; check HF_ENDPOINT"),
+        ("/revision/", 404, "", "unavailable", "answered 404; check HF_ENDPOINT"),
     ],
 )
 def test_a_refusal_says_what_to_do(
@@ -278,7 +322,86 @@ def test_an_empty_cache_offline_says_what_to_do(
 def test_a_hub_that_is_not_there_is_named(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     error = refusal(ZH_COT, tmp_path)
-    assert error.reason == "unavailable" and "cannot be reached" in str(error)
+    assert error.reason == "unavailable" and "the Hub at http://127.0.0.1:1 cannot be reached" in str(error)
+
+
+# -- settings that lead to no Hub
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("HF_ENDPOINT", "hf-mirror.invalid"), ("HF_ENDPOINT", "http://[::1"), ("HF_TOKEN", "hf_secret…")],
+)
+def test_a_setting_that_leads_nowhere_is_named_at_once(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """The others are in test_hub_settings.py."""
+    monkeypatch.setenv(variable, value)
+    code, (event,) = run_module(tmp_path, "zh-cot")
+    assert code == 1 and event["reason"] == "invalid_setting"
+    assert str(event["message"]).startswith(f"{variable}: got ") and "secret" not in str(event["message"])
+    assert hub.count() == 0
+
+
+def test_a_token_in_a_file_is_held_to_the_same(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/token").write_text("hf_secret…")
+    error = refusal(ZH_COT, tmp_path)
+    assert error.reason == "invalid_setting" and str(tmp_path / "hf/token") in str(error)
+    assert "secret" not in str(error)
+    monkeypatch.setenv("HF_HOME", "/dev/null/hf")
+    error = refusal(ZH_COT, tmp_path)
+    assert error.reason == "invalid_setting" and "HF_HOME" in str(error) and "/dev/null/hf" in str(error)
+
+
+def test_white_space_around_a_token_is_no_part_of_it(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.gate(STAGE_1, "secret")
+    monkeypatch.setenv("HF_TOKEN", " secret\r\n")
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+
+
+def test_what_is_here_already_needs_no_way_to_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = process(ZH_COT, tmp_path).run()
+    monkeypatch.setenv("HF_TOKEN", "hf_…")
+    monkeypatch.setenv("ALL_PROXY", "socks4://nowhere")
+    assert process(ZH_COT, tmp_path).run() == first
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/revision/", b"<html>Log in, please"), ("/tree/", b"[1]"), ("/tree/", b"")]
+)
+def test_what_answers_but_is_no_hub_is_named(hub: HubServer, tmp_path: Path, path: str, body: bytes) -> None:
+    hub.fault(path, body=body, times=None)
+    error = refusal(ZH_COT, tmp_path)
+    assert hub.url in str(error) and "HF_ENDPOINT" in str(error) and error.reason == "unavailable"
+
+
+def test_an_endpoint_may_have_a_path(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.prefix = "/hub"
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/hub/")
+    assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+
+
+@pytest.mark.parametrize(("variable", "scheme"), [("ALL_PROXY", "socks5"), ("http_proxy", "socks5h")])
+def test_the_way_may_lead_through_a_socks_proxy(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")  # which only the proxy can reach
+    with SocksServer(hub.port) as socks:
+        monkeypatch.setenv(variable, socks.url(scheme))
+        assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
+    assert set(socks.hosts) == {"hub.invalid"}
+
+
+def test_a_proxy_that_is_not_there_is_named(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:1")
+    error = refusal(ZH_COT, tmp_path)
+    assert "through the proxy socks5://***@127.0.0.1:1 of ALL_PROXY" in str(error) and "secret" not in str(error)
 
 
 @pytest.fixture

@@ -217,8 +217,10 @@ def test_what_was_downloaded_is_served_without_a_network(environment: dict[str, 
     home = Path(environment["XDG_CACHE_HOME"])
     with serve_tiny(tiny_files) as hub:
         settings = environment | {"YUE_MODEL": "en-cot", "YUE_LOADING": "startup", **hub.environment(home)}
-        done = entrypoint(settings, "download")
+        done = entrypoint(settings | {"YUE_DEVICE": "cpu"}, "download")
         assert done.returncode == 0, done.stderr
+        (warning,) = done.stderr.splitlines()
+        assert warning.startswith("en-cot: ") and "no GPU here" in warning and "estimate" in warning
         last = json.loads(done.stdout.splitlines()[-1])
         assert last["event"] == "done" and Path(last["files"]["stage1"]).is_dir()
     offline = settings | {"HF_HUB_OFFLINE": "1"}  # and the Hub is gone

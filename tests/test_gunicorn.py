@@ -152,6 +152,12 @@ def test_a_misspelt_setting_is_named(start: Start) -> None:
     assert "YUE_COLOUR is no setting" in log and "YUE_URL" not in log
 
 
+@pytest.mark.parametrize(("model", "warned"), [("en-cot", True), ("tiny", False)])
+def test_a_setting_that_leads_to_no_hub_is_told_at_the_start(start: Start, model: str, warned: bool) -> None:
+    log = start(YUE_MODEL=model, HF_ENDPOINT="hf-mirror.invalid").log()
+    assert ("HF_ENDPOINT: got 'hf-mirror.invalid'; allowed: " in log) == warned
+
+
 def test_a_place_for_jobs_that_cannot_be_made_ends_it_with_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with RealServer({"YUE_DATA": str(tmp_path / "file" / "jobs")}) as server:

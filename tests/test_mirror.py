@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from inference.catalog import ModelFiles
 from inference.download import PARTS, DownloadProcess, fetch
 from inference.errors import DownloadError, StorageError
 from inference.mirror import SUMS, MirrorSource, parse_sums
+from inference.proof import WantedFile, looks_proven, proven
 from inference.transfer import Patience
 from inference.weights import Holding, Supply, supply
 from serving.settings import InvalidSettings, Settings, read_settings
@@ -23,6 +25,8 @@ from storage import Storage
 ZH_COT = catalog.find("zh-cot")
 NAMES = ("YuE-s1-7B-anneal-zh-cot", "YuE-s2-1B-general", "xcodec_mini_infer")
 WEIGHTS = "model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 3711\n" % (b"0a" * 32)
+NOBODY = 65534
 
 
 class Events:
@@ -125,6 +129,100 @@ def test_files_whose_times_lost_their_fractions_are_not_proven_again(weights: Pa
     events = Events()
     fetch(ZH_COT, tmp_path / "cache", weights, emit=events)
     assert events.all == []
+
+
+# -- what is not there yet, and what changes
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["without sums", "with sums of the pointer"])
+@pytest.mark.parametrize("prefix", ["", "file://"], ids=["folder", "bucket"])
+def test_a_pointer_is_named_until_the_file_is_there(weights: Path, tmp_path: Path, prefix: str, summed: bool) -> None:
+    folder = weights / NAMES[1]
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(POINTER)
+    if summed:
+        write_sums(folder)
+    download = partial(DownloadProcess, ZH_COT, tmp_path / "cache", f"{prefix}{weights}")
+    for _ in range(2):
+        with pytest.raises(DownloadError) as caught:
+            download().run()
+        message = str(caught.value)
+        assert caught.value.reason == "corrupted" and WEIGHTS in message and "git lfs pull" in message
+        assert "SHA256SUMS" not in message
+    (folder / WEIGHTS).write_bytes(content)
+    if summed:
+        write_sums(folder)
+    files = download().run()
+    assert (files.stage2 / WEIGHTS).read_bytes() == content
+
+
+@pytest.mark.parametrize("path", ["tokenizer.model", "config.json"])
+def test_any_file_may_be_a_pointer(weights: Path, tmp_path: Path, path: str) -> None:
+    (weights / NAMES[0] / path).write_bytes(POINTER)
+    assert str(weights / NAMES[0] / path) in str(refusal(weights, tmp_path / "cache"))
+
+
+def test_a_pointer_that_was_taken_for_a_file_before_is_not_trusted(weights: Path, tmp_path: Path) -> None:
+    path = weights / WEIGHTS
+    path.write_bytes(POINTER)
+    assert not looks_proven(path, proven(path, WantedFile(WEIGHTS, len(POINTER), None)))
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_file_that_was_replaced_in_a_folder_is_used(weights: Path, tmp_path: Path, summed: bool) -> None:
+    folder = weights / NAMES[1]
+    for content in ("{}", '{"longer": true}', "{ }"):
+        (folder / "config.json").write_text(content)
+        if summed:
+            write_sums(folder)
+        fetch(ZH_COT, tmp_path / "cache", weights)
+
+
+def test_new_sums_of_the_same_files_are_held_against_them(weights: Path, tmp_path: Path) -> None:
+    folder = weights / NAMES[1]
+    fetch(ZH_COT, tmp_path / "cache", weights)
+    (folder / SUMS).write_text(f"{'0' * 64}  {WEIGHTS}\n")
+    error = refusal(weights, tmp_path / "cache")
+    assert error.reason == "corrupted" and str(folder / WEIGHTS) in str(error) and "SHA256SUMS" in str(error)
+    write_sums(folder)
+    events = Events()
+    fetch(ZH_COT, tmp_path / "cache", weights, emit=events)
+    assert {"repository": ZH_COT.stage2.name, "file": WEIGHTS} in events.named("proving")
+    (folder / SUMS).unlink()
+    fetch(ZH_COT, tmp_path / "cache", weights)
+
+
+def test_a_file_that_was_added_to_a_folder_is_proven(weights: Path, tmp_path: Path) -> None:
+    fetch(ZH_COT, tmp_path / "cache", weights)
+    (weights / NAMES[1] / "model-2.safetensors").write_bytes(POINTER)
+    assert "model-2.safetensors" in str(refusal(weights, tmp_path / "cache"))
+
+
+def test_a_copy_that_was_damaged_is_made_of_what_the_bucket_holds_now(weights: Path, tmp_path: Path) -> None:
+    first = fetch(ZH_COT, tmp_path / "cache", f"file://{weights}")
+    (first.stage1 / "config.json").unlink()
+    (weights / NAMES[0] / "config.json").write_text('{"new": true}')
+    second = fetch(ZH_COT, tmp_path / "cache", f"file://{weights}")
+    assert (second.stage1 / "config.json").read_text() == '{"new": true}'
+
+
+@pytest.mark.parametrize("closed", ["", NAMES[1], f"{NAMES[1]}/{WEIGHTS}", f"{NAMES[1]}/{SUMS}"])
+def test_what_may_not_be_read_is_named(weights: Path, tmp_path: Path, closed: str) -> None:
+    if os.geteuid():
+        pytest.skip("only root can take another user's place")
+    write_sums(weights / NAMES[1])
+    for folder in (*tmp_path.parents, tmp_path):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    (weights / closed).chmod(0)
+    (tmp_path / "cache").mkdir(mode=0o777)
+    (tmp_path / "cache").chmod(0o777)
+    os.seteuid(NOBODY)
+    try:
+        error = refusal(weights, tmp_path / "cache")
+    finally:
+        os.seteuid(0)
+    assert error.reason == "not_readable"
+    assert str(weights / closed) in str(error) and f"user {NOBODY}" in str(error)
 
 
 def test_sums_that_nobody_can_read_are_refused() -> None:

@@ -112,6 +112,16 @@ def test_a_first_song_is_sung_and_the_server_stopped(played: dict[str, str], tmp
     assert_nothing_left(played)
 
 
+@pytest.mark.parametrize(("model", "warned"), [("en-cot", True), ("tiny", False)])
+def test_real_weights_without_a_gpu_are_warned_of(
+    played: dict[str, str], tmp_path: Path, model: str, warned: bool
+) -> None:
+    settings = {"YUE_MODEL": model, "YUE_DEVICE": "cpu"}
+    done = run_local(played | settings, "--once", "--output", str(tmp_path / "song.mp3"))
+    assert done.returncode == 0, done.stderr
+    assert ("warning: en-cot: " in done.stderr and "16 GB" in done.stderr and "estimate" in done.stderr) == warned
+
+
 def test_output_is_taken_from_where_the_caller_stands(played: dict[str, str], tmp_path: Path) -> None:
     command = [str(ROOT / "run_local.sh"), "--once", "--output=here.mp3"]
     subprocess.run(command, env=played, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE_S)

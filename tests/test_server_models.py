@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inference.errors import Cancelled, DownloadError
-from server import close_app, create_app
+from server import close_app, create_app, make_manager
 from serving.settings import Settings
 from tests.fakes import INSTANCE, SECONDS, FakeModels, Served, problem
 from tests.real_server import until
@@ -28,6 +28,11 @@ def test_the_models_operations_work_through_predict(served: Served) -> None:
     cancelled = served.predict({"operation": "cancel-download"}).json["predictions"][0]
     assert cancelled["status"] == "nothing_to_cancel"
     assert problem(served.predict({"operation": "sing"}), 400)["field"] == "operation"
+
+
+def test_status_tells_that_there_is_no_gpu() -> None:
+    manager = make_manager(Settings(device="cpu"))
+    assert (manager.status()["status"], manager.status()["gpu"]) == ("not_loaded", False)
 
 
 def test_download_models_waits_and_is_idempotent(served: Served) -> None:

@@ -1,0 +1,48 @@
+"""Whether this machine has a GPU, and what the real models take without one.
+
+It touches no GPU and imports no torch, so that any process can ask. Run as a program with a model and YUE_DEVICE, it
+prints the warning that applies, if any.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from inference.catalog import TINY
+
+# CUDA's devices: on Linux, in Windows' subsystem for Linux, on Jetson.
+DEVICE_FILES = ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvhost-gpu", "dev/nvgpu")
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # counts up to the first entry that names no device
+BYTES_PER_GB = 1e9
+# An estimate: at best the 182 and 1,003 s of an L4 in bfloat16 (0.28 TB/s), whose time goes into reading memory,
+# times 11 for float32 at 50 GB/s; twice that, because nothing reaches the best. 12.4 + 4 GB of weights, in float32.
+WITHOUT_GPU = (
+    "on a CPU, 30 s of music take about 1 hour and a song of 3 minutes about 6 hours (an estimate), "
+    "and about 35 GB of main memory are needed"
+)
+
+_DEVICE = re.compile(r"\s*(\d|GPU-|MIG-)")
+
+
+def is_missing(device: str, environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
+    """Whether songs would be made by the CPU; `device` is YUE_DEVICE."""
+    if device == "cpu" or (VISIBLE in environment and not _DEVICE.match(environment[VISIBLE])):
+        return True
+    return not any(path for pattern in DEVICE_FILES for path in root.glob(pattern))
+
+
+def warning(model: str, size_bytes: int | None = None) -> str:
+    """What to say before so many bytes (None: it is not known yet whether any) are fetched for such a machine."""
+    weights = "the weights, some 16 GB, are fetched if they are not here"
+    if size_bytes is not None:
+        weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are fetched"
+    return f"{model}: {weights}, but there is no GPU here: {WITHOUT_GPU}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != TINY and is_missing(sys.argv[2]):
+        print(f"warning: {warning(sys.argv[1])}", file=sys.stderr)
