@@ -230,6 +230,13 @@ def test_letters_that_the_terminal_lacks_are_no_error(here: Path) -> None:
     assert "failed" in done.stdout
 
 
+def test_an_older_python_is_told_which_is_needed() -> None:
+    older = "import sys; sys.version_info = (3, 10); import client"
+    done = subprocess.run([sys.executable, "-c", older], cwd=CLIENT.parent, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("client.py: needs Python 3.11 or newer")
+
+
 def test_help_is_short_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         client.main(["--url", NO_SERVER, "--help"])
