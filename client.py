@@ -7,27 +7,24 @@ It knows nothing of models or audio, and needs nothing but Python: its parts are
 from __future__ import annotations
 
 import argparse
-import base64
+import contextlib
 import json
-import math
 import os
 import signal
 import sys
+import tempfile
 import time
-import urllib.parse
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from yue_client import files, question, songs, vertex
-from yue_client.errors import INTERRUPTED, ClientError, Forgotten, Json, Misused
+from yue_client import files, options, question, songs, values, vertex
+from yue_client.address import DEFAULT_SERVER, server_address
+from yue_client.errors import INTERRUPTED, ClientError, Failed, Forgotten, Json, Misused
 from yue_client.progress import Progress, models_words
 from yue_client.transport import Clock, Http, Server
 
-DEFAULT_SERVER = "http://127.0.0.1:8080"
-FORMATS = ("mp3", "wav", "flac", "ogg")
-TRACKS = ("mix", "vocal", "instrumental")
+BROKEN_PIPE = 141  # what shells call a reader that has gone, as in | head -1
 PATIENCE_S = 600.0  # for songs, which may be the work of minutes; a glance is done at once or not at all
 CANCEL_PATIENCE_S = 10.0  # somebody has pressed Ctrl-C and waits
 NEVER_FORGOTTEN = 3  # a song that its server has forgotten is asked for so often
@@ -35,6 +32,16 @@ REQUEST_FIELDS = (
     *("genres", "lyrics", "segments", "seed", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty"),
     *("guidance_scale", "format", "tracks", "model", "wait_seconds", "request_id", "deadline_seconds"),
 )
+WHAT = "Sing songs on a YuE server, here or behind Vertex AI; look at their jobs, fetch and cancel them."
+EXAMPLES = """\
+examples:
+  client.py sing --genres 'folk calm female' --lyrics $'[verse]\\nThe kettle hums'
+  client.py sing --genres 'metal male' --lyrics-file examples/lyrics.txt --out song.flac
+  client.py status JOB_ID --url http://127.0.0.1:8080
+
+all options of a command: client.py COMMAND --help
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 server not reached or busy, 4 refused, 5 no right, 130 Ctrl-C
+"""
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -44,6 +51,7 @@ exit codes:
   4    the server refused the request: change it
   5    no right to use the server: --api-key, or Google's login
   130  Ctrl-C; sing cancels its song first
+  141  nobody reads the output any more
 
 environment: YUE_URL, YUE_ENDPOINT, PROJECT_ID, REGION and YUE_API_KEY stand for options that are not given
 """
@@ -51,25 +59,49 @@ environment: YUE_URL, YUE_ENDPOINT, PROJECT_ID, REGION and YUE_API_KEY stand for
 
 def main(argv: Sequence[str] | None = None, clock: Clock = time) -> int:
     """Do one command; its exit code."""
-    arguments = _parser().parse_args(argv)
-    progress = Progress(sys.stderr, arguments.quiet)
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json, progress = "--json" in words, Progress(sys.stderr, "--quiet" in words)
     try:
-        answer, text = arguments.command(_server(arguments, clock, progress), arguments, progress)
-        if arguments.json or not arguments.quiet:
-            print(json.dumps(answer) if arguments.json else text, flush=True)
-        return 0
-    except ClientError as error:
-        progress.end()
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        print(f"client.py: {error}{hint}", file=sys.stderr)
-        if arguments.json:
-            print(json.dumps({"error": error.as_dict()}), flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        progress.end()
-        if arguments.json:
-            print(json.dumps({"error": {"detail": "interrupted", "exit_code": INTERRUPTED}}), flush=True)
-        return INTERRUPTED
+        try:
+            arguments = _arguments(words)
+            answer, text = arguments.command(_server(arguments, clock, progress), arguments, progress)
+            if getattr(arguments, "out", None) == files.STANDARD_OUTPUT:
+                progress.say(text)
+            elif as_json or not arguments.quiet:
+                _print(json.dumps(answer) if as_json else text)
+            return 0
+        except ClientError as error:
+            progress.end()
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            print(f"client.py: {error}{hint}", file=sys.stderr)
+            if as_json:
+                _print(json.dumps({"error": error.as_dict()}))
+            return error.exit_code
+        except KeyboardInterrupt:
+            progress.end()
+            if as_json:
+                _print(json.dumps({"error": {"detail": "interrupted", "exit_code": INTERRUPTED}}))
+            return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+
+
+def _print(text: str) -> None:
+    """Write a line to the standard output. Raises BrokenPipeError, and Failed where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise Failed(f"the output cannot be written: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """Let nothing try to write the rest of the output when Python ends."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 Answer = tuple[Json, str]  # for scripts, for people
@@ -78,8 +110,7 @@ Answer = tuple[Json, str]  # for scripts, for people
 def sing(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """sing a song and write it to a file; Ctrl-C cancels it"""
     song = _song(arguments)
-    if arguments.out and not arguments.force:
-        files.check_free(arguments.out, song.get("tracks") or ["mix"])
+    _check_out(arguments, song.get("tracks") or ["mix"])
     job_id = ""
     try:
         for tries_left in reversed(range(NEVER_FORGOTTEN)):
@@ -99,9 +130,13 @@ def sing(server: Server, arguments: argparse.Namespace, progress: Progress) -> A
 
 def result(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """wait for a job that was begun before, and write its song"""
-    if arguments.out and not arguments.force:
-        files.check_free(arguments.out, ["mix"])
-    return _followed(server, arguments.job_id, arguments, progress)
+    _check_out(arguments, ["mix"])
+    try:
+        return _fetched(server, songs.follow(server, arguments.job_id, progress), arguments, progress)
+    except KeyboardInterrupt:
+        progress.end()
+        progress.say(f"the song goes on; fetch it with: client.py result {arguments.job_id}{_where(arguments)}")
+        raise
 
 
 def status(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
@@ -126,7 +161,7 @@ def models(server: Server, arguments: argparse.Namespace, progress: Progress) ->
 
 
 def download(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
-    """have the server fetch and load its models, or another one's; Ctrl-C leaves it at that"""
+    """have the server fetch and load models; Ctrl-C leaves it at that"""
     if arguments.cancel:
         answer = server.predict({"operation": "cancel-download"})
         return answer, str(answer["message"])
@@ -143,35 +178,55 @@ def download(server: Server, arguments: argparse.Namespace, progress: Progress) 
 
 
 def _followed(server: Server, job_id: str, arguments: argparse.Namespace, progress: Progress) -> Answer:
-    """Wait for a job and write its song."""
+    """Wait for a job that was just begun, and write its song; if that fails, say how to come back to it."""
     try:
         return _fetched(server, songs.follow(server, job_id, progress), arguments, progress)
     except Forgotten:
         raise
     except ClientError as error:
-        if "job_id" not in error.problem:  # the song did not fail
-            error.hint = f"the song is not lost; fetch it with: client.py result {job_id}"
+        if "job_id" not in error.problem and not isinstance(error, Misused):  # the song did not fail
+            fetch = f"the song is not lost; fetch it with: client.py result {job_id}{_where(arguments)}"
+            error.hint = "; ".join(filter(None, (error.hint, fetch)))
         raise
+
+
+def _where(arguments: argparse.Namespace) -> str:
+    """The options that lead to the same server again."""
+    given = {name: getattr(arguments, name) for name in ("url", "endpoint", "project", "region")}
+    return "".join(f" --{name} {value}" for name, value in given.items() if value)
 
 
 def _fetched(server: Server, job: Json, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """Write the tracks of a finished job."""
-    tracks = songs.Tracks(server, job)
     out = arguments.out or Path(f"song.{job['format']}")
+    files.check_ending(out, job["format"], f"the song of job {job['job_id']} is")
+    tracks = songs.Tracks(server, job)
     lie = {}
     for index, track in enumerate(tracks.names):
+        if out == files.STANDARD_OUTPUT:
+            lie[track] = _to_standard_output(tracks)
+            break
         path = files.track_path(out, index, track)
         with files.written(path) as file:
             tracks.fetch(track, file)
             lie[track] = files.placed(file, path, arguments.force)
         if lie[track] != path and arguments.out:
             progress.say(f"warning: {path} exists already; the song is in {lie[track]}")
-    misnamed = [f"{out} holds {job['format']}"] if _suffix(out) not in ("", job["format"]) else []
-    for warning in [*job.get("warnings", ()), *misnamed]:
+    for warning in job.get("warnings", ()):
         progress.say(f"warning: {warning}")
     what = f"{job['duration_seconds']:.1f} s, seed {job['seed']}, job {job['job_id']}"
     answer = {**job, "files": {track: str(path) for track, path in lie.items()}}
     return answer, f"{', '.join(answer['files'].values())}: {what}"
+
+
+def _to_standard_output(tracks: songs.Tracks) -> Path:
+    """Write the only track there, whole. Raises Misused where there are several."""
+    if len(tracks.names) > 1:
+        raise Misused(f"--out: got -, but the song has the tracks {', '.join(tracks.names)}; allowed: a file")
+    with tempfile.TemporaryFile() as file:
+        tracks.fetch(tracks.names[0], file)
+        files.to_standard_output(file)
+    return files.STANDARD_OUTPUT
 
 
 def _cancelled(server: Server, job_id: str, song: Json) -> str:
@@ -191,24 +246,35 @@ def _song(arguments: argparse.Namespace) -> Json:
     song = {name: wish for name in REQUEST_FIELDS if (wish := getattr(arguments, name)) is not None}
     song["genres"] = song["genres"].strip()
     song.setdefault("request_id", str(uuid.uuid4()))
-    if arguments.out and _suffix(arguments.out) not in ("", *FORMATS):
-        raise Misused(f"--out: got {arguments.out}; allowed: a name that ends in one of {', '.join(FORMATS)}")
-    if arguments.out and _suffix(arguments.out) in FORMATS:
-        song.setdefault("format", _suffix(arguments.out))
+    if arguments.out and files.ending(arguments.out):
+        song.setdefault("format", files.ending(arguments.out))
+        files.check_ending(arguments.out, song["format"], "--format is")
     parts = ("audio", "vocal", "instrumental", "start_seconds", "end_seconds")
     given = {part: value for part in parts if (value := getattr(arguments, f"reference_{part}")) is not None}
-    reference = {f"{part}_uri" if _is_address(value) else part: value for part, value in given.items()}
+    reference = {f"{part}_uri" if values.is_address(value) else part: value for part, value in given.items()}
     return {**song, "reference": reference} if reference else song
+
+
+def _check_out(arguments: argparse.Namespace, tracks: Sequence[str]) -> None:
+    """That the song can be written where it is wanted, as far as that can be told now. Raises Misused."""
+    if arguments.out != files.STANDARD_OUTPUT:
+        files.check_place(arguments.out or Path("song.mp3"))
+        if arguments.out and not arguments.force:
+            files.check_free(arguments.out, tracks)
+    elif arguments.json or len(tracks) > 1:
+        other = "--json" if arguments.json else f"the tracks {', '.join(tracks)}"
+        raise Misused(f"--out: got - together with {other}; allowed: a file")
 
 
 def _server(arguments: argparse.Namespace, clock: Clock, progress: Progress) -> Server:
     http = Http(clock, arguments.patience, progress.pause)
-    environment = {name: os.environ.get(name) or None for name in ("YUE_URL", "YUE_ENDPOINT", "PROJECT_ID", "REGION")}
-    try:
-        api_key = _api_key(arguments.api_key or os.environ.get("YUE_API_KEY") or "") or None
-        url = arguments.url or (environment["YUE_URL"] and _address(environment["YUE_URL"]))
-    except argparse.ArgumentTypeError as error:
-        raise Misused(str(error)) from None
+    environment = {
+        name: os.environ.get(name, "").strip() for name in ("YUE_URL", "YUE_ENDPOINT", "PROJECT_ID", "REGION")
+    }
+    api_key = arguments.api_key or values.api_key(os.environ.get("YUE_API_KEY", ""), "YUE_API_KEY") or None
+    url = arguments.url
+    if not url and not arguments.endpoint and environment["YUE_URL"]:
+        url = server_address(environment["YUE_URL"], "YUE_URL")
     endpoint = arguments.endpoint or (None if url else environment["YUE_ENDPOINT"])
     if not endpoint:
         return Server(http, url or DEFAULT_SERVER, api_key)
@@ -216,162 +282,30 @@ def _server(arguments: argparse.Namespace, clock: Clock, progress: Progress) -> 
     return vertex.Endpoint(http, vertex.full_name(endpoint, project, region), api_key)
 
 
-def _suffix(path: Path) -> str:
-    return path.suffix.lower().lstrip(".")
-
-
-def _text_file(name: str) -> str:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{error}; allowed: a text file in UTF-8, or - for the input") from error
-
-
-def _is_address(value: object) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "gs://"))
-
-
-def _audio_file(name: str) -> str:
-    """A file as base64; an address as it is, for the server to fetch from."""
-    if _is_address(name):
-        return name
-    try:
-        return base64.b64encode(Path(name).read_bytes()).decode()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{error}; allowed: an audio file, or its address") from error
-
-
-def _output(name: str) -> Path:
-    """A file that can be written: better found out before the song is sung than after."""
-    path = Path(name)
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"got {name!r}; allowed: a file in a folder that can be written to")
-    return path
-
-
-def _address(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an address such as {DEFAULT_SERVER}")
-    return text
-
-
-def _api_key(text: str) -> str:
-    if not all("!" <= character <= "~" for character in text):
-        raise argparse.ArgumentTypeError("the API key: allowed: visible ASCII characters")
-    return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of seconds from 0")
-    return seconds
-
-
-def _parser() -> argparse.ArgumentParser:
-    what = (__doc__ or "").partition("\n")[0]
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=what, epilog=EXIT_CODES, formatter_class=layout)
-    names = "{sing,result,status,cancel,models,download}"
-    commands = parser.add_subparsers(required=True, metavar=names)
-
-    def add(command: Callable[..., Answer], patience_s: float = 0) -> argparse.ArgumentParser:
-        hint = command.__doc__ or ""
-        one = commands.add_parser(
-            command.__name__, help=hint, description=hint, epilog=EXIT_CODES, formatter_class=layout
-        )
-        one.set_defaults(command=command)
-        _add_common(one, patience_s)
-        return one
-
-    singing = add(sing, PATIENCE_S)
-    _add_song(singing)
-    _add_out(singing)
-    fetching = add(result, PATIENCE_S)
-    for one in (fetching, add(status), add(cancel)):
-        one.add_argument("job_id")
-    _add_out(fetching)
-    add(models)
-    _add_download(add(download, PATIENCE_S))
-    return parser
-
-
-def _add_common(one: Any, patience_s: float) -> None:
-    where = one.add_argument_group("where the server is")
-    either = where.add_mutually_exclusive_group()
-    either.add_argument("--url", "--server", type=_address, metavar="ADDRESS", help=f"default: {DEFAULT_SERVER}")
-    hint = (
-        "an endpoint of Vertex AI: projects/P/locations/R/endpoints/E, or its id with --project and --region; "
-        "/invoke behind it where the model was uploaded with invokeRoutePrefix"
-    )
-    either.add_argument("--endpoint", metavar="NAME", help=hint)
-    where.add_argument("--project", help="of the endpoint")
-    where.add_argument("--region", help="of the endpoint")
-    where.add_argument("--api-key", type=_api_key, metavar="KEY", help="better in YUE_API_KEY, where nobody sees it")
-    hint = "go on for so long while the server is away or busy (default: %(default)g)"
-    where.add_argument("--patience", type=_seconds, default=patience_s, metavar="SECONDS", help=hint)
-    shown = one.add_argument_group("what is shown")
-    shown.add_argument("--json", action="store_true", help="one JSON object on the output, an error's too")
-    shown.add_argument("--quiet", action="store_true", help="errors only, and what --json says")
-
-
-def _add_out(one: Any) -> None:
-    hint = "default: song.mp3, or as the format is, or a free name beside it; a second track is song-vocal.mp3"
-    one.add_argument("--out", "--output", type=_output, metavar="FILE", help=hint)
-    one.add_argument("--force", action="store_true", help="overwrite files that exist")
-
-
-def _add_song(one: Any) -> None:
-    words = one.add_argument_group("the song (what is allowed: README, API)")
-    for name, hint in (("genres", "tags: 'folk acoustic guitar calm female'"), ("lyrics", "sections under [tags]")):
-        either = words.add_mutually_exclusive_group(required=True)
-        either.add_argument(f"--{name}", help=hint)
-        file_hint = "the same from a file; - is the input"
-        either.add_argument(f"--{name}-file", type=_text_file, dest=name, metavar="FILE", help=file_hint)
-    words.add_argument("--segments", type=int, metavar="N", help="sing the first N sections (default: all)")
-    words.add_argument("--seed", type=int, help="sing the same song again (default: drawn by the server)")
-    words.add_argument("--format", choices=FORMATS, help="default: as --out ends, or mp3")
-    words.add_argument("--tracks", nargs="+", choices=TRACKS, metavar="TRACK", help=f"of {', '.join(TRACKS)}")
-    for option, kind in (("max-new-tokens", int), ("temperature", float), ("top-p", float), ("top-k", int)):
-        words.add_argument(f"--{option}", type=kind, metavar="N")
-    words.add_argument("--repetition-penalty", type=float, metavar="N")
-    words.add_argument(
-        "--guidance-scale", type=float, nargs="+", metavar="N", help="one, or first section and later ones"
-    )
-    words.add_argument("--model", help="refuse to be sung by another")
-    for part, hint in (
-        ("audio", "an audio file to continue, or its address: https:// or gs://"),
-        ("vocal", "its voice"),
-        ("instrumental", "the rest"),
-    ):
-        option = "--reference" if part == "audio" else f"--reference-{part}"
-        words.add_argument(option, type=_audio_file, dest=f"reference_{part}", metavar="FILE", help=hint)
-    for part in ("start", "end"):
-        words.add_argument(f"--reference-{part}", type=float, dest=f"reference_{part}_seconds", metavar="SECONDS")
-    hint = "let the server give the song up when it takes longer"
-    words.add_argument("--deadline-seconds", type=_seconds, metavar="SECONDS", help=hint)
-    hint = "let the server wait so long before it answers (default: %(default)g, it is asked how far it is)"
-    words.add_argument("--wait-seconds", type=_seconds, default=0.0, metavar="SECONDS", help=hint)
-    words.add_argument(
-        "--request-id", metavar="ID", help="the same id is the same song, sung once (default: a new one)"
-    )
-
-
-def _add_download(one: Any) -> None:
-    one.add_argument("--model", help="another model than the one that is set up")
-    one.add_argument("--revision", help="a branch, tag or commit of it")
-    one.add_argument("--force", action="store_true", help="prove every file anew")
-    one.add_argument("--yes", action="store_true", help="do not ask, where the server has no GPU")
-    either = one.add_mutually_exclusive_group()
-    either.add_argument("--no-wait", action="store_true", help="only begin")
-    either.add_argument("--cancel", action="store_true", help="end what is being fetched")
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    """What is asked for. Raises Misused."""
+    commands = {
+        sing: ("--genres TAGS --lyrics TEXT", [options.add_song, options.add_song_file], PATIENCE_S),
+        result: ("JOB_ID", [options.add_job, options.add_file], PATIENCE_S),
+        status: ("JOB_ID", [options.add_job], 0),
+        cancel: ("JOB_ID", [options.add_job], 0),
+        models: ("", [], 0),
+        download: ("", [options.add_download], PATIENCE_S),
+    }
+    listed = "\n".join(f"  {command.__name__:10}{command.__doc__}" for command in commands)
+    parser = options.Parser("client.py", "COMMAND", f"{WHAT}\n\ncommands:\n{listed}", EXAMPLES)
+    names = parser.add_subparsers(prog=parser.prog, required=True, help=argparse.SUPPRESS)
+    for command, (usage, groups, patience_s) in commands.items():
+        name = command.__name__
+        one = names.add_parser(name, usage=usage, description=command.__doc__ or "", epilog=EXIT_CODES)
+        one.set_defaults(command=command, patience=patience_s)
+        for add in (*groups, options.add_server, options.add_shown):
+            add(one)
+    return parser.parse_args(options.command_first(names.choices, words))
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are cleared away
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     sys.exit(main())

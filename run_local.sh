@@ -9,7 +9,8 @@ Usage: ./run_local.sh [--once] [--output FILE]
 Prepares .venv, starts the server, sings examples/lyrics.txt and keeps serving until Ctrl-C.
 
   --once         stop the server after the song; the exit code is the song's
-  --output FILE  where the song goes (default: song.mp3); its ending picks mp3, wav, flac or ogg
+  --output FILE  where the song goes, over what is there; its ending picks mp3, wav, flac or ogg
+                 (default: song.mp3, or if that is there song-2.mp3, …)
   --help         this text
 
 Environment:
@@ -26,11 +27,11 @@ USAGE
 
 readonly start_seconds=60 # for the server to answer at all; models are loaded after that
 readonly stop_seconds=10  # for the server to end before it is killed
-once='' output=song.mp3 server='' client='' log='' keep_log='' host='' url=''
+once='' output='' caller=$PWD server='' client='' log='' keep_log='' host='' url=''
 
 main() {
   read_arguments "$@"
-  [[ $output == /* ]] || output=$PWD/$output
+  [[ $output == '' || $output == /* ]] || output=$caller/$output
   cd "$(dirname "${BASH_SOURCE[0]}")"
   # shellcheck source=scripts/setup.sh
   source scripts/setup.sh
@@ -88,6 +89,10 @@ find_address() {
 
 # Both checks come before anything slow.
 check_output() {
+  if [[ -z $output ]]; then
+    [[ -w $caller ]] || usage_error "the song would go to $caller, which cannot be written to; name a file by --output"
+    return
+  fi
   if [[ -d $output || ! -w $(dirname "$output") ]]; then
     usage_error "--output: got '$output'; allowed: a file in a folder that can be written to"
   fi
@@ -138,10 +143,13 @@ PYTHON
 }
 
 sing() {
-  local code=0
+  local code=0 project=$PWD interpreter=$python out=()
+  [[ $interpreter == /* ]] || interpreter=$project/$interpreter
+  [[ -z $output ]] || out=(--out "$output" --force)
   # In the background, since bash heeds signals during `wait` but not while a command runs in front.
-  "$python" client.py sing --url "$url" --out "$output" --force \
-    --genres-file examples/genres.txt --lyrics-file examples/lyrics.txt &
+  # The odd expansion is for bash 3.2, to which an empty array is an unset one.
+  (cd "$caller" && exec "$interpreter" "$project/client.py" sing --url "$url" ${out[@]+"${out[@]}"} \
+    --genres-file "$project/examples/genres.txt" --lyrics-file "$project/examples/lyrics.txt") &
   client=$!
   wait "$client" || code=$?
   client=''
@@ -157,6 +165,7 @@ tell() {
 
 serve() {
   echo "Serving at $url until Ctrl-C; the log is $log"
+  echo "In a second terminal: python3 client.py sing --url $url --genres 'folk calm' --lyrics-file examples/lyrics.txt"
   wait "$server" || true
   give_up 1 "the server ended"
 }

@@ -322,8 +322,9 @@ tell() {
   # shellcheck disable=SC2016 # it is for the reader to run
   local authorization='"Authorization: Bearer $(gcloud auth print-access-token)"'
   local song_words='"genres": "folk acoustic guitar calm female", "lyrics": "[verse]\nThe kettle hums"'
-  local save='import base64, json, sys; song = json.load(sys.stdin)["predictions"][0]'
-  save+='; sys.stdout.buffer.write(base64.b64decode(song["audio"]))'
+  # Where there is no song, the answer says why, and no file is written.
+  local save='import base64, json, sys; answer = json.load(sys.stdin); song = answer.get("predictions", [answer])[0]'
+  save+='; "audio" in song or sys.exit(json.dumps(song)); open("song.mp3", "wb").write(base64.b64decode(song["audio"]))'
   step "The endpoint answers"
   describe_endpoint
   dns=$(reading 'print(answer["dedicatedEndpointDns"])')
@@ -333,10 +334,10 @@ tell() {
   [[ $1 == startup ]] ||
     tell_one 'Fetch the weights before the first song' '{"operation": "download-models", "wait": false}'
   tell_one 'What the models are doing' '{"operation": "models/status"}'
-  tell_one 'A song, waited for' "{$song_words}" "python3 -c '$save' > song.mp3"
+  tell_one 'A song, waited for' "{$song_words}" "python3 -c '$save'"
   tell_one 'A song, not waited for: the answer names its job' "{$song_words, \"wait_seconds\": 0}"
   tell_one 'How far a job is' '{"job_id": "JOB_ID", "operation": "status"}'
-  tell_one 'The song of a job' '{"job_id": "JOB_ID", "operation": "result"}'
+  tell_one 'The song of a job' '{"job_id": "JOB_ID", "operation": "result"}' "python3 -c '$save'"
   tell_one 'Cancel a job' '{"job_id": "JOB_ID", "operation": "cancel"}'
   say "./undeploy.sh removes the endpoint and the model, with --all the rest too; until then the machine is paid for."
 }

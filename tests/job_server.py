@@ -61,10 +61,12 @@ class JobServer(ThreadingHTTPServer):
         submitted: Json = QUEUED,
         result: Json = RESULT,
         port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__((host, port), _Handler)
         self.life, self.models, self.submitted, self.result = list(life), list(models), submitted, result
         self.instances: list[Json] = []
+        self.keys: list[str | None] = []  # those that requests came with
         self.looked = threading.Event()  # set by the first look at the job
 
     @property
@@ -99,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.path == "/predict"
         body = self.rfile.read(int(self.headers["Content-Length"]))
         (instance,) = json.loads(body)["instances"]
+        self.server.keys.append(self.headers["X-API-Key"])
         answer = self.server.prediction(instance)
         if "title" in answer:
             self._send(answer["status"], "application/problem+json", json.dumps(answer).encode())

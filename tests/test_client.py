@@ -6,10 +6,8 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,39 +166,6 @@ def test_a_song_cancelled_by_another_is_no_success(output: Path, capsys: pytest.
     assert f"job {JOB_ID} cancelled" in capsys.readouterr().err
 
 
-def test_no_server_is_told_with_its_address(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert client.main(["models", "--url", address]) == 3
-    assert address in capsys.readouterr().err
-
-
-def test_a_proxy_is_not_asked_for_this_machine(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    assert sing(JobServer(), "--out", str(output)) == 0
-
-
-def test_an_ending_that_no_song_has_is_refused_before_it_is_sung(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server = JobServer()
-    assert sing(server, "--out", str(tmp_path / "song.mp4")) == 2
-    assert "mp3, wav, flac, ogg" in capsys.readouterr().err
-    assert not server.instances
-
-
-def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    class Other(JobServer):
-        def prediction(self, instance: client.Json) -> client.Json:
-            return "hello"  # type: ignore[return-value]
-
-    with answering(Other()) as server:
-        assert client.main(["models", "--url", server.address]) == 3
-    assert "does not answer like a YuE server" in capsys.readouterr().err
-
-
 def test_ctrl_c_cancels_the_song(output: Path) -> None:
     with answering(JobServer([running("stage1", 0.1, 1)])) as server:
         command = [sys.executable, str(CLIENT), *SING, "--url", server.address, "--out", str(output)]
@@ -264,13 +229,6 @@ def test_an_earlier_song_is_fetched(output: Path) -> None:
     assert output.read_bytes() == AUDIO
 
 
-def test_a_song_in_a_misnamed_file_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "song.flac"
-    with answering(JobServer([DONE])) as server:
-        assert client.main(["result", JOB_ID, "--url", server.address, "--out", str(output)]) == 0
-    assert f"warning: {output} holds mp3" in capsys.readouterr().err
-
-
 def test_models_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(JobServer(models=[READY])) as server:
         assert client.main(["models", "--url", server.address]) == 0
@@ -329,34 +287,6 @@ def test_a_download_by_a_script_is_warned_of(capsys: pytest.CaptureFixture[str])
     assert "warning: en-cot: some 16 GB" in capsys.readouterr().err
 
 
-def test_python_alone_is_enough_and_help_tells_the_exit_codes(tmp_path: Path) -> None:
+def test_python_alone_is_enough(tmp_path: Path) -> None:
     command = [sys.executable, "-S", str(CLIENT), "--help"]  # without installed packages
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    for code in (0, 1, 2, 3, 4, 5, 130):
-        assert f"\n  {code}  " in done.stdout
-
-
-WRONG: dict[str, Callable[[Path], list[str]]] = {
-    "no command": lambda tmp: [],
-    "no lyrics": lambda tmp: ["sing", "--genres", "folk"],
-    "lyrics twice": lambda tmp: [*SING, "--lyrics-file", str(CLIENT)],
-    "no such file": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(tmp / "none.txt")],
-    "not text": lambda tmp: ["sing", "--genres", "folk", "--lyrics-file", str(_binary(tmp))],
-    "no such folder": lambda tmp: [*SING, "--out", str(tmp / "none" / "song.mp3")],
-    "a folder": lambda tmp: [*SING, "--out", str(tmp)],
-    "unknown format": lambda tmp: [*SING, "--format", "midi"],
-    "no address": lambda tmp: ["models", "--url", "localhost:8080"],
-}
-
-
-def _binary(folder: Path) -> Path:
-    path = folder / "binary"
-    path.write_bytes(b"\xff\xfe\x00")
-    return path
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_wrong_usage_is_code_2(wrong: Callable[[Path], list[str]], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as end:
-        client.main(wrong(tmp_path))
-    assert end.value.code == 2
+    subprocess.run(command, cwd=tmp_path, capture_output=True, env={}, check=True)

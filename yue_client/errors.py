@@ -74,11 +74,14 @@ class Unauthorized(ClientError):
 
 def of_answer(status: int, body: bytes, retry_after: str | None, address: str) -> ClientError:
     """The error that a response is."""
-    problem = _problem_in(body)
-    if not problem:
-        text = body.decode(errors="replace").strip()[:LONGEST_TEXT]
-        problem = {"detail": f"{address} answered {status}" + (f": {text}" if text and "<" not in text else "")}
-    return of_problem({"status": status, **problem}, _seconds(retry_after))
+    if problem := _problem_in(body):
+        return of_problem({"status": status, **problem}, _seconds(retry_after))
+    text = body.decode(errors="replace").strip()[:LONGEST_TEXT]
+    detail = f"{address} answered {status}" + (f": {text}" if text and "<" not in text else "")
+    error = of_problem({"status": status, "detail": detail}, _seconds(retry_after))
+    if not isinstance(error, Unauthorized):
+        error.hint = error.hint or "is that a YuE server? Its address is given by --url or YUE_URL"
+    return error
 
 
 def of_problem(problem: Json, retry_after_s: float = 0) -> ClientError:

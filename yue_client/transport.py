@@ -5,23 +5,36 @@ It does not know what the requests are about.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
-import socket
-import ssl
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Protocol, TypeVar
 
-from yue_client.errors import ClientError, Json, Unauthorized, Unreachable, of_answer, of_problem
+from yue_client.address import root_of, server_address
+from yue_client.connections import ELSEWHERE, Opener, unreachable
+from yue_client.errors import (
+    ClientError,
+    Forgotten,
+    Json,
+    Misused,
+    Refused,
+    Unauthorized,
+    Unreachable,
+    of_answer,
+    of_problem,
+)
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 ANSWER_TIMEOUT_S = 120.0  # beyond what the request itself asks the server to wait
 ELSEWHERE_TIMEOUT_S = 10.0  # a file that lies elsewhere waits for nothing
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two tries, each pause twice the one before
-NOT_THERE = (ConnectionRefusedError, socket.gaierror)
+NO_SUCH_PATH = re.compile(r"no such path|/predict answered")  # the path itself is unknown, not a job
+SPEAKS_TLS = re.compile(rb"[^{]*(HTTPS|SSL-enabled)")  # no JSON: what others answer to plain HTTP where they want TLS
 
 Found = TypeVar("Found")
 Read = Callable[[http.client.HTTPResponse], Found]
@@ -44,8 +57,7 @@ class Http:
     def __init__(self, clock: Clock, patience_s: float, on_pause: Callable[[ClientError, float], None]) -> None:
         self.clock, self.patience_s, self._on_pause = clock, patience_s, on_pause
         self._answered = False
-        self._opener = urllib.request.build_opener()
-        self._direct_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = Opener()
 
     def ask(self, make: Callable[[], urllib.request.Request], read: Read[Found], wait_s: float = 0) -> Found:
         """What `read` makes of the response to what `make` makes, anew for each try. Raises ClientError."""
@@ -65,28 +77,16 @@ class Http:
 
     def ask_once(self, request: urllib.request.Request, read: Read[Found], timeout_s: float) -> Found:
         """What `read` makes of the response, which is waited for so long. Raises ClientError."""
-        # A proxy meant for the outside world cannot reach this very machine.
-        local = urllib.parse.urlsplit(request.full_url).hostname in LOOPBACK_HOSTS
-        opener = self._direct_opener if local else self._opener
         try:
-            with opener.open(request, timeout=timeout_s) as response:
+            with self._opener.open(request, timeout_s) as response:
                 found = read(response)
         except urllib.error.HTTPError as error:
             self._answered = True
             raise _error_in(error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(request, error) from error
+            raise unreachable(request, error, self._answered) from error
         self._answered = True
         return found
-
-    def _unreachable(self, request: urllib.request.Request, error: Exception) -> Unreachable:
-        reason = getattr(error, "reason", None) or error
-        missing = isinstance(reason, NOT_THERE) and not self._answered
-        parts = urllib.parse.urlsplit(request.full_url)
-        hint = "is the server running? Another address is given by --url or YUE_URL" if missing else ""
-        temporary = not missing and not isinstance(reason, ssl.SSLCertVerificationError)
-        text = str(reason) or type(reason).__name__
-        return Unreachable(f"no answer from {parts.scheme}://{parts.netloc}: {text}", hint, temporary=temporary)
 
 
 class Server:
@@ -148,6 +148,11 @@ class Server:
         except Unauthorized as error:
             error.hint = error.hint or "the server's key is given by --api-key or YUE_API_KEY"
             raise
+        except Forgotten as error:
+            root = root_of(self.address)
+            if root != self.address and NO_SUCH_PATH.search(str(error)):
+                error.hint = f"perhaps the server is at --url {root}"
+            raise
 
     def _prediction(self, response: http.client.HTTPResponse) -> Json:
         answer = response.read()
@@ -158,7 +163,7 @@ class Server:
             problem = prediction.get("error")
         except (ValueError, LookupError, TypeError, AttributeError):
             detail = f"{self.address} does not answer like a YuE server: {answer[:80]!r}"
-            raise Unreachable(detail, temporary=False) from None
+            raise Unreachable(detail, ELSEWHERE, temporary=False) from None
         if problem and not isinstance(prediction.get("status"), str):  # else it is a job that tells how it ended
             raise of_problem(problem if isinstance(problem, dict) else {"detail": str(problem)})
         return prediction
@@ -175,4 +180,18 @@ def _error_in(error: urllib.error.HTTPError) -> ClientError:
             body = error.read()
     except (OSError, http.client.HTTPException):
         body = b""
-    return of_answer(error.code, body, error.headers.get("Retry-After"), error.url)
+    location = error.headers.get("Location")
+    if location and error.code < HTTPStatus.BAD_REQUEST:
+        return _redirected(error.url, urllib.parse.urljoin(error.url, location))
+    found = of_answer(error.code, body, error.headers.get("Retry-After"), error.url)
+    if error.url.startswith("http:") and error.code == HTTPStatus.BAD_REQUEST and SPEAKS_TLS.match(body):
+        found.hint = f"it speaks TLS: --url https:{root_of(error.url).removeprefix('http:')}"
+    return found
+
+
+def _redirected(address: str, location: str) -> Refused:
+    """A song cannot follow: what is redirected loses its body."""
+    hint = ""
+    with contextlib.suppress(Misused):
+        hint = f"use that address: --url {server_address(location)}"
+    return Refused(f"{address} is redirected to {location}", hint)
