@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -428,6 +429,17 @@ def test_the_document_shows_what_the_dry_run_prints(person: Person, script: str)
     words, text = shown[f"./{script}"]
     done = person.run(script, *words[1:], PROJECT_ID="", IMAGE_TAG="")
     assert text == done.stdout, f"put the output of {shlex.join(words)} into {DOCUMENT.name}"
+
+
+def test_the_document_shows_a_good_request_with_the_sdk() -> None:
+    """The SDK is too large to be installed for a test: the call is read, not made."""
+    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    (call,) = (one for one in calls if isinstance(one.func, ast.Attribute) and one.func.attr == "predict")
+    arguments = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    (instance,) = arguments["instances"]
+    read(Instance, instance)
+    assert arguments["timeout"] == 3600 and arguments["use_dedicated_endpoint"] is True
 
 
 def test_the_document_names_every_setting() -> None:
