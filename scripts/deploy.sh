@@ -43,7 +43,7 @@ undeploy() {
   [[ -z $all ]] || things+=", the images in $REPOSITORY, gs://$BUCKET with all that is in it, and the account $email"
   confirm "Removes from $PROJECT_ID in $REGION: $things."
   remove_endpoint
-  remove "the model" gcloud ai models delete "$DEPLOYMENT_NAME" --region="$REGION"
+  remove_model
   [[ -n $all ]] || return 0
   remove "the images" gcloud artifacts repositories delete "$REPOSITORY" --location="$REGION"
   remove "the bucket" gcloud storage rm --recursive "gs://$BUCKET"
@@ -78,10 +78,11 @@ check_quota() {
     return
   fi
   [[ -z $dry_run ]] || return 0
+  # Google leaves out what is zero, false or empty: a bucket without a limit has the limit 0.
   limit=$(reading '
 buckets = [bucket for one in answer.get("consumerQuotaLimits", []) for bucket in one.get("quotaBuckets", [])]
-limits = {bucket.get("dimensions", {}).get("region", ""): bucket.get("effectiveLimit") for bucket in buckets}
-print(limits.get(sys.argv[1], limits.get("")) or "unknown")' "$REGION")
+limits = {bucket.get("dimensions", {}).get("region", ""): bucket.get("effectiveLimit", "0") for bucket in buckets}
+print(limits.get(sys.argv[1], limits.get("", "unknown")))' "$REGION")
   if [[ $limit == unknown ]]; then
     warn "the quota $metric is not stated for $REGION; see it in the console under IAM > Quotas"
   elif ((limit >= 0 && limit < MAX_REPLICAS)); then # -1 is no limit
@@ -158,7 +159,7 @@ upload_model() {
   else
     arguments+=(--model-id="$DEPLOYMENT_NAME")
   fi
-  run gcloud ai models upload "${arguments[@]}" --labels="configuration=$configuration" --project="$PROJECT_ID"
+  run_operation gcloud ai models upload "${arguments[@]}" --labels="configuration=$configuration"
   find_model || [[ -n $dry_run ]] ||
     fail "the model $DEPLOYMENT_NAME is not there after its upload; run ${0##*/} again"
 }
@@ -227,44 +228,49 @@ deploy_model() {
     --traffic-split=0=100 --service-account="$email" --enable-access-logging)
   [[ $SPOT == no ]] || arguments+=(--spot)
   deployed_name=$DEPLOYMENT_NAME-v$version-$(checksum "${arguments[@]}")
-  join_running_deployment
+  join_running_operations
   describe_endpoint
   others=$(deployed_except "$deployed_name")
   if [[ -z $(deployed_as "$deployed_name") ]]; then
-    run_deployment gcloud ai endpoints deploy-model "$endpoint" "${arguments[@]}" --display-name="$deployed_name" \
-      --project="$PROJECT_ID"
+    run_operation gcloud ai endpoints deploy-model "$endpoint" "${arguments[@]}" --display-name="$deployed_name"
   fi
   undeploy_models "$others"
 }
 
-# A run that was stopped leaves its deployment running: a second one would be paid for twice.
-join_running_deployment() {
+# A run that was stopped leaves its operations running: a second deployment would be paid for twice, and an endpoint that
+# is being deployed to cannot be deleted.
+join_running_operations() {
   local operation
   [[ -z $dry_run ]] || return 0
   if ! rest GET "$api/$parent/endpoints/$endpoint/operations"; then
-    warn "whether a deployment is running already could not be seen: $answer"
+    warn "whether an operation is running already could not be seen: $answer"
     return
   fi
   for operation in $(reading '
-running = [one for one in answer.get("operations", []) if not one.get("done")]
-deploying = [one for one in running if "DeployModel" in one.get("metadata", {}).get("@type", "")]
-print(*(one["name"].rpartition("/")[2] for one in deploying))'); do
-    say "A deployment is running already"
+running = [one["name"] for one in answer.get("operations", []) if not one.get("done")]
+print(*(name.rpartition("/")[2] for name in running))'); do
+    say "An operation is running already"
     wait_for "$operation"
   done
 }
 
-# gcloud stops waiting after 30 minutes while the deployment goes on: the operation tells how it ends.
-run_deployment() {
-  local operation
-  printf '%s\n' "$(quoted "$@")"
+# run_operation COMMAND…: as `run`, for what Google Cloud does in the background, until that is done. gcloud waits for
+# some of these not at all, and for the others 30 minutes, after which they go on: the operation tells how it ends.
+run_operation() {
+  local command=("$@" --format=json --project="$PROJECT_ID") operation
+  printf '%s\n' "$(quoted "${command[@]}")"
   if [[ -n $dry_run ]]; then
-    wait_for OPERATION_ID
-  elif ! "$@" 2>&1 | tee "$scratch/deployment" >&2; then
-    operation=$(sed -n 's/.*Waiting for operation \[\([0-9]*\)\].*/\1/p' "$scratch/deployment" | head -n 1)
+    operation=OPERATION_ID
+  elif "${command[@]}" 2>&1 >"$scratch/answer" | tee "$scratch/progress" >&2; then
+    answer=$(<"$scratch/answer")
+    operation=$(reading '
+name = answer.get("name", "") if isinstance(answer, dict) else ""
+print(name.rpartition("/operations/")[2] if "/operations/" in name else "")')
+  else
+    operation=$(sed -n 's/.*Waiting for operation \[\([0-9]*\)\].*/\1/p' "$scratch/progress" | head -n 1)
     [[ -n $operation ]] || fail "this failed, see above for the reason; mend it and run ${0##*/} again"
-    wait_for "$operation"
   fi
+  [[ -z $operation ]] || wait_for "$operation"
 }
 
 # wait_for OPERATION: until it is done.
@@ -311,8 +317,7 @@ print(*sorted(others, key=lambda one: answer.get("trafficSplit", {}).get(one, 0)
 undeploy_models() {
   local id
   for id in $1; do
-    run gcloud ai endpoints undeploy-model "$endpoint" --deployed-model-id="$id" --region="$REGION" \
-      --project="$PROJECT_ID"
+    run_operation gcloud ai endpoints undeploy-model "$endpoint" --deployed-model-id="$id" --region="$REGION"
   done
 }
 
@@ -360,10 +365,20 @@ remove_endpoint() {
     say "There is none"
     return
   else
+    (join_running_operations) || say "It failed; what there is is removed all the same"
     describe_endpoint
     undeploy_models "$(deployed_except '')"
   fi
-  run gcloud ai endpoints delete "$endpoint" --region="$REGION" --quiet --project="$PROJECT_ID"
+  run_operation gcloud ai endpoints delete "$endpoint" --region="$REGION" --quiet
+}
+
+remove_model() {
+  step "Remove the model"
+  if ! find_model && [[ -z $dry_run ]]; then
+    say "There is none"
+    return
+  fi
+  run_operation gcloud ai models delete "$DEPLOYMENT_NAME" --region="$REGION" --quiet
 }
 
 # remove WHAT COMMAND…: what is not there need not be removed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -142,7 +143,8 @@ def test_a_deployment_longer_than_gcloud_waits_is_waited_for(person: Person) -> 
     person.arrange(gcloud_waits=False, polls=20)
     person.deploy()
     assert person.endpoint["deployedModels"]
-    assert len(person.calls("gcloud", "ai", "operations", "describe")) == 40, "20 for the endpoint, 20 for the model"
+    waits = len(person.calls("gcloud", "ai", "operations", "describe"))
+    assert waits == 60, "20 for each of the model, the endpoint and the deployment"
 
 
 def test_a_run_that_gave_up_is_taken_up_again(deployed: Person) -> None:
@@ -162,7 +164,7 @@ def test_an_answer_that_is_lost_does_not_end_the_wait(person: Person) -> None:
 
 
 def test_a_container_that_does_not_start_says_why(person: Person) -> None:
-    person.arrange(container="Model server never became ready.", gcloud_waits=False)
+    person.arrange(operation_errors={"DeployModel": "Model server never became ready."}, gcloud_waits=False)
     said = person.fails("deploy_on_demand.sh")
     assert "Model server never became ready." in said and "Deploy the model" in said
 
@@ -210,11 +212,27 @@ def test_a_shared_endpoint_of_that_name_is_refused(person: Person) -> None:
     assert "not a dedicated one" in person.fails("deploy_on_demand.sh")
 
 
-def test_too_little_quota_is_told_before_anything_is_made(person: Person) -> None:
-    person.arrange(quota=person_quota("0"))
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        [{"dimensions": {"region": "us-central1"}}],  # Google's JSON leaves out what is zero
+        [{}],
+        [{"effectiveLimit": "8"}, {"dimensions": {"region": "us-central1"}}],
+        [{"dimensions": {"region": "europe-west4"}, "effectiveLimit": "8"}, {}],
+        [{"dimensions": {"region": "us-central1"}, "effectiveLimit": "0"}],
+    ],
+)
+def test_too_little_quota_is_told_before_anything_is_made(person: Person, buckets: list[dict[str, object]]) -> None:
+    person.arrange(quota_buckets=buckets)
     said = person.fails("deploy_on_demand.sh")
     assert "custom_model_serving_nvidia_a100_gpus is 0, and 1 needed" in said
     assert not person.cloud["repositories"]
+
+
+@pytest.mark.parametrize("buckets", [[], [{"dimensions": {"region": "europe-west4"}, "effectiveLimit": "8"}]])
+def test_a_quota_that_is_not_stated_is_a_warning(person: Person, buckets: list[dict[str, object]]) -> None:
+    person.arrange(quota_buckets=buckets, faults={"artifacts repositories describe": [1, "that is enough"]})
+    assert "is not stated for us-central1" in person.fails("deploy_on_demand.sh")
 
 
 def test_a_quota_that_cannot_be_read_is_a_warning(person: Person) -> None:
@@ -330,6 +348,35 @@ def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(deployed: Perso
     assert cloud["buckets"] and cloud["repositories"] and cloud["accounts"]
 
 
+@pytest.mark.parametrize("gcloud_waits", [True, False])
+def test_undeploy_ends_when_everything_is_gone(deployed: Person, gcloud_waits: bool) -> None:
+    """gcloud begins the deletion of a model only, and stops waiting for the others after half an hour."""
+    deployed.arrange(gcloud_waits=gcloud_waits, polls=7)
+    done = deployed.run("undeploy.sh", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
+
+
+@pytest.mark.parametrize("kind", ["UndeployModel", "DeleteEndpoint", "DeleteModel"])
+def test_undeploy_fails_when_something_cannot_be_removed(deployed: Person, kind: str) -> None:
+    deployed.arrange(operation_errors={kind: "a pipeline uses it"})
+    assert "a pipeline uses it" in deployed.fails("undeploy.sh")
+    deployed.arrange(operation_errors={})
+    assert deployed.run("undeploy.sh", "--yes").returncode == 0
+    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
+
+
+@pytest.mark.parametrize("errors", [{}, {"DeployModel": "Model server never became ready."}])
+def test_undeploy_waits_for_a_deployment_that_is_still_running(deployed: Person, errors: dict[str, str]) -> None:
+    number = deployed.endpoint["name"].rpartition("/")[2]
+    deployed.arrange(endpoints={number: deployed.endpoint | {"deployedModels": []}}, gcloud_waits=False, polls=9)
+    deployed.arrange(operation_errors=errors)
+    deployed.fails("deploy_on_demand.sh", "--wait-minutes=0")
+    done = deployed.run("undeploy.sh", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
+
+
 def test_undeploy_removes_everything_with_all(deployed: Person) -> None:
     done = deployed.run("undeploy.sh", "--yes", "--all")
     assert done.returncode == 0, done.stderr
@@ -382,6 +429,17 @@ def test_the_document_shows_what_the_dry_run_prints(person: Person, script: str)
     words, text = shown[f"./{script}"]
     done = person.run(script, *words[1:], PROJECT_ID="", IMAGE_TAG="")
     assert text == done.stdout, f"put the output of {shlex.join(words)} into {DOCUMENT.name}"
+
+
+def test_the_document_shows_a_good_request_with_the_sdk() -> None:
+    """The SDK is too large to be installed for a test: the call is read, not made."""
+    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    (call,) = (one for one in calls if isinstance(one.func, ast.Attribute) and one.func.attr == "predict")
+    arguments = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    (instance,) = arguments["instances"]
+    read(Instance, instance)
+    assert arguments["timeout"] == 3600 and arguments["use_dedicated_endpoint"] is True
 
 
 def test_the_document_names_every_setting() -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 
-from state import TOKEN, Cloud, Json, Refused, opened, same_project
+from state import TOKEN, Cloud, Json, Refused, as_sent, opened, same_project
 
 BARE, VALUED = {"--silent", "--show-error"}, {"--request", "--header", "--data", "--write-out"}
 ENDPOINTS = re.compile(
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
             except Refused as error:
                 status, answer = 403, {"error": {"message": str(error)}}
     sys.stdout.write(
-        json.dumps(answer) + options["--write-out"].replace("\\n", "\n").replace("%{http_code}", str(status))
+        json.dumps(as_sent(answer)) + options["--write-out"].replace("\\n", "\n").replace("%{http_code}", str(status))
     )
     return 0
 
@@ -71,14 +71,15 @@ def answer_of(cloud: Cloud, options: dict[str, str], address: str) -> Json:
     if method == "POST" and not match["endpoint"]:
         return cloud.create_endpoint(match["parent"], json.loads(options["--data"]))
     if method == "GET" and match["endpoint"]:
-        mine = f"/endpoints/{match['endpoint']}/"
-        return {"operations": [one for one in cloud.state["operations"].values() if mine in one["name"]]}
+        return {"operations": cloud.operations_on(f"endpoints/{match['endpoint']}")}
     raise Refused(f"404: {method} {address}")
 
 
 def _quota(cloud: Cloud, metric: str) -> Json:
     if metric not in cloud.state["quota"]:
         raise Refused(f"there is no quota {metric}")
+    if (buckets := cloud.state["quota_buckets"]) is not None:
+        return {"consumerQuotaLimits": [{"quotaBuckets": buckets}]}
     here = {"effectiveLimit": cloud.state["quota"][metric], "dimensions": {"region": "us-central1"}}
     return {"consumerQuotaLimits": [{"quotaBuckets": [{"effectiveLimit": "0"}, here]}]}
 

@@ -10,7 +10,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from state import ACCELERATORS, TOKEN, Cloud, Handler, Json, NotFound, Refused, opened, same_project
+from state import ACCELERATORS, TOKEN, Cloud, Handler, Json, NotFound, Refused, as_sent, opened, same_project
 
 IMAGE = re.compile(r"(?P<region>[a-z0-9-]+)-docker\.pkg\.dev/my-project/(?P<repository>[\w-]+)/[\w-]+:[\w.-]+")
 GLOBAL = {"project", "format", "quiet", "filter"}
@@ -33,8 +33,10 @@ def main(arguments: list[str]) -> int:
         except Refused as error:
             print(f"ERROR: (gcloud) {error}", file=sys.stderr)
             return 1
-    if answer is not None:
-        print(answer if isinstance(answer, str) else json.dumps(answer))
+    if isinstance(answer, str):
+        print(answer)
+    elif "--format=json" in arguments:
+        print(json.dumps(as_sent(answer)))
     return 0
 
 
@@ -168,7 +170,7 @@ def upload_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> objec
     if parent != (prefix + name if name in cloud.state["models"] else ""):
         raise Refused(f"the model {name} with the parent {parent!r}")
     version = int(cloud.state["models"].get(name, {"versionId": "0"})["versionId"]) + 1
-    cloud.state["models"][name] = {
+    model = {
         "name": prefix + name,
         "versionId": str(version),
         "versionAliases": flags["version-aliases"].split(","),
@@ -178,7 +180,7 @@ def upload_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> objec
         "region": flags["region"],
         "routes": [flags["container-health-route"], flags["container-predict-route"]],
     }
-    return None
+    return _wait(cloud, cloud.begin(f"models/{name}", "UploadModel", model))
 
 
 def describe_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
@@ -214,45 +216,46 @@ def deploy_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> objec
         "spot": "spot" in flags,
         "replicas": int(flags["max-replica-count"]),
     }
-    number = cloud.deploy(words[0], deployment)["name"].rpartition("/")[2]
+    return _wait(cloud, cloud.deploy(words[0], deployment))
+
+
+def _wait(cloud: Cloud, operation: Json) -> object:
+    """Wait as gcloud does: say for what, and give up after half an hour while it goes on."""
+    number = operation["name"].rpartition("/")[2]
     print(f"Using endpoint [https://here/]\nWaiting for operation [{number}]...", file=sys.stderr)
-    return _wait(cloud, number)
-
-
-def _wait(cloud: Cloud, number: str) -> object:
     if not cloud.state["gcloud_waits"]:
         raise Refused(f"Operation {number} has not finished in 1800 seconds. It may still be underway remotely.")
     while not (operation := cloud.look(number)).get("done"):
         pass
     if "error" in operation:
         raise Refused(operation["error"]["message"])
-    return None
+    return {"@type": "type.googleapis.com/google.protobuf.Empty"}
 
 
 def undeploy_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
-    cloud.find("endpoints", words[0])
-    endpoint, gone = cloud.state["endpoints"][words[0]], flags["deployed-model-id"]
-    kept = [one for one in endpoint["deployedModels"] if one["id"] != gone]
-    if len(kept) == len(endpoint["deployedModels"]) or (kept and endpoint["trafficSplit"].get(gone)):
+    endpoint, gone = cloud.find("endpoints", words[0]), flags["deployed-model-id"]
+    names = [one["id"] for one in endpoint["deployedModels"]]
+    if gone not in names or (len(names) > 1 and endpoint["trafficSplit"].get(gone)):
         raise Refused(f"the deployed model {gone} is not there, or has traffic")
-    endpoint["deployedModels"] = kept
-    return None
+    _wait(cloud, cloud.begin(f"endpoints/{words[0]}", "UndeployModel", {"id": gone}))
+    return []
 
 
 def delete_endpoint(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
+    thing = f"endpoints/{words[0]}"
     if cloud.find("endpoints", words[0])["deployedModels"]:
         raise Refused("FAILED_PRECONDITION: the endpoint has deployed models")
-    del cloud.state["endpoints"][words[0]]
-    return None
+    cloud.refuse_while_busy(thing)
+    return _wait(cloud, cloud.begin(thing, "DeleteEndpoint", {}))
 
 
 def delete_model(cloud: Cloud, words: list[str], flags: dict[str, str]) -> object:
+    """Begin only: of what takes its time, this is the one that gcloud does not wait for."""
     describe_model(cloud, words, flags)
     deployed: list[Json] = [one for end in cloud.state["endpoints"].values() for one in end["deployedModels"]]
     if any(one["model"].endswith(f"/models/{words[0]}") for one in deployed):
         raise Refused("FAILED_PRECONDITION: the model is deployed")
-    del cloud.state["models"][words[0]]
-    return None
+    return cloud.begin(f"models/{words[0]}", "DeleteModel", {})
 
 
 def delete(kind: str) -> Handler:

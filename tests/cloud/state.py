@@ -1,6 +1,9 @@
-"""A small Google Cloud in a folder: projects, buckets, images, models, endpoints and operations that take their time.
+"""A small Google Cloud in a folder: projects, buckets, images, models, endpoints and long-running operations.
 
 It does not know who asks: `gcloud.py` and `curl.py` do, each with the rules of its own way in.
+
+Whatever changes a model or an endpoint is an operation: it moves on only when it is looked at, and nothing has changed
+until it is done.
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ PERFECT: Json = {
     "endpoints": {},
     "operations": {},
     "quota": {f"custom_model_serving_nvidia_{name}_gpus": "1" for _, name in ACCELERATORS.values()},
+    "quota_buckets": None,  # all that is said of a quota; None: what `quota` holds
     "polls": 3,  # looks at an operation until it is done
     "gcloud_waits": True,  # whether gcloud waits long enough for a deployment
-    "container": "",  # why the container does not become healthy
+    "operation_errors": {},  # the kind of an operation -> why every one of that kind fails
     "faults": {},  # the start of a command -> [how often, what gcloud then says]
     "numbers": 1000,
     "calls": [],
@@ -90,7 +94,7 @@ class Cloud:
         endpoint = {**body, "name": f"{parent}/endpoints/{number}", "deployedModels": []}
         if body.get("dedicatedEndpointEnabled"):
             endpoint["dedicatedEndpointDns"] = f"{number}.{parent.rsplit('/')[-1]}-42.prediction.vertexai.goog"
-        return self.begin(number, "CreateEndpoint", {"endpoint": endpoint})
+        return self.begin(f"endpoints/{number}", "CreateEndpoint", endpoint)
 
     def deploy(self, endpoint: str, deployment: Json) -> Json:
         """Begin a deployment; like the platform, refuse what the quota does not hold."""
@@ -99,7 +103,7 @@ class Cloud:
         limit = int(self.state["quota"][f"custom_model_serving_nvidia_{quota}_gpus"])
         if 0 <= limit < sum(replicas) + deployment["replicas"]:
             raise Refused(f"RESOURCE_EXHAUSTED: custom_model_serving_nvidia_{quota}_gpus is {limit}")
-        return self.begin(endpoint, "DeployModel", {"deployment": {"id": self.number(), **deployment}})
+        return self.begin(f"endpoints/{endpoint}", "DeployModel", {"id": self.number(), **deployment})
 
     def _deployments(self) -> Iterator[Json]:
         for endpoint in self.state["endpoints"].values():
@@ -107,13 +111,21 @@ class Cloud:
 
     # --- Operations
 
-    def begin(self, endpoint: str, kind: str, effect: Json) -> Json:
+    def begin(self, on: str, kind: str, effect: Json) -> Json:
+        """Begin an operation on a thing such as "models/yue-server"; it has its effect when it is done."""
         number = self.number()
-        name = f"projects/42/locations/here/endpoints/{endpoint}/operations/{number}"
+        name = f"projects/42/locations/here/{on}/operations/{number}"
         metadata = {"@type": f"type.googleapis.com/google.cloud.aiplatform.v1.{kind}OperationMetadata"}
-        operation = {"name": name, "metadata": metadata, "left": self.state["polls"], "effect": effect}
+        operation = {"name": name, "metadata": metadata, "left": self.state["polls"], "kind": kind, "effect": effect}
         self.state["operations"][number] = operation
-        return operation
+        return shown(operation)
+
+    def operations_on(self, thing: str) -> list[Json]:
+        return [shown(one) for one in self.state["operations"].values() if f"/{thing}/operations/" in one["name"]]
+
+    def refuse_while_busy(self, thing: str) -> None:
+        if any(not one.get("done") for one in self.operations_on(thing)):
+            raise Refused(f"FAILED_PRECONDITION: an operation on {thing} is running")
 
     def look(self, number: str) -> Json:
         """An operation as it is now; each look brings it nearer to its end."""
@@ -124,19 +136,38 @@ class Cloud:
             operation["left"] -= 1
             if operation["left"] <= 0:
                 self._end(operation)
-        return {key: value for key, value in operation.items() if key not in ("left", "effect")}
+        return shown(operation)
 
     def _end(self, operation: Json) -> None:
         operation["done"] = True
-        number = operation["name"].split("/endpoints/")[1].split("/")[0]
-        if endpoint := operation["effect"].get("endpoint"):
-            self.state["endpoints"][number] = endpoint
-        elif self.state["container"]:
-            operation["error"] = {"code": 9, "message": self.state["container"]}
+        kind, effect = operation["kind"], operation["effect"]
+        if why := self.state["operation_errors"].get(kind):
+            operation["error"] = {"code": 9, "message": why}
+            return
+        things, name = operation["name"].split("/")[4:6]
+        if kind.startswith("Delete"):
+            del self.state[things][name]
+        elif kind in ("CreateEndpoint", "UploadModel"):
+            self.state[things][name] = effect
         else:
-            deployment = operation["effect"]["deployment"]
-            self.state["endpoints"][number]["deployedModels"].append(deployment)
-            self.state["endpoints"][number]["trafficSplit"] = {deployment["id"]: 100}
+            endpoint = self.state["endpoints"][name]
+            kept = [one for one in endpoint["deployedModels"] if one["id"] != effect["id"]]
+            endpoint["deployedModels"] = kept + ([effect] if kind == "DeployModel" else [])
+            if kind == "DeployModel":
+                endpoint["trafficSplit"] = {effect["id"]: 100}
+
+
+def shown(operation: Json) -> Json:
+    """An operation without what is known to the cloud alone."""
+    return {key: value for key, value in operation.items() if key not in ("left", "kind", "effect")}
+
+
+def as_sent(value: Any) -> Any:
+    """A value as Google's JSON has it: a field that is zero, false or empty is left out."""
+    if isinstance(value, dict):
+        fields = {key: as_sent(field) for key, field in value.items()}
+        return {key: field for key, field in fields.items() if field not in (0, "0", False, "", None, [], {})}
+    return [as_sent(one) for one in value] if isinstance(value, list) else value
 
 
 @contextmanager
