@@ -209,7 +209,7 @@ class Jobs:
             self._store.release_key(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise conflict(detail, field="request_id", job_id=known.id)
+            raise conflict(detail, field="request_id")  # the job's id is the right to see and cancel it
         return known
 
     def _waited(self, job: Job, seconds: float) -> bool:
