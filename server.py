@@ -297,8 +297,15 @@ class Services:
         """Give each song its time, counted from the start of the request, as long as the client is there."""
         pending = [outcome for outcome in outcomes if isinstance(outcome, Pending)]
         with self.seats.seat() as seated:
-            for each in pending if seated else ():
-                if not self._await(partial(self.jobs.wait, each.job), began + each.wait_seconds, each.job):
+            for index, each in enumerate(outcomes if seated else ()):
+                if not isinstance(each, Pending):
+                    continue
+                try:
+                    there = self._await(partial(self.jobs.wait, each.job), began + each.wait_seconds, each.job)
+                except StorageError as error:
+                    outcomes[index] = problem_of(error).having(job_id=each.job.id)
+                    continue
+                if not there:
                     log.info("the client is gone")
                     self._drop(pending)
                     return

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,11 +112,8 @@ class Engine:
     def add(self, song_id: str, request: SongRequest, observe: Callable[[Progress], None]) -> None:
         """Sing this song as soon as there is room. A request that cannot be sung ends with the next step."""
         assert song_id not in self._songs, f"song {song_id} is being sung"
-        try:
+        with self._ending_alone(song_id):
             self._songs[song_id] = SongInProgress(self._pipeline, request, observe)
-        except (YueError, torch.OutOfMemoryError) as error:
-            self._ended.append(Outcome(song_id, _as_ours(song_id, error)))
-        else:
             self._waiting.append(song_id)
 
     def cancel(self, song_id: str) -> None:
@@ -126,7 +124,8 @@ class Engine:
     def step(self) -> list[Outcome]:
         """A few tokens of stage 1, a few frames of stage 2, one part decoded; the songs that have ended since.
 
-        What it raises leaves no song in a known state: the engine must not be used again.
+        What goes wrong with one song ends that song. What is raised concerns all of them, and leaves none in a known
+        state: the engine must not be used again.
         """
         self._admit()
         if not self._stage_1_may_pause():
@@ -163,8 +162,9 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and self._choir.n_free:
             song_id = self._waiting.popleft()
-            self._choir.join(self._songs[song_id].composition)
-            self._singing.add(song_id)
+            with self._ending_alone(song_id):
+                self._choir.join(self._songs[song_id].composition)
+                self._singing.add(song_id)
 
     def _sing(self) -> None:
         taken = 0
@@ -173,16 +173,26 @@ class Engine:
                 taken += self._choir.step()
             except torch.OutOfMemoryError as error:
                 self._sacrifice(self._singing, error)
+            except Exception as error:
+                reading = self._reading()
+                if reading is None or not self._concerns_one_song(error):
+                    raise
+                self._end(reading, _as_ours(reading, error))
+
+    def _reading(self) -> str | None:
+        """The song whose prompt is being read, or was when something went wrong."""
+        return next((name for name, song in self._songs.items() if song.composition is self._choir.reading), None)
 
     def _hand_over(self) -> None:
         """Give stage 2 what has been sung."""
         for song_id in sorted(self._singing):
             song = self._songs[song_id]
-            for piece in song.new_pieces():
-                self._orchestra.join(piece)
-            if song.composition.finished:
-                self._singing.discard(song_id)
-                song.meter.enter("stage2")
+            with self._ending_alone(song_id):
+                for piece in song.new_pieces():
+                    self._orchestra.join(piece)
+                if song.composition.finished:
+                    self._singing.discard(song_id)
+                    song.meter.enter("stage2")
 
     def _stage_1_may_pause(self) -> bool:
         """Whether all who sing await their first piece: it is heard sooner then, and nobody else is held up."""
@@ -210,13 +220,11 @@ class Engine:
         for song_id, song in list(self._songs.items()):
             if not song.can_decode:
                 continue
-            try:
+            with self._ending_alone(song_id):
                 song.decode_part()
                 if song.fully_decoded:
                     song.meter.enter("encode")
                     self._encodings[song_id] = self._encoder.submit(song.encode)
-            except (YueError, torch.OutOfMemoryError) as error:
-                self._end(song_id, _as_ours(song_id, error))
             return
 
     def _collect_encoded(self) -> None:
@@ -224,14 +232,39 @@ class Engine:
         if self._encodings and len(self._encodings) == len(self._songs) and not self._ended:
             wait(self._encodings.values(), ENCODING_WAIT_S, FIRST_COMPLETED)
         for song_id in [song_id for song_id, encoding in self._encodings.items() if encoding.done()]:
-            try:
+            with self._ending_alone(song_id):
                 self._end(song_id, self._songs[song_id].finish(_files(song_id, self._encodings[song_id])))
-            except YueError as error:
-                self._end(song_id, error)
 
     def _tell_progress(self) -> None:
-        for song in list(self._songs.values()):
-            song.tell_progress()
+        for song_id, song in list(self._songs.items()):
+            with self._ending_alone(song_id):
+                song.tell_progress()
+
+    @contextmanager
+    def _ending_alone(self, song_id: str) -> Iterator[None]:
+        """What goes wrong meanwhile ends this song. Raises what concerns all of them."""
+        try:
+            yield
+        except Exception as error:
+            if not self._concerns_one_song(error):
+                raise
+            if song_id in self._songs:
+                self._end(song_id, _as_ours(song_id, error))
+            else:
+                self._ended.append(Outcome(song_id, _as_ours(song_id, error)))
+
+    def _concerns_one_song(self, error: Exception) -> bool:
+        """Whether the others can go on. The device fails in RuntimeErrors, once and for all, or in numbers."""
+        if isinstance(error, YueError | torch.OutOfMemoryError):
+            return True
+        return not isinstance(error, FloatingPointError) and (not isinstance(error, RuntimeError) or self._answers())
+
+    def _answers(self) -> bool:
+        """Whether the device still computes."""
+        try:
+            return torch.ones(1, device=self._pipeline.composer.device).item() == 1
+        except RuntimeError:
+            return False
 
     def _sacrifice(self, song_ids: set[str], error: torch.OutOfMemoryError) -> None:
         """End one of these, so that the others can go on: whose prompt was too much, or else the last that came.
@@ -241,8 +274,8 @@ class Engine:
         candidates = [song_id for song_id in self._songs if song_id in song_ids]
         if not candidates:
             raise error
-        reading = (song_id for song_id in candidates if self._songs[song_id].composition is self._choir.reading)
-        sacrificed = next(reading, candidates[-1])
+        reading = self._reading()
+        sacrificed = reading if reading in candidates else candidates[-1]
         self._end(sacrificed, _as_ours(sacrificed, error))
 
     def _end(self, song_id: str, result: Song | YueError) -> None:
@@ -306,8 +339,10 @@ def _files(song_id: str, encoding: Future[dict[str, bytes]]) -> dict[str, bytes]
         raise EngineError(f"the song could not be encoded ({type(error).__name__}: {error})") from error
 
 
-def _as_ours(song_id: str, error: YueError | torch.OutOfMemoryError) -> YueError:
+def _as_ours(song_id: str, error: Exception) -> YueError:
     if isinstance(error, YueError):
         return error
     log.error("song %s was ended", song_id, exc_info=error, extra={JOB: song_id})
-    return EngineError("the GPU's memory was full; the song was ended so that the others could go on")
+    if isinstance(error, torch.OutOfMemoryError):
+        return EngineError("the GPU's memory was full; the song was ended so that the others could go on")
+    return YueError(f"the song cannot be made, by a mistake of the server: {type(error).__name__}: {error}")

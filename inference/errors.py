@@ -99,6 +99,9 @@ class DownloadError(YueError):
         return self.message
 
 
+LASTING = ("denied", "missing", "invalid")  # kinds of a StorageError that stay until somebody acts
+
+
 class StorageError(YueError):
     """A folder or bucket did not do what it was asked for.
 

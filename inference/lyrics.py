@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inference.errors import InvalidField
+from inference.song import MAX_SECTIONS
 
 SECTION_SECONDS = 30  # what YuE's usual budget of 3,000 tokens holds
 # Four syllables a second is brisk singing. A Han, kana or Hangul character is one syllable; a word of any other script
@@ -73,6 +74,9 @@ def parse(text: str) -> Lyrics:
     sections = _sections(lines)
     if not sections:
         raise InvalidField("lyrics", text, ALLOWED_TEXT, line=1)
+    if len(sections) > MAX_SECTIONS:
+        allowed = f"up to {MAX_SECTIONS} sections"
+        raise InvalidField("lyrics", f"{len(sections)} sections", allowed, line=sections[MAX_SECTIONS].line)
     return Lyrics(sections, tuple(_warnings(sections)))
 
 

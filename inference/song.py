@@ -13,6 +13,7 @@ TRACK_NAMES = (MIX, "vocal", "instrumental")
 MIME_TYPES = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
 REFERENCE_SECONDS = 30.0
 MAX_NEW_TOKENS = 6_000  # the largest budget of a section
+MAX_SECTIONS = 100  # of one song, sung or not: all of them stand in the head of its prompt
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from inference.errors import InvalidField
 from inference.prompt import Prompt
 from inference.sampling import Noise, Sampling
 from inference.song import MAX_NEW_TOKENS
@@ -35,13 +36,17 @@ class Composition:
     """One song in stage 1: what has been sung, and what the model has to read before the next section."""
 
     def __init__(self, prompt: Prompt, settings: Stage1Settings, seed: int, context: int) -> None:
-        assert settings.max_new_tokens <= MAX_NEW_TOKENS, "a budget that no row has room for"
+        """Raises InvalidField where a section of so many tokens finds no room behind its prompt."""
+        limit = min(context, settings.context or context) - settings.max_new_tokens - 1
+        if settings.max_new_tokens > MAX_NEW_TOKENS or limit < 1:
+            allowed = f"up to {min(MAX_NEW_TOKENS, limit + settings.max_new_tokens - 1)}, for which the model has room"
+            raise InvalidField("max_new_tokens", settings.max_new_tokens, allowed)
         self.settings = settings
         self.noise = Noise(seed, settings.sampling.n_ranks)
         self.sections: list[list[int]] = []  # the new tokens of each, its closing <EOA> included
         self.shortened = False  # whether a section had to be sung without all of the song before it
         self._prompt = prompt
-        self._limit = min(context, settings.context or context) - settings.max_new_tokens - 1
+        self._limit = limit
         self._sequence: list[int] = []
         self._starts: list[int] = []  # where each [start_of_segment] stands in the sequence
         self._section_open = False

@@ -53,6 +53,7 @@ class Backlog:
         self._unsaved: dict[str, End] = {}  # ends that could not be written yet, by job id
         self._handed: list[Job] = []  # to be given to other servers
         self._told: set[str] = set()  # jobs of which the store knows that this server was told to stop
+        self._refusal: StorageError | None = None
 
     # Coming in
 
@@ -172,6 +173,16 @@ class Backlog:
         """Whether it is this server's to end."""
         return self.live.get(job.id) is job
 
+    def note_refusal(self, error: StorageError | None) -> None:
+        """That the storage refuses this server until somebody acts, or does so no more."""
+        with self.changed:
+            self._refusal = error
+            self.changed.notify_all()
+
+    def hindrance(self, job: Job) -> StorageError | None:
+        """Why a job of this server gets no further: its song has not begun, and that it does cannot be written."""
+        return self._refusal if self.has(job) and not job.finished and job.progress is None else None
+
     def may_begin(self) -> bool:
         """Whether a song waits, and none is here that could not be written: memory would fill with them."""
         return bool(self.queue) and not self._unsaved
@@ -215,7 +226,10 @@ class Backlog:
     # Going out
 
     def finish(self, job: Job, end: End) -> None:
-        """The one way into a finished state: the end is written first, and where that fails, again and again."""
+        """The one way into a finished state: the end is written first, and where that fails, again and again.
+
+        So it is logged once and counted once, by the server that has written it.
+        """
         if not self.has(job):
             return  # it is another's; what was made of it here is dropped
         try:
@@ -228,6 +242,12 @@ class Backlog:
                 end.befall(job)
                 self.changed.notify_all()
 
+    def finish_recovered(self, job: Job, end: End) -> None:
+        """End a job that was another server's, and is this one's now, without queueing it."""
+        with self.changed:
+            self.live[job.id] = job
+        self.finish(job, end)
+
     def _write(self, job: Job, end: End) -> None:
         """Write the end. Where another server has written one before, that is the end."""
         with about(job):
@@ -236,20 +256,28 @@ class Backlog:
                 self.on_end(job)
             else:
                 log.warning("job %s: another server has ended it", job.id)
-                self.look_again(job)
+                self._try_to_look(job)
             with self.changed:
                 self._leave(job)
             log.info("job %s: %s", job.id, job.state)
 
-    def look_again(self, job: Job) -> None:
-        """Tell a job that is not here how it is now."""
+    def look_again(self, job: Job) -> bool:
+        """Tell a job that is not here how it is now; whether it is anywhere. Raises StorageError."""
+        found = self._store.read(job.id)
+        with self.changed:
+            if found:
+                job.become(found)
+            elif not job.finished:
+                job_record.failed(job_record.lost()).befall(job)
+            self.changed.notify_all()
+        return found is not None
+
+    def _try_to_look(self, job: Job) -> bool:
         try:
-            found = self._store.read(job.id)
-        except StorageError as error:
+            return self.look_again(job)
+        except StorageError as error:  # whoever waits for the job looks again
             log.warning("job %s: cannot be looked at: %s", job.id, error)
-            return
-        if found:
-            job.become(found)
+            return True
 
     def save(self) -> None:
         """Try again to write the ends that could not be written, and give away what is to be given: each job by itself.
@@ -280,14 +308,18 @@ class Backlog:
             self._leave(job)
 
     def let_go(self, job: Job) -> None:
-        """Forget that job, which is another's by now."""
-        with about(job):
-            log.warning("job %s: another server has taken it", job.id)
+        """Forget that job, which is another's by now, or gone with its files."""
         with self.changed:
             self._leave(job)
             engine = job.engine
         if engine:
             engine.cancel(job.id)
+        with about(job):
+            if self._try_to_look(job):
+                log.warning("job %s: another server has taken it", job.id)
+            else:
+                log.error("job %s: %s, for its files are gone", job.id, job.state)
+                self.on_end(job)
 
     def _leave(self, job: Job) -> None:
         """Have nothing more to do with it. The lock is held."""

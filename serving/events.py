@@ -4,9 +4,11 @@ It knows nothing of routes, nor of how jobs are made or kept. A stream is finite
 
     event: progress    state, position and progress, whenever they have changed
     event: end         the job's whole view without audio; the stream ends
+    event: problem     the job cannot be followed now; the stream ends, and the client may come back
 
-Each has an `id` that is made of what it says; so a client that comes back, to this server or another, gets nothing
-twice. A stream that ends without `end` belongs to a server that stops: the client comes back for the rest.
+The first two have an `id` that is made of what they say; so a client that comes back, to this server or another, gets
+nothing twice. A stream that ends without any of the last two belongs to a server that stops: the client comes back for
+the rest.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from inference.errors import StorageError
 from serving import views
 from serving.job import Job
 from serving.jobs import Jobs
+from serving.problems import problem_of
 from serving.waiting import PEEK_SECONDS
 
 CONTENT_TYPE = "text/event-stream"
@@ -43,7 +47,11 @@ def stream(jobs: Jobs, job: Job, last_id: str | None, is_gone: Callable[[], bool
             spoken_at = time.monotonic()
         if jobs.is_left(job) or is_gone():
             return
-        jobs.wait_for_change(job, PEEK_SECONDS)
+        try:
+            jobs.wait_for_change(job, PEEK_SECONDS)
+        except StorageError as error:
+            yield f"event: problem\ndata: {json.dumps(problem_of(error).having(job_id=job.id).as_dict())}\n\n"
+            return
     view = views.job_view(job)
     if _id_of("end", view) != last_id:
         yield _event("end", _id_of("end", view), view)

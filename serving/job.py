@@ -54,6 +54,8 @@ class Job:
     claim: int = 0  # the number of the claim under which it is sung here
     attempts: int = 0  # how often it was begun
     origin: dict[str, Any] = field(default_factory=get_contextvars)  # what the log knows of the request that made it
+    told_reference: Mapping[str, Any] | None = None  # of its reference audio: names, sizes, the span; JSON
+    deadline_seconds: float | None = None  # as the request gave them
     deadline: float | None = None  # when it must have begun or be given up, by this process's monotonic clock
     began: float | None = None  # when it was begun here, by the same clock
 

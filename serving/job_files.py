@@ -17,15 +17,11 @@ from storage import Entry, Storage
 NOBODY = "nobody"  # the replica under which jobs lie that were handed over
 LAST_MOMENT = 10**14  # in milliseconds; what is subtracted from it sorts the other way round
 ID = re.compile(r"[0-9a-f]{32}")
+NUMBER = "(0|[1-9][0-9]{0,8})"  # as we write it, and no other way
+CLAIM = re.compile(f"claim-{NUMBER}")
+START = re.compile(f"start-{NUMBER}-{NUMBER}")
+LEFTOVER = re.compile(f"reference-[a-z]+|audio-{NUMBER}/.+")  # what an ended job does not need, but for its own audio
 ENDED = re.compile(r"ended/(?P<moment>[0-9]{14})-(?P<job_id>[0-9a-f]{32})-(?P<size_bytes>[0-9]+)")
-
-
-@dataclass(frozen=True)
-class Key:
-    """Which job a request id belongs to."""
-
-    job_id: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,10 @@ class Surroundings:
         moments: list[datetime] = []
         for entry in entries:
             match entry.path.split("/")[1:]:
-                case ["replicas", replica]:
+                case ["replicas", replica] if ID.fullmatch(replica):
                     replicas[replica] = entry.version
                     moments += [entry.modified_at] if entry.modified_at else []
-                case ["open", replica, job_id] if ID.fullmatch(job_id):
+                case ["open", replica, job_id] if ID.fullmatch(job_id) and _is_owner(replica):
                     opened.append((replica, job_id))
                 case ["cancel", job_id] if ID.fullmatch(job_id):
                     wishes.add(job_id)
@@ -84,7 +80,7 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Folder:
-    """What the names in a job's folder say."""
+    """What the names in a job's folder say; those that are none of ours say nothing."""
 
     names: frozenset[str]
 
@@ -101,7 +97,7 @@ class Folder:
     @property
     def claim(self) -> int:
         """The number of the last claim."""
-        return max((int(name.removeprefix("claim-")) for name in self.names if name.startswith("claim-")), default=0)
+        return max((int(claim[1]) for name in self.names if (claim := CLAIM.fullmatch(name))), default=0)
 
     @property
     def handed(self) -> bool:
@@ -111,9 +107,13 @@ class Folder:
     @property
     def attempts(self) -> int:
         """How often the song was begun; not counted is what ended because a replica was told to stop."""
-        begun = [name.split("-")[1] for name in self.names if name.startswith("start-")]
+        begun = [start[1] for name in self.names if (start := START.fullmatch(name))]
         forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
         return len(begun) - len(forgiven)
+
+
+def _is_owner(replica: str) -> bool:
+    return replica == NOBODY or ID.fullmatch(replica) is not None
 
 
 class StoredAudio(SizedAudio):

@@ -1,42 +1,42 @@
 """The JSON form of a job: what was asked for, how far it is, how it ended.
 
-It does not know where the JSON lies, and writes no audio into it. A server of another version may have written it: what
-it has beyond ours is passed over, and what it lacks has the default, where there is one.
+It does not know where the JSON lies, and writes no audio into it; `serving/job_schema.py` has what it must look like. A
+server of another version may have written it: what it has beyond ours is passed over, and what it lacks has the
+default, where there is one.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from datetime import datetime
 
-from inference.errors import StorageError, YueError
-from inference.song import Progress, Reference, SectionSpan, Song, SongRequest
+from inference.errors import InvalidField, YueError
+from inference.song import Progress, SectionSpan, Song, SongRequest
+from serving import schemas
 from serving.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
-from serving.problems import Problem, problem_of, recorded
+from serving.job_schema import (
+    REFERENCE_PARTS,
+    Json,
+    Malformed,
+    StoredEnd,
+    StoredJob,
+    StoredProblem,
+    StoredProgress,
+    StoredReference,
+    StoredSteps,
+    well_formed,
+)
+from serving.problems import Problem, invalid, problem_of, recorded
+from serving.schemas import Instance
 
-Json = dict[str, Any]
-REFERENCE_PARTS = ("mix", "vocal", "instrumental")
-JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model")
+JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
 PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
-Record = TypeVar("Record", SongRequest, Progress, SectionSpan)
-
-
-class Malformed(StorageError):
-    """What is written is no record of a job, and trying again will not make it one."""
-
-
-@contextmanager
-def well_formed(what: str) -> Iterator[None]:
-    """Raises Malformed where the record that is read is not as it has to be."""
-    try:
-        yield
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Malformed(f"what is written of {what} is malformed: {error!r}", "unavailable") from error
+SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
+TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # as the request calls them
+NOTHING = SongRequest("", "", 0)  # stands for what cannot be read any more
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,25 @@ def interrupted() -> End:
     return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
 
 
-def unreadable() -> Problem:
+def unreadable(reason: str) -> Problem:
     """Nobody can tell any more what was to be sung."""
-    detail = "what was asked for cannot be read any more, so nothing was sung; send it again, as a new request"
+    detail = (
+        f"what was asked for cannot be read any more, so nothing was sung: {reason}; send it again as a new request"
+    )
     return Problem(500, "song-failed", detail)
+
+
+def lost() -> Problem:
+    """The job's files are gone, and with them whatever was made of it."""
+    detail = "the job is no longer in the storage: it was deleted, or YUE_DATA was; send it again, as a new request"
+    return Problem(503, "storage-failed", detail)
+
+
+def broken_end() -> StoredEnd:
+    """Nobody can tell any more how it ended."""
+    detail = "how the job ended cannot be read any more; send it again, as a new request"
+    problem = Problem(500, "song-failed", detail)
+    return StoredEnd(state="failed", error=StoredProblem(**_problem(problem)))
 
 
 def reference_lost() -> Problem:
@@ -100,38 +115,60 @@ def reference_parts(request: SongRequest) -> dict[str, bytes]:
     return {part: audio for part, audio in given.items() if audio is not None}
 
 
+def told_reference(job: Job) -> Json | None:
+    """What is told of the reference audio: of each file its name, where it has one, and its size as it is kept."""
+    given, told = job.request.reference, dict(job.told_reference or {})
+    if given is None:
+        return told or None
+    sizes = {TOLD_PARTS[part]: len(audio) for part, audio in reference_parts(job.request).items()}
+    files = {part: {"name": None, **told.get(part, {}), "bytes": size_bytes} for part, size_bytes in sizes.items()}
+    return {"start_seconds": given.start_seconds, "end_seconds": given.end_seconds, **told, **files}
+
+
 def ordered(job: Job) -> Json:
     """What was asked for: nothing of it changes. Of a deadline it has the seconds that are left, no moment."""
     request = _shallow(without_audio(job.request))
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
         request["reference"] = {"parts": list(reference_parts(job.request)), **window}
-    kept = {name: getattr(job, name) for name in (*JOB_FIELDS, "origin")}
+    kept = {name: getattr(job, name) for name in JOB_FIELDS}
     written = {"created_at": _text(job.created_at), "warnings": job.warnings, "seconds_left": seconds_left(job)}
-    return {**kept, **written, "request": request}
+    return {**kept, **written, "told_reference": told_reference(job), "request": request}
 
 
 @well_formed("what was asked for")
-def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
-    """The job as it was when it came; `parts` are the reference's files, none where it is not to be sung."""
-    given = dict(record["request"])
-    reference = given.pop("reference", None)
-    if reference and parts:
-        window = {name: reference[name] for name in ("start_seconds", "end_seconds")}
-        given["reference"] = Reference(**{**parts, **window})
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    request = _known(SongRequest, given)
-    kept = {name: record[name] for name in JOB_FIELDS} | {"origin": dict(record.get("origin", {}))}
-    job = Job(request, warnings=tuple(record["warnings"]), created_at=_moment(record["created_at"]) or now(), **kept)
-    read_deadline(job, record)
+def read_ordered(job_id: str, record: Json, parts: Mapping[str, bytes] | None = None) -> Job:
+    """The job as it was when it came; `parts` are the reference's files, None where it is not to be sung.
+
+    A song that no client could ask for is none: the job has the reason as its `error`. Raises Malformed.
+    """
+    stored = StoredJob.model_validate(record)
+    if stored.id != job_id:
+        raise ValueError("another job's record")
+    kept = {name: getattr(stored, name) for name in (*JOB_FIELDS, "warnings", "created_at")}
+    told = stored.told_reference
+    job = Job(NOTHING, told_reference=told.model_dump(exclude_unset=True) if told else None, **kept)
+    _read_deadline(job, stored.seconds_left)
+    try:
+        job.request = _song_request(stored.request)
+        reference = read_reference(record)
+        if reference and parts is not None:
+            job.request = replace(job.request, reference=reference.read(parts))
+    except (Malformed, Problem) as error:
+        job.request, job.error = NOTHING, unreadable(str(error))
     return job
 
 
-@well_formed("how it ended")
-def illegible(job_id: str, end: Json | None = None) -> Job:
-    """A job of which nobody can read what was asked for, only how it ended, if it has."""
-    created_at = _moment(end["finished_at"]) if end else None
-    return Job(SongRequest("", "", 0), "", id=job_id, created_at=created_at or now(), error=unreadable())
+@well_formed("its reference audio")
+def read_reference(record: Json) -> StoredReference | None:
+    """Which reference audio was given. Raises Malformed."""
+    reference = record["request"].get("reference")
+    return StoredReference.model_validate(reference) if reference else None
+
+
+def illegible(job_id: str, reason: Exception) -> Job:
+    """A job of which nobody can read what was asked for."""
+    return Job(NOTHING, "", id=job_id, error=unreadable(str(reason)))
 
 
 def progressed(job: Job) -> Json:
@@ -148,19 +185,18 @@ def progressed(job: Job) -> Json:
 
 @well_formed("how far it is")
 def read_progressed(job: Job, record: Json) -> None:
-    """Tell the job how far it is."""
-    job.model, job.attempts = record["model"], record["attempts"]
-    job.started_at = _moment(record["started_at"])
-    job.progress = _known(Progress, record["progress"]) if record["progress"] else None
-    read_deadline(job, record)
-    job.state = record["state"]
+    """Tell the job how far it is. Raises Malformed."""
+    stored = StoredProgress.model_validate(record)
+    job.model, job.attempts, job.started_at = stored.model, stored.attempts, stored.started_at
+    job.progress = _steps(stored.progress)
+    _read_deadline(job, stored.seconds_left)
+    job.state = stored.state
 
 
 @well_formed("its deadline")
 def read_deadline(job: Job, record: Json) -> None:
-    """Tell the job how many seconds are left until its deadline."""
-    left = record.get("seconds_left")
-    job.deadline = None if left is None else time.monotonic() + left
+    """Tell the job how many seconds are left until its deadline. Raises Malformed."""
+    _read_deadline(job, StoredProgress.model_validate(record).seconds_left)
 
 
 def ended(job: Job, end: End) -> Json:
@@ -172,24 +208,28 @@ def ended(job: Job, end: End) -> Json:
         "finished_at": _text(end.finished_at),
         "cancel_requested": job.cancel_requested,
         "song": _song(end.song) if end.song else None,
-        "error": problem and {name: getattr(problem, name) for name in PROBLEM_FIELDS},
+        "error": problem and _problem(problem),
     }
 
 
 @well_formed("how it ended")
-def read_ended(job: Job, record: Json, audio: SizedAudio) -> None:
+def read_end(record: Json) -> StoredEnd:
+    """How a job ended. Raises Malformed."""
+    return StoredEnd.model_validate(record)
+
+
+def befall(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
     """Tell the job its end."""
-    read_progressed(job, {**record, "state": job.state})
-    job.cancel_requested = record["cancel_requested"]
-    song = record["song"]
-    if song:
-        segments = tuple(_known(SectionSpan, span) for span in song["segments"])
-        kept = {name: song[name] for name in ("format", "sample_rate", "duration_seconds", "seed", "timings")}
-        job.song = Song(audio=audio, segments=segments, warnings=tuple(song["warnings"]), **kept)
-    error = record["error"]
-    job.error = recorded({name: error[name] for name in PROBLEM_FIELDS}) if error else None
-    job.finished_at = _moment(record["finished_at"])
-    job.state = record["state"]
+    job.attempts, job.started_at, job.finished_at = end.attempts, end.started_at, end.finished_at
+    job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)
+    job.cancel_requested = end.cancel_requested
+    if end.song:
+        names = ("format", "sample_rate", "duration_seconds", "seed", "timings", "warnings")
+        kept = {name: getattr(end.song, name) for name in names}
+        segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
+        job.song = Song(audio=audio, segments=segments, **kept)
+    job.error = recorded(end.error.fields()) if end.error else None
+    job.state = end.state
 
 
 def seconds_left(job: Job) -> float | None:
@@ -202,6 +242,17 @@ def packed(record: Json) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
+def _song_request(given: object) -> SongRequest:
+    """The song that is asked for, held to the ranges of a request. Raises Problem, which names what is wrong."""
+    known = {name: value for name, value in schemas.as_object(given).items() if name in SONG_FIELDS}
+    wanted = schemas.read(Instance, known)
+    if wanted.seed is None or wanted.seed < 0:
+        raise invalid([InvalidField("seed", known.get("seed"), "a whole number from 0")])
+    asked = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name)) is not None}
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    return SongRequest(**values)
+
+
 def _song(song: Song) -> Json:
     kept = {each.name: getattr(song, each.name) for each in fields(song) if each.name not in ("audio", "segments")}
     return {
@@ -211,18 +262,21 @@ def _song(song: Song) -> Json:
     }
 
 
+def _problem(problem: Problem) -> Json:
+    return {name: getattr(problem, name) for name in PROBLEM_FIELDS}
+
+
 def _shallow(request: SongRequest) -> Json:
     return {each.name: getattr(request, each.name) for each in fields(request)}
 
 
-def _known(kind: type[Record], given: Json) -> Record:
-    return kind(**{each.name: given[each.name] for each in fields(kind) if each.name in given})
+def _steps(stored: StoredSteps | None) -> Progress | None:
+    return Progress(**dict(stored)) if stored else None
+
+
+def _read_deadline(job: Job, left: float | None) -> None:
+    job.deadline = None if left is None else time.monotonic() + left
 
 
 def _text(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None
-
-
-def _moment(text: str | None) -> datetime | None:
-    moment = datetime.fromisoformat(text) if text else None
-    return moment.replace(tzinfo=UTC) if moment and not moment.tzinfo else moment

@@ -11,7 +11,7 @@ It starts no threads, decides nothing by a clock, and knows nothing of HTTP, que
     jobs/<id>/progress.json         how far it is, for other replicas
     jobs/<id>/audio-<n>/<track>.<format>
     jobs/<id>/end.json              created: its one end, written after its audio
-    keys/<sha256>.json              created: the job that a request id belongs to
+    keys/                           `serving/request_keys.py`
     ended/<moment>-<id>-<bytes>     finished jobs, the newest first
     live/replicas/<replica>         written anew again and again
     live/open/<replica>/<id>        jobs that have no end yet, by the replica that looks after them
@@ -23,20 +23,20 @@ Every method raises StorageError. A crash between any two writes leaves what `re
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from inference.errors import StorageError
-from inference.song import MIME_TYPES, TRACK_NAMES
 from serving import job_record
-from serving.job import Job
-from serving.job_files import ID, NOBODY, Ended, Folder, Key, StoredAudio, Surroundings
-from serving.job_record import REFERENCE_PARTS, End, Json, Malformed, well_formed
+from serving.job import Job, now
+from serving.job_files import ID, LEFTOVER, NOBODY, Ended, Folder, StoredAudio, Surroundings
+from serving.job_record import End
+from serving.job_schema import Json, Malformed, StoredEnd
+from serving.record_files import RecordFiles
 from serving.replica import own_process
+from serving.request_keys import Key, RequestKeys
 from storage import Storage
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class JobStore:
         self.storage = storage
         self.replica = replica or uuid.uuid4().hex
         self._beats = 0
+        self._files = RecordFiles(storage)
+        self.keys = RequestKeys(self._files)
 
     # Taking a job
 
@@ -66,23 +68,12 @@ class JobStore:
         for part, audio in job_record.reference_parts(job.request).items():
             self.storage.put(_in(job.id, f"reference-{part}"), audio)
         order = {**job_record.ordered(job), "replica": self.replica}
-        if not self._created(_in(job.id, "job.json"), job_record.packed(order)):
+        if not self._files.created(_in(job.id, "job.json"), job_record.packed(order)):
             raise StorageError(f"{self.storage.name}: writing the job took so long that it was given up", "unavailable")
         if not self._keeps_key(job):
             self.withdraw(job.id)
             return False
         return True
-
-    def find(self, request_id: str) -> Key | None:
-        """The job that the request id belongs to."""
-        record = self._read(_key(request_id))
-        with well_formed("whose the request id is"):
-            return Key(record["job_id"], record["fingerprint"]) if record else None
-
-    def release_key(self, request_id: str, key: Key) -> None:
-        """Let go of a request id whose job is no more."""
-        if self.find(request_id) == key:
-            self.storage.delete(_key(request_id))
 
     def withdraw(self, job_id: str) -> None:
         """Undo a job that was never accepted."""
@@ -94,22 +85,23 @@ class JobStore:
     def read(self, job_id: str) -> Job | None:
         """The job as far as it is known here, without its reference audio; None where there is none.
 
-        Raises Malformed where nobody can read it; once it has ended, its end is all that has to be read.
+        Raises Malformed where nobody can read it and it has not ended. One whose song cannot be made has its `error`.
         """
         if not ID.fullmatch(job_id):  # it would be a path to somewhere else
             return None
         order = self._order(job_id)
         if order is None or order.get("abandoned"):
             return None
-        end = self._read(_in(job_id, "end.json"))
+        end = self._end(job_id)
         try:
-            job = job_record.read_ordered(order, {})
-        except Malformed:
+            job = job_record.read_ordered(job_id, order)
+        except Malformed as error:
             if not end:
+                self._files.report(f"job {job_id}: {error}")
                 raise
-            job = job_record.illegible(job_id, end)
+            job = job_record.illegible(job_id, error)
         if end:
-            job_record.read_ended(job, end, self._audio(job, end))
+            job_record.befall(job, end, self._audio(job, end))
             return job
         self._read_progress(job)
         job.cancel_requested = self.storage.exists(f"live/cancel/{job_id}")
@@ -137,9 +129,10 @@ class JobStore:
     def process(self, replica: str) -> Json:
         """Which process that replica is; nothing if it is not there."""
         try:
-            return self._read(f"live/replicas/{replica}") or {}
+            record = self._files.read(f"live/replicas/{replica}")
         except Malformed:  # it is there, and may write it anew
-            return {"replica": replica}
+            record = {}
+        return {} if record is None else {"replica": replica, **record}
 
     def bury(self, replica: str) -> None:
         """Remove a replica that is no more, its own also."""
@@ -195,14 +188,13 @@ class JobStore:
         size_bytes = sum(map(len, end.song.audio.values())) if end.song else 0
         who = {"replica": self.replica, "claim": job.claim}
         record = {**job_record.ended(job, end), **who, "bytes": size_bytes}
-        if not self._created(_in(job.id, "end.json"), job_record.packed(record)):
-            stands = self._read(_in(job.id, "end.json")) or {}
-            if (stands.get("replica"), stands.get("claim")) != (self.replica, job.claim):  # else it is this very one
+        if not self._files.created(_in(job.id, "end.json"), job_record.packed(record)):
+            stands = self._end(job.id)
+            if not stands or (stands.replica, stands.claim) != (self.replica, job.claim):  # else it is this very one
                 self._clear(job.id, keep=(), only=f"{folder}/")
                 return False
-            record = stands
         try:
-            self._settle(job.id, record)
+            self._settle(job.id, job_record.read_end(record))
         except StorageError as error:  # the marker is there still: some keeper does it later
             log.warning("job %s: its end is written, and what is left of it is not cleared away yet: %s", job.id, error)
         return True
@@ -222,7 +214,7 @@ class JobStore:
         """
         folder = self.folder(job_id)
         if folder.ended:
-            end = self._read(_in(job_id, "end.json"))
+            end = self._end(job_id)
             if end:  # else it is being forgotten right now
                 self._settle(job_id, end)
             return None
@@ -241,14 +233,16 @@ class JobStore:
 
     def abandon(self, job_id: str) -> None:
         """Give up a job that is not all written; whoever writes it still will find that it is too late."""
-        if self._created(_in(job_id, "job.json"), job_record.packed({"abandoned": True, "replica": self.replica})):
+        word = job_record.packed({"abandoned": True, "replica": self.replica})
+        if self._files.created(_in(job_id, "job.json"), word):
             self._clear_abandoned(job_id)
 
     def forget(self, ended: Ended) -> None:
         """Remove a finished job: the key first, then what makes it a job, and last what tells that it is here."""
         order = self._order(ended.job_id) or {}
-        if order.get("request_id"):  # else a key that it has is released when somebody asks for it
-            self.release_key(order["request_id"], Key(ended.job_id, order.get("fingerprint", "")))
+        request_id = order.get("request_id")
+        if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
+            self.keys.release(request_id, Key(ended.job_id, str(order.get("fingerprint"))))
         self._clear(ended.job_id, keep=("end.json",))
         self.storage.delete(_in(ended.job_id, "end.json"))
         self.storage.delete(ended.path)
@@ -262,27 +256,40 @@ class JobStore:
         if folder.claim:
             owner = self.storage.get(_in(job_id, f"claim-{folder.claim}")).decode(errors="replace")
         else:
-            owner = order.get("replica", "")
-        owners = [owner] if owner else [replica for replica, opened in self.surroundings().opened if opened == job_id]
+            owner = str(order.get("replica"))
+        owners = [owner]
+        if not ID.fullmatch(owner):  # the markers tell it too
+            owners = [replica for replica, opened in self.surroundings().opened if opened == job_id]
         return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
 
     def _order(self, job_id: str) -> Json | None:
         """What was asked for; nothing of it where that is malformed."""
         try:
-            return self._read(_in(job_id, "job.json"))
+            return self._files.read(_in(job_id, "job.json"))
         except Malformed as error:
-            log.warning("job %s: %s", job_id, error)
+            self._files.report(f"job {job_id}: {error}")
             return {}
+
+    def _end(self, job_id: str) -> StoredEnd | None:
+        """How it ended; that nobody can tell any more is an end too."""
+        try:
+            record = self._files.read(_in(job_id, "end.json"))
+            return None if record is None else job_record.read_end(record)
+        except Malformed as error:
+            self._files.report(f"job {job_id}: {error}")
+            return job_record.broken_end()
 
     def _ordered(self, job_id: str, order: Json) -> Job:
         """The job that is to be sung; with an `error` where that cannot be any more."""
         try:
-            job = job_record.read_ordered(order, {})
-            parts = (order["request"].get("reference") or {}).get("parts", ())
-            names = {part: _in(job_id, f"reference-{part}") for part in parts if part in REFERENCE_PARTS}
-            return job_record.read_ordered(order, {part: self.storage.get(name) for part, name in names.items()})
-        except Malformed:
-            return job_record.illegible(job_id)
+            job = job_record.read_ordered(job_id, order)
+            reference = None if job.error else job_record.read_reference(order)
+            if reference is None:
+                return job
+            parts = {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in reference.parts}
+            return job_record.read_ordered(job_id, order, parts)
+        except Malformed as error:
+            return job_record.illegible(job_id, error)
         except StorageError as error:
             if error.kind != "missing":
                 raise
@@ -291,16 +298,19 @@ class JobStore:
 
     def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = job_record.read_progressed) -> None:
         try:
-            progress = self._read(_in(job.id, "progress.json"))
+            progress = self._files.read(_in(job.id, "progress.json"))
             if progress:
                 read(job, progress)
         except Malformed as error:  # it is written anew as the song goes on
-            log.warning("job %s: %s", job.id, error)
+            self._files.report(f"job {job.id}: {error}")
 
     def _claimed(self, job: Job, folder: Folder) -> bool:
         job.claim, job.attempts = folder.claim + 1, folder.attempts
-        if not self._created(_in(job.id, f"claim-{job.claim}"), self.replica.encode()):
-            return False
+        while not self._files.created(_in(job.id, f"claim-{job.claim}"), self.replica.encode()):
+            now_there = self.folder(job.id)
+            if now_there.claim >= job.claim or not now_there.ordered:
+                return False
+            job.claim += 1  # a folder of that name lies there
         if self.storage.exists(_in(job.id, "end.json")):  # its owner was only slow
             return False
         self.storage.put(self._marker(job.id), b"")
@@ -310,28 +320,21 @@ class JobStore:
 
     def _keeps_key(self, job: Job) -> bool:
         """Give the job its request id, if it has one and that is free; whether it has it now."""
-        if not job.request_id:
-            return True
-        record = {"job_id": job.id, "fingerprint": job.fingerprint}
-        if self._created(_key(job.request_id), job_record.packed(record)):
-            return True
-        key = self.find(job.request_id)
-        return key is not None and key.job_id == job.id
+        return not job.request_id or self.keys.take(job.request_id, Key(job.id, job.fingerprint))
 
     def _clear_abandoned(self, job_id: str) -> None:
         """Leave nothing but the word that it is too late, until that is as old as a job gets."""
         self._clear(job_id, keep=("job.json",))
-        self._list_ended(job_id, datetime.now(UTC), 0)
+        self._list_ended(job_id, now(), 0)
         self._close(job_id)
 
-    @well_formed("how it ended")
-    def _settle(self, job_id: str, end: Json) -> None:
+    def _settle(self, job_id: str, end: StoredEnd) -> None:
         """Clear away what an ended job does not need; its marker last."""
-        kept = f"audio-{end['claim']}/"
+        kept = f"audio-{end.claim}/"
         for name in self.folder(job_id).names:
-            if name.startswith(("reference-", "audio-")) and not name.startswith(kept):
+            if LEFTOVER.fullmatch(name) and not name.startswith(kept):
                 self.storage.delete(_in(job_id, name))
-        self._list_ended(job_id, datetime.fromisoformat(end["finished_at"]), end["bytes"])
+        self._list_ended(job_id, end.finished_at or now(), end.bytes)
         self.drop_wish(job_id)
         self._close(job_id)
 
@@ -351,47 +354,16 @@ class JobStore:
             if opened == job_id and marker != keep:
                 self.storage.delete(marker)
 
-    @well_formed("its audio")
-    def _audio(self, job: Job, end: Json) -> StoredAudio:
-        song = end["song"] or {"sizes_bytes": {}, "format": job.request.format}
-        paths = {track: _in(job.id, f"audio-{end['claim']}/{track}.{song['format']}") for track in song["sizes_bytes"]}
-        assert set(paths) <= set(TRACK_NAMES) and song["format"] in MIME_TYPES, f"{job.id}: no such audio"
-        return StoredAudio(self.storage, paths, song["sizes_bytes"])
+    def _audio(self, job: Job, end: StoredEnd) -> StoredAudio:
+        sizes_bytes = dict(end.song.sizes_bytes) if end.song else {}
+        kind = end.song.format if end.song else ""
+        paths = {track: _in(job.id, f"audio-{end.claim}/{track}.{kind}") for track in sizes_bytes}
+        return StoredAudio(self.storage, paths, {**sizes_bytes})
 
     def _marker(self, job_id: str) -> str:
         return f"live/open/{self.replica}/{job_id}"
-
-    def _created(self, path: str, content: bytes) -> bool:
-        """Whether the file was not there before, and is now."""
-        try:
-            self.storage.put(path, content, create=True)
-        except StorageError as error:
-            if error.kind == "exists":
-                return False
-            raise
-        return True
-
-    def _read(self, path: str) -> Json | None:
-        """The JSON in the file; None where there is no such file."""
-        try:
-            content = self.storage.get(path)
-        except StorageError as error:
-            if error.kind == "missing":
-                return None
-            raise
-        try:
-            record = json.loads(content)
-        except ValueError as error:
-            raise Malformed(f"{self.storage.name}/{path} holds no JSON", "unavailable") from error
-        if not isinstance(record, dict):
-            raise Malformed(f"{self.storage.name}/{path} holds no object", "unavailable")
-        return record
 
 
 def _in(job_id: str, name: str) -> str:
     assert ID.fullmatch(job_id), f"no id: {job_id!r}"
     return f"jobs/{job_id}/{name}"
-
-
-def _key(request_id: str) -> str:
-    return f"keys/{hashlib.sha256(request_id.encode()).hexdigest()}.json"

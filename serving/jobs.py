@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from inference.errors import LASTING, StorageError
 from serving import job_record
 from serving.backlog import Backlog
 from serving.job import QUEUED, RUNNING, Job, about
-from serving.job_record import Malformed
+from serving.job_schema import Malformed
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
 from serving.pace import Outlook
@@ -98,8 +99,7 @@ class Jobs:
         def look(job_id: str) -> Job | None:
             try:
                 return here.get(job_id) or self._store.read(job_id)
-            except Malformed as error:  # the others are to be seen
-                log.warning("job %s: cannot be listed: %s", job_id, error)
+            except Malformed:  # it is reported, and the others are to be seen
                 return None
 
         with ThreadPoolExecutor(READERS) as readers:
@@ -128,26 +128,32 @@ class Jobs:
         return backlog.draining and not job.finished and not (backlog.has(job) and job.state == RUNNING)
 
     def wait_for_change(self, job: Job, seconds: float) -> None:
-        """Wait until there is something new of the job, so long at most, or until it is left."""
+        """Wait until there is something new of the job, so long at most, or until it is left.
+
+        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
+        """
         before, backlog = _shown(job), self._backlog
         if backlog.has(job):
-            self.wait_until(
-                lambda: _shown(job) != before or not backlog.has(job) or self.is_left(job),
-                self._until_late(job, seconds),
-            )
+
+            def is_over() -> bool:
+                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
+
+            self.wait_until(is_over, self._until_late(job, seconds))
+            self._check(job)
             backlog.expire()
         else:
             self.wait_until(lambda: backlog.draining, min(LOOK_SECONDS, seconds))
-            backlog.look_again(job)
+            self._look_again(job)
 
     def wait(self, job: Job, seconds: float) -> bool:
         """Wait until the job is finished, so long at most; whether it is. The job is told what others do to it.
 
         Nobody waits for a job that this server, which is stopping, gives to others.
+        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
         """
         end = time.monotonic() + seconds
         while not self._waited(job, end - time.monotonic()):
-            self._backlog.look_again(job)
+            self._look_again(job)
             if job.finished or time.monotonic() >= end:
                 break
             self.wait_until(lambda: self._backlog.draining, min(LOOK_SECONDS, end - time.monotonic()))
@@ -201,28 +207,56 @@ class Jobs:
 
     def _known(self, job: Job) -> Job | None:
         """The job that has its request id already."""
-        key = self._store.find(job.request_id) if job.request_id else None
+        key = self._store.keys.find(job.request_id) if job.request_id else None
         if key is None or job.request_id is None:
             return None
-        known = self._backlog.find(key.job_id) or self._store.read(key.job_id)
+        known = self._backlog.find(key.job_id) or self._read_if_anybody_can(key.job_id)
         if known is None:  # somebody has deleted it
-            self._store.release_key(job.request_id, key)
+            self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise conflict(detail, field="request_id", job_id=known.id)
+            raise conflict(detail, field="request_id")  # the job's id is the right to see and cancel it
         return known
+
+    def _read_if_anybody_can(self, job_id: str) -> Job | None:
+        """The job; None where there is none, or none that anybody can read or will end. Raises StorageError."""
+        try:
+            return self._store.read(job_id)
+        except Malformed:
+            if job_id in (opened for _, opened in self._store.surroundings().opened):
+                raise  # its server, or the next one, brings it to an end
+            return None
 
     def _waited(self, job: Job, seconds: float) -> bool:
         """Wait as long as the job is this server's; whether there is nothing more to wait for."""
         backlog = self._backlog
 
         def is_over() -> bool:
-            return job.finished or self.is_left(job) or not backlog.has(job)
+            return job.finished or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
 
         end = time.monotonic() + seconds
         while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
             backlog.expire()
+        self._check(job)
         return job.finished or self.is_left(job) or backlog.has(job)
+
+    def _look_again(self, job: Job) -> None:
+        """Tell a job of another server how it is now. Raises StorageError where the next look would tell no more."""
+        try:
+            self._backlog.look_again(job)
+        except StorageError as error:
+            if error.kind in LASTING:
+                raise
+            log.warning("job %s: cannot be looked at: %s", job.id, error)
+
+    def _is_stuck(self, job: Job) -> bool:
+        return self._backlog.hindrance(job) is not None
+
+    def _check(self, job: Job) -> None:
+        """Raises StorageError where the job gets no further."""
+        hindrance = self._backlog.hindrance(job)
+        if hindrance:
+            raise hindrance
 
     def _until_late(self, job: Job, seconds: float) -> float:
         """So many seconds, or those until the job's deadline passes while it waits."""

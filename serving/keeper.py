@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from inference.errors import Cancelled, StorageError
+from inference.errors import LASTING, Cancelled, StorageError
 from serving import job_record
-from serving.job import MOST_ATTEMPTS, Job, about, now
+from serving.job import MOST_ATTEMPTS, Job, now
 from serving.job_files import NOBODY, Surroundings
-from serving.job_record import Malformed
+from serving.job_record import End
+from serving.job_schema import Malformed
 from serving.job_store import JobStore
 from serving.replica import LOST_SECONDS, Watch
 from serving.tries import all_tried
@@ -54,7 +56,13 @@ class Owner(Protocol):
         """Take those jobs, which were another's, into the queue."""
 
     def let_go(self, job: Job) -> None:
-        """Forget that job, which is another's by now."""
+        """Forget that job, which is another's by now, or gone with its files."""
+
+    def finish_recovered(self, job: Job, end: End) -> None:
+        """End a job that was another's, and is ours now."""
+
+    def note_refusal(self, error: StorageError | None) -> None:
+        """That the storage refuses this server until somebody acts, or does so no more."""
 
     def hear(self, wishes: Collection[str]) -> None:
         """Cancel those of them that are here."""
@@ -73,7 +81,8 @@ class Keeper:
         self._store, self._owner, self._keep, self._clock = store, owner, keep, clock
         self._watch = Watch(store.process, clock)
         self._odd: dict[str, float] = {}  # what is only half there, and since when it is seen so
-        self._illegible: set[str] = set()  # jobs that are left as they are
+        self._left: set[str] = set()  # jobs that are left as they are, and were reported
+        self._refusals: dict[str, StorageError] = {}  # what the storage refuses by now, and why
         self._noted: dict[str, object] = {}  # job id -> what was written of its progress
         self._began, self._began_at = now(), clock()
         self._swept_at: float | None = None
@@ -106,15 +115,34 @@ class Keeper:
         """
         all_tried([self._owner.expire, self._owner.save, self._note_progress, self._look_around])
 
+    def beat(self) -> None:
+        """Give a sign of life. Raises StorageError."""
+        with self._noting_refusals("a sign of life"):
+            self._store.beat()
+
+    @contextmanager
+    def _noting_refusals(self, what: str) -> Iterator[None]:
+        """Tell the owner when the storage refuses what every job needs, and when it does so no more."""
+        try:
+            yield
+            self._refusals.pop(what, None)
+        except StorageError as error:
+            if error.kind in LASTING:
+                self._refusals[what] = error
+            raise
+        finally:
+            self._owner.note_refusal(next(iter(list(self._refusals.values())), None))
+
     def _look_around(self) -> None:
-        around = self._store.surroundings()
+        with self._noting_refusals("a listing"):
+            around = self._store.surroundings()
         self._watch.note(around.replicas)
         steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_odds, self._sweep_in_turn)
         all_tried(partial(step, around) for step in steps)
 
     def _beat(self) -> None:
         while not self._ends.is_set():
-            _tried(self._store.beat, "a sign of life could not be given")
+            _tried(self.beat, "a sign of life could not be given")
             self._ends.wait(BEAT_SECONDS)
 
     def _keep_on(self) -> None:
@@ -158,13 +186,19 @@ class Keeper:
             return
         try:
             job = self._store.recover(job_id, self._watch.is_lost)
-        except Malformed as error:
-            if job_id not in self._illegible:
-                log.error("job %s: is left as it is, for nobody can read it: %s", job_id, error)
-                self._illegible.add(job_id)
+        except Exception as error:
+            if isinstance(error, StorageError) and not isinstance(error, Malformed):
+                raise
+            if job_id not in self._left:
+                log.error("job %s: is left as it is, for nobody can read it", job_id, exc_info=error)
+                self._left.add(job_id)
             return
-        if job and not self._ended(job, around):
-            found.append(job)
+        if job:
+            end = self._end_of(job, around)
+            if end:
+                self._owner.finish_recovered(job, end)
+            else:
+                found.append(job)
 
     def _unattended(self, around: Surroundings) -> Iterable[str]:
         """The jobs that nobody seems to look after."""
@@ -176,26 +210,19 @@ class Keeper:
     def _is_gone(self, replica: str) -> bool:
         return replica in (NOBODY, self._store.replica) or self._watch.is_lost(replica)
 
-    def _ended(self, job: Job, around: Surroundings) -> bool:
-        """Whether the job, which is ours now, is not to be sung any more."""
+    def _end_of(self, job: Job, around: Surroundings) -> End | None:
+        """The end of a job that is ours now; None where it is to be sung."""
         if job.id in around.wishes:
             job.cancel_requested = True
-            end = job_record.cancelled(Cancelled("the song was cancelled, and its server ended"))
-        elif job.error:
-            end = job_record.failed(job.error)
-        elif job.attempts >= MOST_ATTEMPTS:
-            end = job_record.interrupted()
-        else:
-            return False
-        with about(job):
-            log.warning("job %s: %s", job.id, end.state)
-            self._store.end(job, end)
-        return True
+            return job_record.cancelled(Cancelled("the song was cancelled, and its server ended"))
+        if job.error:
+            return job_record.failed(job.error)
+        return job_record.interrupted() if job.attempts >= MOST_ATTEMPTS else None
 
     def _clear_odds(self, around: Surroundings) -> None:
         """Jobs that were never written to the end, wishes that came too late, replicas that left nothing behind."""
         opened = {job_id for _, job_id in around.opened}
-        half = {job_id for job_id in self._unattended(around) if not self._store.folder(job_id).ordered}
+        half = {job_id for job_id in self._unattended(around) if self._is_half_written(job_id)}
         late = around.wishes - opened
         since = {name: self._odd.get(name, self._clock()) for name in half | late}
         due = {name for name, moment in since.items() if self._clock() - moment >= LOST_SECONDS}
@@ -209,6 +236,9 @@ class Keeper:
                 *(partial(self._bury_if_lost, replica) for replica in idle),
             ]
         )
+
+    def _is_half_written(self, job_id: str) -> bool:
+        return job_id not in self._left and not self._store.folder(job_id).ordered
 
     def _bury_if_lost(self, replica: str) -> None:
         if self._watch.is_lost(replica):

@@ -51,7 +51,8 @@ def is_dead(process: Json) -> bool:
     """Whether a process that ran beside this one is no more. False also where that cannot be known."""
     here = _place()
     beside = all(here.values()) and all(process.get(name) == value for name, value in here.items())
-    return beside and started(process["pid"]) != process["started"]
+    pid, began = process.get("pid"), process.get("started")
+    return beside and isinstance(pid, int) and isinstance(began, int) and started(pid) != began
 
 
 def started(pid: int) -> int | None:

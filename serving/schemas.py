@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from inference import lyrics, prompt
 from inference.audio import check_reference, read_reference
 from inference.errors import InvalidField
-from inference.song import MAX_NEW_TOKENS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
+from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
 from serving.whole_text import broken_text
@@ -138,7 +138,7 @@ class Parameters(_Strict):
     lyrics: str | None = Field(
         None, min_length=1, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters"
     )
-    segments: Whole | None = _whole_number(1, 100)
+    segments: Whole | None = _whole_number(1, MAX_SECTIONS)
     seed: Whole | None = Field(
         None,
         ge=DRAW_SEED,

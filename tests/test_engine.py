@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
 
 from inference.engine import ENCODING_WAIT_S, Engine, Limits, Outcome
-from inference.errors import Cancelled, EngineError, InvalidField
+from inference.errors import Cancelled, EngineError, InvalidField, YueError
 from inference.llama import Llama
 from inference.orchestra import Orchestra
 from inference.pipeline import Pipeline, SongInProgress
-from inference.song import Progress, Reference, Song, SongRequest
+from inference.prompt import Prompt
+from inference.song import MAX_NEW_TOKENS, Progress, Reference, Song, SongRequest
+from inference.stage1 import Composition, Stage1Settings
 from inference.stage2 import Piece
 from tests.language_models import small_llama
 from tests.songs import request, tone
@@ -117,6 +120,62 @@ def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> No
     outcomes = run(engine)
     assert isinstance(outcomes["bad"].result, InvalidField)
     assert isinstance(outcomes["good"].result, Song)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ((SongInProgress, "_composition"), AssertionError("a budget that no row has room for")),
+        ((SongInProgress, "_composition"), RuntimeError("Overflow when unpacking long long")),
+        ((Composition, "begin_section"), IndexError("list index out of range")),
+        ((SongInProgress, "new_pieces"), ValueError("a piece has 1 to 300 frames, not 0")),
+        ((SongInProgress, "tell_progress"), ZeroDivisionError("division by zero")),
+        ((SongInProgress, "decode_part"), AssertionError("a piece has its codes when it is done")),
+        ((SongInProgress, "finish"), TypeError("a song without spans")),
+    ],
+)
+def test_a_mistake_in_one_song_ends_it_and_no_other(
+    small: Pipeline, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], error: Exception
+) -> None:
+    owner, name = place
+    real = getattr(owner, name)
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if (self.request.seed if owner is SongInProgress else self.seed) == 1:
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, name, failing)
+    monkeypatch.setattr(Composition, "seed", property(lambda self: self.noise._generator.initial_seed()), raising=False)
+    engine = Engine(small, Limits(songs=2, rows=4))
+    for seed in range(2):
+        engine.add(str(seed), request(seed=seed, segments=1, max_new_tokens=4), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["1"].result, YueError) and str(error) in str(outcomes["1"].result)
+    assert isinstance(outcomes["0"].result, Song)
+    assert (engine.n_free_songs, engine.n_free_rows) == (engine.limits.songs, engine.limits.rows)
+
+
+def test_a_fault_of_the_device_is_no_mistake_in_one_song(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(song: SongInProgress) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(SongInProgress, "decode_part", fail)
+    monkeypatch.setattr(Engine, "_answers", lambda engine: False)
+    engine = Engine(small)
+    engine.add("song", request(segments=1, max_new_tokens=4), ignore)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(engine)
+
+
+def test_a_section_that_the_model_has_no_room_for_is_refused(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    for name, budget in (("million", 10**9), ("beyond", MAX_NEW_TOKENS + 1)):
+        engine.add(name, request(max_new_tokens=budget), ignore)
+    assert all(isinstance(outcome.result, InvalidField) for outcome in run(engine).values())
+    few = Prompt("", ((1, 2, 3),), (0,))
+    with pytest.raises(InvalidField, match="up to 4094"):
+        Composition(few, Stage1Settings(max_new_tokens=5_000), 1, context=4_096)
 
 
 @pytest.mark.parametrize("stage", ["prompt", "stage1", "stage2"])

@@ -100,7 +100,7 @@ def submit_three(server: Replica) -> list[str]:
 
 
 def key_of(server: Replica, job_id: str) -> str:
-    return next(f"key-{number}" for number in range(3) if server.store.find(f"key-{number}").job_id == job_id)
+    return next(f"key-{number}" for number in range(3) if server.store.keys.find(f"key-{number}").job_id == job_id)
 
 
 def change(storage: Storage, job_id: str, edit: Callable[[dict], object]) -> None:

@@ -196,6 +196,16 @@ def test_more_segments_than_sections_is_refused_with_their_number() -> None:
     assert order(segments=2).request.segments == 2
 
 
+@pytest.mark.parametrize("lyrics", ["[verse]" * 2_800, "[verse]\n" * 101, "[verse]\nla\n\n" * 500])
+def test_more_sections_than_a_song_may_have_are_refused_however_they_come(lyrics: str) -> None:
+    sections, line = lyrics.count("[verse]"), lyrics.split("[verse]", 101)[:101]
+    for fields in ({"lyrics": lyrics}, {"lyrics": lyrics, "segments": 1}):
+        problem = refused(**fields)
+        assert (problem["field"], problem["value"]) == ("lyrics", f"{sections} sections")
+        assert problem["line"] == 1 + "".join(line).count("\n") and "up to 100 sections" in problem["allowed"]
+    assert order(lyrics="[verse]\nla\n" * 100).request.lyrics.count("[verse]") == 100
+
+
 def test_genres_without_a_word_are_refused() -> None:
     assert refused(genres=" \n ")["field"] == "genres"
 

@@ -236,8 +236,26 @@ def test_a_drawn_seed_is_told_and_the_same_request_is_the_same_song(served: Serv
 def test_the_same_request_id_sings_once(served: Served) -> None:
     first, second = served.one(request_id="a"), served.one(request_id="a")
     assert first == second
-    answer = problem(served.predict({**INSTANCE, "genres": "rock", "request_id": "a"}), 409)
-    assert answer["job_id"] == first["job_id"]
+
+
+def test_a_conflict_does_not_tell_the_id_of_the_job_that_has_the_request_id(served: Served) -> None:
+    """Whoever knows a job's id may see and cancel it; the same body is the same job, and no conflict."""
+    ids = [served.one(request_id="a")["job_id"]]
+    both = served.predict(INSTANCE, INSTANCE, headers={"Idempotency-Key": "b"}).json["predictions"]
+    ids += [prediction["job_id"] for prediction in both]
+    other = {**INSTANCE, "genres": "rock"}
+    answers = [
+        served.predict({**other, "request_id": "a"}),
+        served.predict(other, headers={"Idempotency-Key": "a"}),
+        served.predict(other, INSTANCE, headers={"Idempotency-Key": "b"}),
+        served.predict({**other, "request_id": "b.1"}),
+        served.predict({**other, "request_id": "a"}, {**other, "request_id": "b"}),
+        served.predict({**other, "request_id": "a"}, headers=MP3),
+    ]
+    for answer in answers:
+        assert "conflict" in answer.text and not any(job_id in answer.text for job_id in ids)
+        assert not any(job_id in str(answer.headers) for job_id in ids)
+    assert served.one(request_id="a")["job_id"] == ids[0]
 
 
 def test_a_full_queue_is_answered_with_when_to_come_back() -> None:
