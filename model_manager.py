@@ -193,7 +193,7 @@ class ModelManager:
     def glance(self) -> tuple[str, Loaded | None, Attempt | None]:
         """The state, what is loaded and lives, and what is on its way, as they are this instant.
 
-        It waits for no lock and looks after nothing: `status` does, and may take a dead engine's last seconds.
+        It waits for no lock and looks after nothing: `status` does.
         """
         loaded, attempt = self._loaded, self._attempt
         if loaded and loaded.engine.alive:
@@ -280,7 +280,8 @@ class ModelManager:
     def _living(self) -> Loaded | None:
         """What is loaded, if its engine still lives. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
-            self._loaded.engine.close()  # at once, for it is dead; its pipe and process id are given back
+            # Its pipe and process id are given back; even that may take a moment, for which nobody who asks waits.
+            threading.Thread(target=self._loaded.engine.close, name="engine-closer", daemon=True).start()
             ended = EngineError(f"the engine's process ended by itself: it {self._loaded.engine.ending}")
             self._trouble = Trouble(ended, self._loaded.model)
             self._setbacks.engine_ended(self._loaded.ready_at)

@@ -31,6 +31,7 @@ from inference.download import cache_folder
 from inference.errors import EngineError, RecordingFailed, YueError
 from inference.messages import Advanced, Broken, Cancel, Failed, Load, Loading, Ready, Recorded, Sing, Sung
 from inference.options import EngineOptions
+from inference.pipe_writer import PipeWriter
 from inference.song import Progress, Song, SongRequest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EngineProcess:
     def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
         self._process = process
         self._connection = connection
-        self._send_lock = threading.Lock()
+        self._writer = PipeWriter(connection, "engine-writer")
         self._songs_lock = threading.Lock()
         self._songs: dict[str, _SongInChild] = {}
         self._info: dict[str, object] = {}
@@ -126,21 +127,19 @@ class EngineProcess:
             if not self._songs:  # else songs that keep coming would hide that none of them gets on
                 self._advanced_at = time.monotonic()
             self._songs[song_id] = _SongInChild(future, on_progress)
-        try:
-            self._send(Sing(song_id, request))
-        except OSError:
+            self._writer.put(Sing(song_id, request))  # before any cancel request for it
+        if self._lost:  # and the listener may have failed the songs before this one came
             self._fail_songs()
         return future
 
     def cancel(self, song_id: str) -> None:
         """Stop a song; its future raises Cancelled. Nothing happens to one that is unknown or done."""
         with self._songs_lock:
-            if song_id not in self._songs:
+            song = self._songs.get(song_id)
+            if song is None or song.cancelled:
                 return
-        try:
-            self._send(Cancel(song_id))
-        except OSError:
-            self._fail_songs()
+            song.cancelled = True
+        self._writer.put(Cancel(song_id))
 
     def close(self) -> None:
         """End the child; songs in it fail with EngineError."""
@@ -151,14 +150,15 @@ class EngineProcess:
                 self._process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 self._kill()
+        self._writer.close()  # which wakes both threads, even where the system could not end the child
         if self._listener.ident is not None:
-            self._listener.join()  # it ends with the pipe, and fails the songs
+            self._listener.join()  # it fails the songs
         self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
         self._connection.close()
 
     def _load(self, load: Load, on_loading: Callable[[str], None], part_seconds: float) -> None:
         try:
-            self._send(load)
+            self._writer.put(load)
             while self._connection.poll(part_seconds):
                 match self._connection.recv():
                     case Loading(part):
@@ -246,10 +246,6 @@ class EngineProcess:
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return self._reason or ended
 
-    def _send(self, message: object) -> None:
-        with self._send_lock:
-            self._connection.send(message)
-
 
 class EngineSeries:
     """Engines of the same options, one after the other. Once a recording ended one, those that follow record nothing.
@@ -286,6 +282,7 @@ class _SongInChild:
     future: Future[Song]
     on_progress: Callable[[Progress], None]
     progress: Progress | None = None
+    cancelled: bool = False  # the child is told once
 
     def note(self, progress: Progress) -> bool:
         """Whether this is further than what was heard before; the time that is left also changes while nothing does."""

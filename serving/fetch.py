@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -25,15 +25,53 @@ HTTPS_PORT = 443
 MOST_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK_BYTES = 1 << 16
+
+
+def _networks(*texts: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
+
+
 # One file as it is: what is packed could unpack to any size.
 HEADERS = {
     "Accept": "audio/*, application/octet-stream;q=0.5",
     "Accept-Encoding": "identity",
     "User-Agent": "yue-server",
 }
-# Clouds answer their own machines there: Oracle's metadata lies in the first, Azure's agent at the second.
-_CLOUDS = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# IANA's special-purpose registries, multicast and what is reserved, listed here because Python's own list differs from
+# version to version. Whatever the registries call reachable among them is no web server's either.
+_SPECIAL_IPV4 = _networks(
+    "0.0.0.0/8",  # this network
+    "10.0.0.0/8",  # private
+    "100.64.0.0/10",  # shared between a provider and its customers; Alibaba's metadata
+    "127.0.0.0/8",  # loopback
+    "169.254.0.0/16",  # link-local; most clouds' metadata
+    "172.16.0.0/12",  # private
+    "192.0.0.0/24",  # IETF protocols; Oracle's metadata
+    "192.0.2.0/24",  # documentation
+    "192.31.196.0/24",  # AS112
+    "192.52.193.0/24",  # AMT
+    "192.88.99.0/24",  # 6to4 relays
+    "192.168.0.0/16",  # private
+    "192.175.48.0/24",  # AS112
+    "198.18.0.0/15",  # benchmarks
+    "198.51.100.0/24",  # documentation
+    "203.0.113.0/24",  # documentation
+    "224.0.0.0/4",  # multicast
+    "240.0.0.0/4",  # reserved; broadcast
+    "168.63.129.16/32",  # Azure's agent, in no registry
+)
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # the only part of IPv6 that is given out to the internet
+_SPECIAL_IPV6 = _networks(
+    "2001::/23",  # IETF protocols: Teredo, benchmarks, ORCHID and others
+    "2001:db8::/32",  # documentation
+    "2002::/16",  # 6to4
+    "2620:4f:8000::/48",  # AS112
+    "3ffe::/16",  # 6bone, given back
+    "3fff::/20",  # documentation
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP = 0x5EFE  # the upper half of its interface identifiers, but for two flags; the lower is an IPv4 address
+_ISATAP_FLAGS = 0x0300_0000
 
 
 class Refused(Exception):
@@ -50,12 +88,14 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody on the internet could reach it: no private, loopback, link-local (metadata) or reserved one."""
+    """Whether it is an ordinary address of the internet, and leads to no machine or network of special purpose."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _SPECIAL_IPV4)
     inner = _inner(address)
     if inner is not None:
         return is_public(inner)
-    reserved = address.is_multicast or address.is_reserved or getattr(address, "is_site_local", False)
-    return address.is_global and not reserved and not any(address in network for network in _CLOUDS)
+    is_tunnel = (int(address) >> 32) & 0xFFFF_FFFF & ~_ISATAP_FLAGS == _ISATAP
+    return address in _GLOBAL_IPV6 and not is_tunnel and not any(address in network for network in _SPECIAL_IPV6)
 
 
 @dataclass(frozen=True)
@@ -184,9 +224,6 @@ def _left_s(ends_at: float) -> float:
     return left_s
 
 
-def _inner(address: Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 one stands for: where such a network leads, it is the one that is reached."""
-    if isinstance(address, IPv4Address):
-        return None
-    translated = IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
-    return address.ipv4_mapped or address.sixtofour or translated
+def _inner(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that is reached where an IPv6 one is only its other form."""
+    return IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else address.ipv4_mapped

@@ -177,6 +177,16 @@ def test_an_address_that_is_not_allowed_is_not_even_looked_up(address: str) -> N
     assert not looked_up
 
 
+# One of each range that IANA's registries of special-purpose addresses list, and of those that carry another address.
+SPECIAL = (
+    *("192.0.2.1", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.175.48.1", "198.51.100.1", "203.0.113.1"),
+    *("64:ff9b:1::808:808", "64:ff9b::c058:6301", "::ffff:192.88.99.1", "::ffff:0:808:808", "::808:808"),
+    *("100::1", "100:0:0:1::1", "2001:2::1", "2001:10::1", "2001:20::1", "2001:30::1", "2001:1::1", "2001:4:112::1"),
+    *("2002:808:808::1", "2620:4f:8000::1", "3ffe::1", "3fff::1", "3fff:fff::1", "5f00::1", "4000::1", "feb0::1"),
+    *("2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:10.0.0.1", "2606:4700::200:5efe:8.8.8.8", "fe80::5efe:8.8.8.8"),
+)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -208,6 +218,7 @@ def test_an_address_that_is_not_allowed_is_not_even_looked_up(address: str) -> N
         "2002:7f00:1::",
         "2001::1",
         "64:ff9b::a9fe:a9fe",
+        *SPECIAL,
     ],
 )
 def test_an_address_inside_is_never_connected_to(server: FileServer, fetcher: Fetcher, address: str) -> None:
@@ -215,7 +226,10 @@ def test_an_address_inside_is_never_connected_to(server: FileServer, fetcher: Fe
     assert "not public" in refused(careful, url(server))
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1111", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"])
+OF_THE_INTERNET = ("93.184.216.34", "192.88.98.1", "2606:4700::1111", "2001:4860:4860::8888", "3ffd::1", "2a00::5efe")
+
+
+@pytest.mark.parametrize("address", [*OF_THE_INTERNET, "::ffff:93.184.216.34", "64:ff9b::5db8:d822"])
 def test_an_address_of_the_internet_may_be_connected_to(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 

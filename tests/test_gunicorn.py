@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +18,14 @@ from typing import Any
 import pytest
 
 from server import GUNICORN_HALT
-from serving.settings import RESERVED_THREADS
+from serving.settings import RESERVED_THREADS, Settings
+from tests.deaf_worker import SONGS as DEAF_SONGS
 from tests.fakes import INSTANCE
 from tests.real_server import PROJECT, SECONDS, RealServer, is_running, until
+from tests.songs import tone
 
 Start = Callable[..., RealServer]
+DEFAULT_THREADS = Settings.model_fields["threads"].default
 
 
 @pytest.fixture
@@ -138,6 +143,27 @@ def hang_up_after(server: RealServer, path: str, body: object) -> Iterator[None]
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     yield
     connection.close()
+
+
+def test_an_engine_that_reads_nothing_holds_up_no_cancel_request_and_no_look_at_the_models(start: Start) -> None:
+    server = start("tests.deaf_worker:deaf_app()")
+
+    def begun(seconds: int) -> str:
+        reference = {"audio": base64.b64encode(tone(seconds)).decode(), "end_seconds": seconds}
+        status, song = server.sing(**INSTANCE, reference=reference, wait_seconds=0)
+        assert status == 200, song
+        until(lambda: server.ask(f"/jobs/{song['job_id']}")[1]["status"] == "running")
+        return str(song["job_id"])
+
+    songs = [begun(100) for _ in range(DEAF_SONGS)]  # each many times what a pipe holds
+    requests = 2 * DEFAULT_THREADS
+    with ThreadPoolExecutor(requests) as clients:
+        answers = clients.map(lambda i: server.ask(f"/jobs/{songs[i % len(songs)]}", method="DELETE"), range(requests))
+        assert {(status, job["cancel_requested"]) for status, job in answers} == {(200, True)}
+    models = server.models()
+    assert models["status"] == "ready"
+    os.kill(models["engine"]["pid"], signal.SIGKILL)
+    until(lambda: {server.ask(f"/jobs/{job_id}")[1]["status"] for job_id in songs} == {"cancelled"})
 
 
 def test_a_wrong_setting_ends_it_with_one_clear_line() -> None:

@@ -138,7 +138,7 @@ def test_a_dead_engine_is_replaced(manager: ModelManager, models: FakeModels) ->
     assert manager.status()["status"] == "not_loaded"
     assert "ended" in str(manager.status()["last_error"])
     assert not manager.models_loaded.is_set()
-    assert models.engine.closed.is_set()
+    assert models.engine.closed.wait(SECONDS)
     assert manager.ensure_models_available() is not first
 
 

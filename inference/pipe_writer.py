@@ -1,0 +1,47 @@
+"""Sends messages through a pipe without ever making the sender wait: they are queued, and one thread writes them.
+
+It knows nothing of what the messages mean or who reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+
+class PipeWriter:
+    """The only writer to one end of a two-way pipe. `put` may be called from any thread."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, message: object) -> None:
+        """Send a message after those before it; where the other side is gone, it is dropped."""
+        assert message is not None, "None ends the queue"
+        self._queue.put(message)
+
+    def close(self) -> None:
+        """End the pipe for both sides, whatever is still queued: whoever reads from it or writes to it returns."""
+        self._queue.put(None)
+        self._shut_down()
+        self._thread.join()
+
+    def _write(self) -> None:
+        try:
+            with suppress(OSError):  # the other side is gone, which the reader of this side's messages notices
+                while (message := self._queue.get()) is not None:
+                    self._connection.send(message)
+        finally:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Closing the descriptor would not wake the threads that wait for it."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_RDWR)
