@@ -82,7 +82,7 @@ def check_values(body: bytes) -> None:
 
 
 def is_trusted(settings: Settings, head: bytes) -> bool:
-    """Whether the head of a request, as it was sent, has a key, or may have none where more is open than a few pages."""
+    """Whether the head of a request, as it was sent, has a key, or needs none here for more than a few pages."""
     if not settings.api_keys or settings.aip_mode:
         return True
     return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])
