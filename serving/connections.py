@@ -51,6 +51,7 @@ HEAD_ENDS = b"\r\n\r\n"
 BODY_FOLLOWS = re.compile(
     rb"\r\n(?:content-length|transfer-encoding):[ \t]*(\d{1,9}(?=[ \t]*(?:\r\n|$)))?", re.IGNORECASE
 )
+MOST_SKIPPED_BYTES = 64 * 1024  # of a body that nobody has read, so that another request may follow
 # A client that goes on sending after its answer is read from until it hangs up, pauses for so long, or has had so much.
 LINGER_PAUSE_SECONDS = 5.0
 LINGER_SECONDS = 300.0
@@ -93,11 +94,11 @@ class Connection(gthread.TConn):
         return bool(end) and (not lengths or (b"" not in lengths and len(body) >= max(map(int, lengths))))
 
     def skip_body(self) -> bool:
-        """Whether all of the request's body has come; what the app has not read of it is thrown away."""
-        before = self.sock.gettimeout()
+        """Whether the rest of the request's body, which the app has not read, is here and short; it is thrown away."""
+        body, before = self.parser.mesg.body, self.sock.gettimeout()
         self.sock.settimeout(0)
         try:
-            return bool(self.parser.finish_body())
+            return not body.failed and len(body.read(MOST_SKIPPED_BYTES)) < MOST_SKIPPED_BYTES
         except Exception:  # it has not come, or it is no HTTP
             return False
         finally:
@@ -244,7 +245,13 @@ class Worker(gthread.ThreadWorker):
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Answer it. Where its body is still to come when the answer begins, it is the connection's last."""
         asks_to_close = req.should_close
-        req.should_close = lambda: asks_to_close() or not conn.skip_body()
+
+        def should_close() -> bool:
+            if not asks_to_close() and not conn.skip_body():
+                req.force_close()
+            return bool(asks_to_close())
+
+        req.should_close = should_close
         return super().handle_request(req, conn)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
