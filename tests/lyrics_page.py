@@ -1,0 +1,34 @@
+"""The examples of docs/lyrics.md: the tables' rows as what is written in their cells.
+
+It does not know the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "lyrics.md"
+_ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)
+_CODE = re.compile(r"`([^`]*)`")
+_CHARACTER = re.compile(r"⟨U\+([0-9A-F]+)⟩")
+
+
+def rows(header: str) -> list[list[list[str]]]:
+    """The rows of all tables with that header: for each cell, what stands in it as code, or as it is."""
+    found = []
+    for block in PAGE.read_text(encoding="utf-8").split("\n\n"):
+        lines = _ROW.findall(block)
+        if lines and lines[0].strip() == header:
+            found += [[_cell(cell) for cell in re.split(r"(?<!\\)\|", line)] for line in lines[2:]]
+    return found
+
+
+def _cell(text: str) -> list[str]:
+    code = _CODE.findall(text)
+    return [_plain(part) for part in code] if code else [text.strip()] if text.strip() else []
+
+
+def _plain(code: str) -> str:
+    text = code.replace("\\|", "|").replace("⏎", "\n")
+    return _CHARACTER.sub(lambda match: chr(int(match[1], 16)), text)
