@@ -327,7 +327,10 @@ def _add_out(one: Any) -> None:
 
 def _add_song(one: Any) -> None:
     words = one.add_argument_group("the song (what is allowed: README, API)")
-    for name, hint in (("genres", "tags: 'folk acoustic guitar calm female'"), ("lyrics", "sections under [tags]")):
+    for name, hint in (
+        ("genres", "tags: 'folk acoustic guitar calm female'"),
+        ("lyrics", r"sections under [tags]; \n ends a line"),
+    ):
         either = words.add_mutually_exclusive_group(required=True)
         either.add_argument(f"--{name}", help=hint)
         file_hint = "the same from a file; - is the input"

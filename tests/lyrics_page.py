@@ -1,12 +1,12 @@
-"""The examples of docs/lyrics.md: the tables' rows as what is written in their cells.
-
-It does not know the rules.
-"""
+"""The examples of docs/lyrics.md, as what is written in the cells of its tables; and what is told of lyrics."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from inference.lyrics import parse
+from inference.lyrics_warnings import warnings
 
 PAGE = Path(__file__).parents[1] / "docs" / "lyrics.md"
 _ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)
@@ -32,3 +32,7 @@ def _cell(text: str) -> list[str]:
 def _plain(code: str) -> str:
     text = code.replace("\\|", "|").replace("⏎", "\n")
     return _CHARACTER.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def told(text: str, model: str = "tiny", max_new_tokens: int = 3_000, segments: int | None = None) -> tuple[str, ...]:
+    return warnings(parse(text), model, max_new_tokens, segments)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from inference.errors import InvalidField
 from inference.lyrics import Kind, Section, parse
-from inference.lyrics_warnings import warnings
-from tests import lyrics_page
+from tests.lyrics_page import told
 
 
 def tags(text: str) -> list[str]:
@@ -20,44 +19,11 @@ def bodies(text: str) -> list[str]:
     return [section.body for section in parse(text).sections]
 
 
-def told(text: str, model: str = "tiny", max_new_tokens: int = 3_000, segments: int | None = None) -> tuple[str, ...]:
-    return warnings(parse(text), model, max_new_tokens, segments)
-
-
 def refusal(text: str) -> InvalidField:
     with pytest.raises(InvalidField) as caught:
         parse(text)
     assert caught.value.field == "lyrics"
     return caught.value
-
-
-EXAMPLES = lyrics_page.rows("Lyrics | Sections | Left out | Warning")
-WARNED = lyrics_page.rows("Lyrics | `model` | `max_new_tokens` | Warning")
-
-
-def check_warnings(given: tuple[str, ...], expected: list[str]) -> None:
-    assert len(given) == len(expected), given
-    for part in expected:
-        assert any(part in warning for warning in given), (part, given)
-
-
-@pytest.mark.parametrize("row", EXAMPLES, ids=lambda row: row[0][0])
-def test_an_example_of_the_page_is_true(row: list[list[str]]) -> None:
-    (text,), sections, left_out, expected = row
-    lyrics = parse(text)
-    assert [f"{s.tag}: {' '.join(s.body.split())}".strip() for s in lyrics.sections] == sections
-    assert [note.text for note in lyrics.notes if note.kind in (Kind.DIRECTION, Kind.WORDLESS)] == left_out
-    check_warnings(told(text), expected)
-
-
-@pytest.mark.parametrize("row", WARNED, ids=lambda row: f"{row[0][0]} {row[1][0]} {row[2][0]}")
-def test_a_warning_of_the_page_is_given(row: list[list[str]]) -> None:
-    (text,), (model,), (max_new_tokens,), expected = row
-    check_warnings(told(text, model, int(max_new_tokens)), expected)
-
-
-def test_the_page_has_its_examples() -> None:
-    assert len(EXAMPLES) > 30 and len(WARNED) > 8
 
 
 def test_a_section_is_its_tag_and_its_stripped_words() -> None:
@@ -167,62 +133,6 @@ def test_a_known_name_with_words_in_front_needs_none_under_it(tag: str) -> None:
 
 def test_an_instrument_behind_an_instrumental_tag_makes_no_second_section() -> None:
     assert tags("[verse]\na\n[Instrumental] [Guitar Solo]\n[outro]\nb") == ["verse", "Instrumental", "outro"]
-
-
-@pytest.mark.parametrize(
-    ("written", "tag"),
-    [
-        *(
-            ("主歌", "verse"),
-            ("主歌一", "verse 1"),
-            ("主歌A", "verse A"),
-            ("第二节", "verse 2"),
-            ("第一段主歌", "verse 1"),
-        ),
-        *(("前奏", "intro"), ("预副歌", "pre-chorus"), ("导歌", "pre-chorus"), ("副歌 x2", "chorus x2")),
-        *(("副歌x2", "chorus x2"), ("最后副歌", "chorus"), ("后副歌", "post-chorus"), ("间奏", "interlude")),
-        *(("間奏", "interlude"), ("過門", "interlude"), ("桥段", "bridge"), ("橋段", "bridge"), ("尾声", "outro")),
-        *(
-            ("结尾", "outro"),
-            ("说唱", "rap"),
-            ("吉他独奏", "solo"),
-            ("主歌1：周", "verse 1:周"),
-            ("主歌1/2", "verse 1/2"),
-        ),
-        *(("副歌（Chorus 2）", "Chorus 2"), ("Verse 1 主歌", "Verse 1 主歌"), ("Chorus（副歌）", "Chorus（副歌）")),
-        *(
-            ("Aメロ", "verse"),
-            ("Ａメロ２", "verse 2"),
-            ("Bメロ", "pre-chorus"),
-            ("Cメロ", "bridge"),
-            ("サビ", "chorus"),
-        ),
-        *(("ｻﾋﾞ", "chorus"), ("大サビ", "chorus"), ("ラスサビ", "chorus"), ("1番サビ", "chorus 1"), ("2番", "verse 2")),
-        *(("イントロ", "intro"), ("アウトロ", "outro"), ("ギターソロ", "solo"), ("ラップ", "rap"), ("後奏", "outro")),
-        *(
-            ("1절", "verse 1"),
-            ("제 2절", "verse 2"),
-            ("2절 후렴", "chorus 2"),
-            ("후렴", "chorus"),
-            ("후렴구", "chorus"),
-        ),
-        *(("\u1112\u116e\u1105\u1167\u11b7", "chorus"), ("마지막 후렴", "chorus"), ("벌스 1", "verse 1")),
-        *(("프리 코러스", "pre-chorus"), ("프리-코러스", "pre-chorus"), ("브릿지", "bridge"), ("간주", "interlude")),
-        *(("인트로", "intro"), ("아웃트로", "outro"), ("훅", "hook"), ("랩", "rap"), ("Ｃｈｏｒｕｓ　２", "Chorus 2")),
-        *(("Coro", "chorus"), ("Verso 1: Ana", "verse 1: Ana"), ("Pré-refrão", "pre-chorus"), ("Strophe 2", "verse 2")),
-        *(("Pont", "bridge"), ("Куплет 1", "verse 1"), ("Предприпев", "pre-chorus"), ("Ritornello", "chorus")),
-    ],
-)
-def test_a_name_in_another_language_is_yues_own(written: str, tag: str) -> None:
-    for line in (f"[{written}]", f"【{written}】", f"［{written}］", f"**[{written}]**", f"la [{written}] la"):
-        lyrics = parse(f"[verse]\na\n{line}\nb")
-        assert [section.tag for section in lyrics.sections] == ["verse", tag], line
-        assert told(f"[verse]\na\n{line}\nb") == ()
-
-
-@pytest.mark.parametrize("name", ["副歌响起来", "サビの歌", "후렴처럼", "我们的副歌"])
-def test_words_that_begin_with_a_name_are_none(name: str) -> None:
-    assert tags(f"[verse]\na [{name}] b") == ["verse"]
 
 
 @pytest.mark.parametrize(
@@ -360,49 +270,6 @@ def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
     assert warning == "lyrics (lines 2–3): time stamps are left out"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(
-            "### Chorus",
-            "(Chorus)",
-            "Chorus:",
-            "**Chorus**",
-            "chorus",
-            "Verse 2",
-            "(Verse 2 x2)",
-            "Chorus (x2)",
-            "[chorus",
-        ),
-        *(
-            "chorus]",
-            "{chorus}",
-            "<chorus>",
-            "— Chorus —",
-            "(Guitar Solo)",
-            "Repeat chorus",
-            "(Break)",
-            "### Drop",
-            "End:",
-        ),
-        *("副歌：", "（副歌）", "《副歌》", "サビ", "1절", "후렴:", "Припев:", "(Coro x2)"),
-    ],
-)
-def test_a_name_without_a_bracket_is_sung_with_a_warning(line: str) -> None:
-    text = f"[verse]\na\n{line}\nb"
-    assert bodies(text) == [f"a\n{line}\nb"]
-    (warning,) = told(text)
-    assert warning.startswith(f"lyrics (line 3): '{line}' is sung")
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["End", "Drop!", "break", "hook me up", "And in the end", "Bridge over water", "Chorus of angels", "끝", "x2"],
-)
-def test_everyday_words_are_no_names(line: str) -> None:
-    assert told(f"[verse]\na\n{line}\nb") == ()
-
-
 @pytest.mark.parametrize("text", ["", " ", "\n\t\r\n", "\ufeff", "\u3000\n", "\u200b", "\\n", "[Soft, slow]"])
 def test_lyrics_of_nothing_are_refused(text: str) -> None:
     assert refusal(text).line == 1
@@ -425,90 +292,6 @@ def test_half_a_surrogate_pair_is_refused_where_it_stands() -> None:
     error = refusal("[verse]\r\na \ud83d b")
     assert (error.line, error.value) == (2, "a \\ud83d b")
     assert "surrogate" in str(error)
-
-
-@pytest.mark.parametrize("tag", ["intro", "Intro 1", "INTRO: soft", "前奏"])
-def test_an_intro_is_warned_of_only_where_it_comes_first(tag: str) -> None:
-    (warning,) = told(f"\n[{tag}]\na\n[verse]\nb")
-    assert "line 2): [" in warning and "first" in warning
-    assert told(f"[verse]\na\n[{tag}]\nb") == ()
-
-
-def test_a_song_without_any_words_is_instrumental_and_no_mistake() -> None:
-    lyrics = parse("[verse]\n\n[solo]\n[outro]")
-    assert [section.text for section in lyrics.sections] == ["[verse]\n\n\n", "[solo]\n\n\n", "[outro]\n\n\n"]
-    assert told("[verse]\n\n[solo]\n[outro]") == ()
-
-
-@pytest.mark.parametrize(
-    ("fits", "one_more"),
-    [
-        ("la " * 90, "la"),
-        ("风" * 120, "吹"),
-        ("か" * 60 + " " + "ラ" * 60, "た"),
-        ("노래" * 60, "말"),
-        ("\u1102\u1169" * 120, "\u1102\u1169"),
-        ("la " * 45 + "风" * 60, "吹"),
-        ("la - " * 90, "la"),
-    ],
-    ids=["words", "han", "kana", "hangul", "jamo", "mixed", "dashes are no words"],
-)
-def test_a_section_too_long_for_its_budget_is_warned_of(fits: str, one_more: str) -> None:
-    assert told(f"[verse]\n{fits}") == ()
-    (warning,) = told(f"[chorus]\nla\n[verse]\n{fits}{one_more}")
-    assert "line 3): [verse] needs about 31 s of singing and gets 30 s" in warning
-
-
-def test_a_budget_is_what_max_new_tokens_say() -> None:
-    text = "[verse]\n" + "la " * 130
-    assert told(text, max_new_tokens=6_000) == ()
-    assert "needs about 44 s of singing and gets 30 s" in told(text)[0]
-    assert "needs about 44 s of singing and gets 1 s" in told(text, max_new_tokens=100)[0]
-
-
-def test_warnings_of_one_kind_are_one() -> None:
-    text = "".join(f"[verse {n}]\n[a, {n}]\n" + "la " * (100 + n) + "\n" for n in range(20))
-    directions, long = told(text)
-    assert directions.startswith("lyrics (lines 2, 5, 8, 11, 14, 17, 20, 23, …): [a, 0], [a, 1], [a, 2], … are taken")
-    assert "need about 34–40 s" in long
-    assert all(len(warning) < 250 for warning in (directions, long))
-
-
-@pytest.mark.parametrize("segments", [1, 2, 3, 9, None])
-def test_warnings_speak_of_what_is_sung(segments: int | None) -> None:
-    text = "[verse]\na\n[b, b]\n[Whisper]\nc\n[d, d]\n[chorus]\n" + "la " * 99 + "\n(Chorus)\n[silence]"
-    lines = "".join(warning.partition(":")[0] for warning in told(text, segments=segments))
-    spoken_of = {number for number in range(1, 11) if f"{number}" in lines.replace("10", "X").replace("X", "10")}
-    assert (3 in spoken_of, 4 in spoken_of, 6 in spoken_of) == (True, segments != 1, segments != 1)
-    assert (7 in spoken_of, 9 in spoken_of) == (segments not in (1, 2),) * 2
-
-
-@pytest.mark.parametrize(
-    ("words", "model", "named"),
-    [
-        ("山间的风 带我回家", "en-cot", "zh-cot"),
-        ("山间的风 带我回家", "m-a-p/YuE-s1-7B-anneal-en-icl", "zh-icl"),
-        ("山间的风 带我回家", "jp-kr-icl", "zh-icl"),
-        ("空を見上げて", "zh-cot", "jp-kr-cot"),
-        ("별이 빛나는 밤", "zh-icl", "jp-kr-icl"),
-        ("\u1107\u1167\u11af\u110b\u1175", "en-cot", "jp-kr-cot"),
-        ("I love you 사랑해요 baby", "en-cot", "jp-kr-cot"),
-        ("山间的风 带我回家", "zh-cot", None),
-        ("山间的风の带我回家 hello", "zh-cot", None),
-        ("空を見上げて", "jp-kr-cot", None),
-        ("별이 빛나는 밤 愛", "jp-kr-cot", None),
-        ("only English", "zh-cot", None),
-        ("smile ツ", "en-cot", None),
-        ("山间的风 带我回家", "tiny", None),
-        ("山间的风 带我回家", "someone/else", None),
-    ],
-)
-def test_a_language_that_another_model_sings_is_warned_of(words: str, model: str, named: str | None) -> None:
-    given = told(f"[verse]\nla\n[副歌]\n{words}", model)
-    if named is None:
-        assert given == ()
-    else:
-        assert len(given) == 1 and "line 3): [chorus] is" in given[0] and f"; {named} was" in given[0]
 
 
 KNOWN = st.sampled_from(["verse", "Chorus 2", "pre-chorus", "OUTRO", "bridge: slow"])
@@ -565,8 +348,7 @@ def test_any_text_is_refused_or_its_words_are_sung_or_spoken_of(text: str) -> No
     except InvalidField as error:
         assert error.field == "lyrics" and error.line is not None
         return
-    told = [note.text for note in lyrics.notes if note.kind in SPOKEN_OF]
-    kept = "".join([*(f"[{section.tag}]{section.body}" for section in lyrics.sections), *told])
+    spoken_of = [note.text for note in lyrics.notes if note.kind in SPOKEN_OF]
+    kept = "".join([*(f"[{section.tag}]{section.body}" for section in lyrics.sections), *spoken_of])
     for word in "la", "other", "(Chorus)", "[x2]":
         assert kept.count(word) == text.count(word)
-    warnings(lyrics, "en-cot", 100)
