@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from inference import audio, checkpoints, lyrics, prompt, quantization, stage1, vocoder
+from inference import audio, checkpoints, lyrics, lyrics_warnings, prompt, quantization, stage1, vocoder
 from inference.catalog import ModelFiles
 from inference.codec import Codec
 from inference.errors import DeviceMissing
@@ -97,7 +97,8 @@ class SongInProgress:
         """Read the request. Raises InvalidField for one that cannot be sung."""
         self.request = request
         self.words = lyrics.parse(request.lyrics)
-        self.meter = Meter(request.segments or len(self.words.sections), request.max_new_tokens, observe)
+        n_sung = prompt.sections_sung(request.segments, len(self.words.sections))
+        self.meter = Meter(n_sung, request.max_new_tokens, observe)
         self.meter.enter("prompt")
         self._pipeline = pipeline
         self.composition = self._composition()
@@ -211,7 +212,7 @@ class SongInProgress:
             seed=self.request.seed,
             segments=self._spans(frames),
             timings=self.meter.timings,
-            warnings=(*self.words.warnings, *([SHORTENED] if self.composition.shortened else [])),
+            warnings=(*self._warnings(), *([SHORTENED] if self.composition.shortened else [])),
         )
 
     @property
@@ -237,6 +238,10 @@ class SongInProgress:
         sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
         settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
         return Composition(song_prompt, settings, request.seed, composer.context)
+
+    def _warnings(self) -> tuple[str, ...]:
+        request = self.request
+        return lyrics_warnings.warnings(self.words, self._pipeline.model, request.max_new_tokens, request.segments)
 
     def _reference_ids(self, reference: Reference) -> list[int]:
         waveforms = audio.read_reference(reference)

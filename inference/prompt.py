@@ -5,11 +5,13 @@ It does not know the tokenizer (it is given `encode`), the context's length, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.errors import InvalidField
 from inference.lyrics import Section
+from inference.text import check_characters, lines, visible
 from inference.vocabulary import (
     END_OF_REFERENCE,
     END_OF_SEGMENT,
@@ -45,15 +47,14 @@ def build(
     n_segments: int | None = None,
     reference_ids: Sequence[int] = (),
 ) -> Prompt:
-    """The prompt for the first `n_segments` sections (None: all); its head names every section.
+    """The prompt for the first `n_segments` sections (None: all), or all there are; its head names every section.
 
     `reference_ids` are the codebook-0 ids of the reference audio. Raises InvalidField.
     """
     assert sections, "lyrics without a section are refused where they are parsed"
     assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
     check_genres(genres)
-    check_segments(n_segments, len(sections))
-    sung = sections[:n_segments]
+    sung = sections[: sections_sung(n_segments, len(sections))]
 
     # first: head  [reference]  | [start_of_segment] section <SOA> <xcodec>
     # later:   [end_of_segment] | [start_of_segment] section <SOA> <xcodec>
@@ -70,16 +71,20 @@ def check_genres(genres: str) -> None:
     """Raises InvalidField for tags that say nothing or cannot be encoded."""
     if not genres.strip():
         raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
-    try:
-        genres.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidField("genres", genres, "whole Unicode characters, no unpaired surrogates") from error
+    check_characters("genres", genres)
 
 
-def check_segments(n_segments: int | None, n_sections: int) -> None:
-    """Raises InvalidField where another number of sections is asked for than can be sung (None: all)."""
-    if n_segments is not None and not 1 <= n_segments <= n_sections:
-        raise InvalidField("segments", n_segments, f"1 to {n_sections}, the number of sections in the lyrics")
+def tidy_genres(genres: str) -> str:
+    r"""Genres on one line, without what nobody sees: the prompt's next lines are lyrics. `\n` is a line end, too."""
+    written = re.sub(r"(?:\\r)?\\n", "\n", visible(genres)).replace("\t", " ")
+    return " ".join(filter(None, map(str.strip, lines(written))))
+
+
+def sections_sung(n_segments: int | None, n_sections: int) -> int:
+    """How many sections are sung: as many as are asked for (None: all), or all there are. Raises InvalidField."""
+    if n_segments is not None and n_segments < 1:
+        raise InvalidField("segments", n_segments, "a whole number from 1")
+    return n_sections if n_segments is None else min(n_segments, n_sections)
 
 
 def _head(genres: str, sections: Sequence[Section]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from inference import lyrics
+from inference import lyrics, prompt
 from inference.errors import InvalidField, StorageError
 from inference.song import MIME_TYPES, SongRequest
 from serving import tracks, views
@@ -171,7 +171,7 @@ class Answers:
 
 def expected_bytes(song: SongRequest) -> int:
     """About how many bytes of base64 a song takes that uses up its sections' budgets."""
-    sections = song.segments or len(lyrics.parse(song.lyrics).sections)
+    sections = prompt.sections_sung(song.segments, len(lyrics.parse(song.lyrics).sections))
     seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
     return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
 

@@ -68,7 +68,7 @@ class Progress(_Answer):
 class Segment(_Answer):
     """Where a section stands in the song."""
 
-    tag: str = Field(description="as the lyrics name it")
+    tag: str = Field(description="as the lyrics name it, or YuE's name for one in another language")
     start_seconds: Number
     end_seconds: Number
 

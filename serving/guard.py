@@ -104,11 +104,7 @@ def check_values(body: bytes) -> None:
 
 
 def is_trusted(settings: Settings, head: bytes) -> bool:
-<<<<<<< HEAD
-    """Whether a request's head, as it was sent, has a key; always so where no key is needed."""
-=======
     """Whether the head of a request, as it was sent, has a key, or needs none here for more than a few pages."""
->>>>>>> w-sockets
     if not settings.api_keys or settings.aip_mode:
         return True
     return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])

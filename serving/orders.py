@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from inference import catalog, lyrics
+from inference import catalog, lyrics, lyrics_warnings
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import SongRequest
@@ -75,8 +75,8 @@ def _check_model(name: str | None, model: Model) -> None:
 
 
 def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
-    parsed = lyrics.parse(request.lyrics)
-    warnings = list(parsed.warnings)
+    budget = request.max_new_tokens or SongRequest.max_new_tokens
+    warnings = list(lyrics_warnings.warnings(lyrics.parse(request.lyrics), model.name, budget, request.segments))
     if request.reference and not model.takes_reference:
         warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
     return tuple(warnings)

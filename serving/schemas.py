@@ -11,13 +11,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from inference import lyrics, prompt
 from inference.audio import check_reference, read_reference
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
+from inference.text import check_characters
 from serving.problems import Problem, invalid
 from serving.settings import LONGEST_WAIT_SECONDS
 from serving.whole_text import broken_text
@@ -46,6 +56,17 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _whole_characters(text: object, info: ValidationInfo) -> object:
+    """pydantic refuses half a surrogate pair without telling why, or in which line."""
+    try:
+        if isinstance(text, str):
+            check_characters(str(info.field_name), text, name_line=info.field_name == "lyrics")
+    except InvalidField as error:
+        raise _wrapped(error) from error
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_whole_characters)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Scale = Annotated[float, Field(ge=1, le=10)]
 Scales = Annotated[list[Scale], Field(min_length=2, max_length=2)]
@@ -128,14 +149,14 @@ class ReferenceFields(_Strict):
 class Parameters(_Strict):
     """The defaults for all instances of a request. What is None is left to SongRequest's own defaults."""
 
-    genres: str | None = Field(
+    genres: Text | None = Field(
         None,
         min_length=1,
         max_length=LONGEST_GENRES,
         description=f"text of 1 to {LONGEST_GENRES} characters",
         json_schema_extra={"pattern": r"\S"},
     )
-    lyrics: str | None = Field(
+    lyrics: Text | None = Field(
         None, min_length=1, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters"
     )
     segments: Whole | None = _whole_number(1, MAX_SECTIONS)
@@ -180,10 +201,10 @@ class Parameters(_Strict):
 class Instance(Parameters):
     """One song that is asked for."""
 
-    genres: str = Field(
+    genres: Text = Field(
         min_length=1, max_length=LONGEST_GENRES, description=f"text of 1 to {LONGEST_GENRES} characters"
     )
-    lyrics: str = Field(max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
+    lyrics: Text = Field(max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
 
     @field_validator("lyrics")
     @classmethod
@@ -198,18 +219,10 @@ class Instance(Parameters):
     @classmethod
     def _can_be_prompted(cls, genres: str) -> str:
         try:
-            prompt.check_genres(genres)
+            prompt.check_genres(tidy := prompt.tidy_genres(genres))
         except InvalidField as error:
             raise _wrapped(error) from error
-        return genres
-
-    @model_validator(mode="after")
-    def _has_its_sections(self) -> Instance:
-        try:
-            prompt.check_segments(self.segments, len(lyrics.parse(self.lyrics).sections))
-        except InvalidField as error:
-            raise _wrapped(error) from error
-        return self
+        return tidy
 
 
 class JobOperation(_Strict):

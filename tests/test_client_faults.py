@@ -233,6 +233,16 @@ def test_lyrics_come_from_the_input(out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert out.read_bytes() == SONG
 
 
+def test_a_line_end_may_be_spelled_out(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served = Served()
+    with listening(served) as server:
+        words = ["sing", "--genres", "pop", "--seed", "7", "--lyrics", r"[intro]\nA\n\n[chorus]\n[solo]"]
+        assert client.main([*words, "--url", url(server), "--out", str(out)], FakeClock()) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings[0] == r"warning: lyrics (line 1): \n is taken for a line end"
+    assert warnings[-1].startswith("warning: lyrics (lines 4–5): [chorus], [solo] have no words")
+
+
 def test_models_are_fetched_and_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     served = Served(may_fetch=False)
     with listening(served) as server:

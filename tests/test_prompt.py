@@ -14,7 +14,7 @@ import pytest
 
 from inference.errors import InvalidField
 from inference.lyrics import Section, parse
-from inference.prompt import Encode, Prompt, build
+from inference.prompt import Encode, Prompt, build, tidy_genres
 from inference.tokenizer import Tokenizer
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, SOA_ID, XCODEC_ID
 
@@ -122,9 +122,13 @@ def test_markers_spelled_by_a_user_do_not_move_the_starts() -> None:
         assert spelled(segment[start:]) == f"[start_of_segment]{section.text}⟨SOA⟩⟨xcodec⟩"
 
 
-@pytest.mark.parametrize("n_segments", [-1, 0, 4])
+def test_more_segments_than_there_are_is_all_of_them() -> None:
+    assert build(SpellingEncoder(), "pop", SECTIONS, 4) == build(SpellingEncoder(), "pop", SECTIONS)
+
+
+@pytest.mark.parametrize("n_segments", [-1, 0])
 def test_a_number_of_segments_that_cannot_be_sung_is_refused(n_segments: int) -> None:
-    with pytest.raises(InvalidField, match="1 to 3") as caught:
+    with pytest.raises(InvalidField, match="from 1") as caught:
         build(SpellingEncoder(), "pop", SECTIONS, n_segments)
     assert (caught.value.field, caught.value.value) == ("segments", n_segments)
 
@@ -133,7 +137,25 @@ def test_a_number_of_segments_that_cannot_be_sung_is_refused(n_segments: int) ->
 def test_genres_that_cannot_be_read_are_refused(genres: str) -> None:
     with pytest.raises(InvalidField) as caught:
         build(SpellingEncoder(), genres, SECTIONS)
-    assert (caught.value.field, caught.value.value) == ("genres", genres)
+    assert (caught.value.field, caught.value.value) == ("genres", genres.replace("\ud83d", "\\ud83d"))
+
+
+@pytest.mark.parametrize(
+    ("genres", "tidy"),
+    [
+        ("folk\n", "folk"),
+        (" folk \t", "folk"),
+        ("folk\n[verse]\nfoo", "folk [verse] foo"),
+        ("folk,\r\n\r\n  calm", "folk, calm"),
+        ("folk\u2028calm\x85soft\x0b\x0cslow", "folk calm soft slow"),
+        ("folk\\ncalm\\r\\n", "folk calm"),
+        ("\ufefffo\u200blk\x00", "folk"),
+        ("folk  calm\tsoft", "folk  calm soft"),
+        ("\u200b\n", ""),
+    ],
+)
+def test_genres_are_one_line_of_what_can_be_seen(genres: str, tidy: str) -> None:
+    assert tidy_genres(genres) == tidy
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from inference import catalog
 from inference.errors import UnknownModel
 from inference.song import SongRequest
 from serving import orders, schemas
+from serving.answers import expected_bytes
 from serving.orders import Order, read_order
 from serving.problems import Problem, problem_of
 from serving.schemas import Download, JobOperation
@@ -37,6 +38,13 @@ def refused(**fields: object) -> dict[str, Any]:
     json.dumps(problem, allow_nan=False)
     assert problem["status"] == 400, problem
     return problem
+
+
+def refused_parameters(**fields: object) -> dict[str, Any]:
+    """The problem that a request with these defaults is."""
+    with pytest.raises(Problem) as caught:
+        schemas.read_body({"instances": [INSTANCE], "parameters": fields}, 1)
+    return caught.value.as_dict()
 
 
 def reference_audio(seconds: float = 2.0) -> str:
@@ -190,10 +198,12 @@ def test_a_mistake_in_the_lyrics_names_its_line() -> None:
     assert (problem["field"], problem["line"]) == ("lyrics", 2)
 
 
-def test_more_segments_than_sections_is_refused_with_their_number() -> None:
-    problem = refused(segments=9)
-    assert (problem["field"], problem["allowed"]) == ("segments", "1 to 2, the number of sections in the lyrics")
-    assert order(segments=2).request.segments == 2
+@pytest.mark.parametrize("text", ["[verse]\n\ud83d broken", "[verse]\r\nbroken \udc00", "[verse]\u2028\ud800"])
+def test_half_a_character_in_the_lyrics_is_named_with_its_line(text: str) -> None:
+    for problem in (refused(lyrics=text), refused_parameters(lyrics=text)):
+        assert (problem["field"], problem["line"]) == ("lyrics", 2)
+        assert "surrogate" in problem["allowed"]
+        json.dumps(problem, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("lyrics", ["[verse]" * 2_800, "[verse]\n" * 101, "[verse]\nla\n\n" * 500])
@@ -206,12 +216,49 @@ def test_more_sections_than_a_song_may_have_are_refused_however_they_come(lyrics
     assert order(lyrics="[verse]\nla\n" * 100).request.lyrics.count("[verse]") == 100
 
 
-def test_genres_without_a_word_are_refused() -> None:
-    assert refused(genres=" \n ")["field"] == "genres"
+def test_half_a_character_in_the_genres_is_named() -> None:
+    for problem in (refused(genres="folk \ud83d"), refused_parameters(genres="folk \ud83d")):
+        assert problem["field"] == "genres" and "surrogate" in problem["allowed"]
+        json.dumps(problem, ensure_ascii=False).encode()
 
 
-def test_warnings_about_the_lyrics_are_passed_on() -> None:
+def test_more_segments_than_sections_is_all_of_them() -> None:
+    assert order({"segments": 9}).request.segments == 9
+    assert expected_bytes(order(segments=9).request) == expected_bytes(order().request)
+
+
+@pytest.mark.parametrize("genres", [" \n ", "\u200b", "\\n"])
+def test_genres_without_a_word_are_refused(genres: str) -> None:
+    assert refused(genres=genres)["field"] == "genres"
+
+
+@pytest.mark.parametrize("genres", ["pop\n", " pop", "\ufeffpop\r\n\t"])
+def test_white_space_around_genres_makes_no_other_song(genres: str) -> None:
+    assert order(genres=genres, seed=1).request == order(seed=1).request
+    assert order({"genres": genres}).fingerprint == order(genres=genres).fingerprint == order().fingerprint
+
+
+def test_no_section_gets_into_the_genres() -> None:
+    assert order(genres="folk\n[verse]\nfoo").request.genres == "folk [verse] foo"
+
+
+def test_warnings_are_of_the_sections_that_are_sung() -> None:
     assert order(lyrics="[intro]\nla").warnings
+    text = "[verse]\nla\n[Whisper]\nla"
+    assert order(lyrics=text).warnings and not order({"segments": 1}, lyrics=text).warnings
+
+
+def test_warnings_compare_the_words_with_the_budget() -> None:
+    text = "[verse]\n" + "la " * 130
+    assert "gets 30 s" in order(lyrics=text).warnings[0]
+    assert "gets 10 s" in order({"max_new_tokens": 1_000}, lyrics=text).warnings[0]
+    assert not order(lyrics=text, max_new_tokens=6_000).warnings
+
+
+def test_a_language_of_another_model_is_warned_of() -> None:
+    instance = {**INSTANCE, "lyrics": "[verse]\n山间的风"}
+    assert "zh-cot" in read_order(instance, {}, catalog.find("en-cot")).warnings[0]
+    assert not read_order(instance, {}, catalog.find("zh-cot")).warnings + read_order(instance, {}, TINY).warnings
 
 
 def test_reference_audio_is_read() -> None:
