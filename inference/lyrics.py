@@ -92,8 +92,8 @@ def parse(text: str) -> Lyrics:
     if not lyrics.sections:
         raise InvalidField("lyrics", text, ALLOWED_TEXT, line=1)
     if len(lyrics.sections) > MAX_SECTIONS:
-        allowed, line = f"up to {MAX_SECTIONS} sections", lyrics.sections[MAX_SECTIONS].line
-        raise InvalidField("lyrics", f"{len(lyrics.sections)} sections", allowed, line=line)
+        allowed, excess = f"up to {MAX_SECTIONS} sections", lyrics.sections[MAX_SECTIONS]
+        raise InvalidField("lyrics", f"{len(lyrics.sections)} sections", allowed, line=excess.line)
     return lyrics
 
 
