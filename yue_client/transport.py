@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
+from yue_client.early_answers import HTTPHandler, HTTPSHandler
 from yue_client.errors import ClientError, Json, Unauthorized, Unreachable, of_answer, of_problem
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -44,8 +45,8 @@ class Http:
     def __init__(self, clock: Clock, patience_s: float, on_pause: Callable[[ClientError, float], None]) -> None:
         self.clock, self.patience_s, self._on_pause = clock, patience_s, on_pause
         self._answered = False
-        self._opener = urllib.request.build_opener()
-        self._direct_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(HTTPHandler, HTTPSHandler)
+        self._direct_opener = urllib.request.build_opener(HTTPHandler, HTTPSHandler, urllib.request.ProxyHandler({}))
 
     def ask(self, make: Callable[[], urllib.request.Request], read: Read[Found], wait_s: float = 0) -> Found:
         """What `read` makes of the response to what `make` makes, anew for each try. Raises ClientError."""
