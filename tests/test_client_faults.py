@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
 
 import pytest
@@ -191,6 +192,27 @@ def test_a_refusal_is_json_too_and_names_the_field(out: Path, capsys: pytest.Cap
     error = json.loads(shown.out)["error"]
     assert (error["field"], error["value"], error["exit_code"]) == ("segments", 0, 4)
     assert "segments: got 0; allowed: a whole number from 1 to 100" in shown.err
+
+
+def test_a_request_that_is_refused_for_its_size_while_it_is_sent_is_not_tried_again(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = tmp_path / "reference.wav"
+    reference.write_bytes(tone(300))
+    with answering(TCPServer(("127.0.0.1", 0), TooLarge)) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        command = [*SING, "--reference", str(reference), "--url", address, "--out", str(out)]
+        assert client.main(command, FakeClock()) == 4
+    assert "too much" in capsys.readouterr().err
+
+
+class TooLarge(BaseRequestHandler):
+    """Says so as soon as a request has begun, and hangs up on the rest."""
+
+    def handle(self) -> None:
+        self.request.recv(1_000)
+        body = b'{"title": "Content Too Large", "status": 413, "detail": "too much"}'
+        self.request.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
 def test_every_field_is_understood_by_the_server(out: Path, tmp_path: Path) -> None:

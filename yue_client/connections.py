@@ -15,6 +15,7 @@ import urllib.request
 from typing import Any
 
 from yue_client.address import DEFAULT_SERVER, is_this_machine, root_of
+from yue_client.early_answers import EarlyAnswers
 from yue_client.errors import Unreachable
 
 CONNECT_TIMEOUT_S = 20.0  # a server that is there is connected to at once, however long its answers take
@@ -24,7 +25,7 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LON
 ELSEWHERE = "another address is given by --url or YUE_URL"
 
 
-class _Connection(http.client.HTTPConnection):
+class _Connection(EarlyAnswers):
     def connect(self) -> None:
         """Connect within `CONNECT_TIMEOUT_S`; what follows has the time that the request is given."""
         timeout_s, self.timeout = self.timeout, min(self.timeout or CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S)
