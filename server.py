@@ -71,13 +71,13 @@ def create_app(
     """
     settings = settings or read_settings()
     manager = manager or make_manager(settings)
+    looks_after = jobs is None
     if jobs is None:
         try:
             jobs = make_jobs(settings, manager)
         except StorageError as error:
             give_up(f"YUE_DATA: {error}; allowed: a folder that can be written to, or a bucket's address")
             raise
-        jobs.start()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.merge_slashes = False  # it would answer with a page that redirects, and no problem
@@ -89,6 +89,8 @@ def create_app(
     opened = services.opened
     guard.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
     app.register_error_handler(Exception, _problem_response)
+    if looks_after:
+        jobs.start()  # only now, so that what its first round ends is counted
     if settings.loading == STARTUP:
         manager.start()
     return app

@@ -233,7 +233,9 @@ def _translated(title: str) -> Iterator[None]:
 
 
 def _kind(cause: str) -> str:
-    """obstore tells an error of the operating system by its number, in words."""
+    """obstore tells an error of the operating system by its number, in words; of a listing's answer, its status too."""
+    if answered := re.search(r"status code: (401|403|404)\b", cause):
+        return "missing" if answered[1] == "404" else "denied"
     number = re.search(r"\(os error (\d+)\)", cause)
     code = int(number[1]) if number else None
     if code in NO_ROOM:

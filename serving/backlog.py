@@ -310,6 +310,8 @@ class Backlog:
     def let_go(self, job: Job) -> None:
         """Forget that job, which is another's by now, or gone with its files."""
         with self.changed:
+            if not self.has(job):
+                return
             self._leave(job)
             engine = job.engine
         if engine:

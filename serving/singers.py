@@ -143,10 +143,10 @@ class Singers:
                 self._backlog.let_go(job)
             except StorageError as error:
                 log.warning("job %s: waits to be begun: %s", job.id, error)
-            if (
-                self._backlog.wait_until(lambda: self._backlog.closed or job.cancel_requested, AGAIN_SECONDS)
-                and self._backlog.closed
-            ):
+            self._backlog.wait_until(
+                lambda: self._backlog.closed or job.cancel_requested or not self._backlog.has(job), AGAIN_SECONDS
+            )
+            if self._backlog.closed and self._backlog.has(job):
                 raise EngineError("the server stopped before the song began")
         raise Cancelled("the song was cancelled before it began")
 

@@ -33,6 +33,7 @@ class BucketServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, tuple[bytes, int]] = {}  # name -> content, generation
         self.generation = 0
+        self.refusal = 0  # the status that every request is answered with; 0: what it asks for
         self.lock = threading.Lock()
 
     def storage(self, folder: str) -> Storage:
@@ -59,6 +60,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: BucketServer
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer is one packet, or it waits for the other side's word
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        if parsed and self.server.refusal:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._refuse(self.server.refusal, "AccessDenied" if self.server.refusal == 403 else "NoSuchBucket")
+            self.wfile.flush()
+            return False
+        return parsed
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))

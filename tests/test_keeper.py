@@ -75,6 +75,67 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_the_next_server(storage: 
     engine.close()
 
 
+def test_every_end_counts_once_whoever_writes_it(storage: Storage, clock: FakeClock) -> None:
+    """Interrupted, cancelled after its server's death, unreadable, and the song that two servers made."""
+    servers = [Replica(storage, clock, max_queue=9) for _ in range(4)]
+    counted: list[tuple[str, str]] = []
+    for server in servers:
+        server.backlog.on_end = lambda job: counted.append((job.id, job.state))
+    lost, other, third, last = servers
+    cancelled, unread, interrupted = (lost.submit(None) for _ in range(3))
+    other.jobs.cancel(cancelled.id)
+    empty(storage, unread.id)
+    lose(clock, other, third, last)
+    assert other.backlog.find(interrupted.id) and not third.backlog.living()
+    other.begin()
+    for server in (third, last):
+        lose(clock, *servers[servers.index(server) :])
+        server.begin()
+    lose(clock, last)
+    made = last.submit(None)
+    last.begin()
+    lose(clock, third)  # which takes the song of the last one, that only stood still
+    third.begin()
+    third.finish()
+    last.finish()
+    for server in servers:
+        server.look_after()
+    ends = {cancelled.id: "cancelled", unread.id: "failed", interrupted.id: "interrupted", made.id: "succeeded"}
+    assert sorted(counted) == sorted(ends.items())
+
+
+@pytest.mark.parametrize("after_writing", [False, True])
+def test_an_end_that_is_written_at_the_second_try_counts_once(
+    storage: Storage, clock: FakeClock, after_writing: bool
+) -> None:
+    lost, server = Replica(storage, clock), Replica(storage, clock)
+    counted: list[str] = []
+    server.backlog.on_end = lambda job: counted.append(job.state)
+    job = lost.submit(None)
+    empty(storage, job.id)
+    lose_with_a_broken_write(clock, server, f"{job.id}/end.json", after_writing)
+    assert counted == []
+    for _ in range(2):
+        server.look_after()
+    assert (counted, server.jobs.get(job.id).state, server.backlog.living()) == (["failed"], "failed", [])
+
+
+def lose_with_a_broken_write(clock: FakeClock, server: Replica, path: str, after_writing: bool) -> None:
+    """Let what is silent count as lost, while the write of that path fails, or its answer does."""
+    put = server.storage.put
+
+    def failing(at: str, content: bytes, *, create: bool = False) -> None:
+        if path in at:
+            if after_writing:
+                put(at, content, create=create)
+            raise StorageError(f"{at}: the bucket is away", "unavailable")
+        put(at, content, create=create)
+
+    server.storage.put = failing  # type: ignore[method-assign]
+    lose(clock, server)
+    server.storage.put = put  # type: ignore[method-assign]
+
+
 def test_a_deadline_goes_on_at_the_next_server(storage: Storage, clock: FakeClock) -> None:
     one, other, third = (Replica(storage, clock) for _ in range(3))
     job = Job(SongRequest("pop", LYRICS, 1), "tiny", deadline=time.monotonic() + 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from inference.errors import DownloadError, EngineError
 from server import close_app
 from serving.settings import RESERVED_THREADS
-from tests.fakes import SECONDS, Served
+from storage import Storage
+from tests.fakes import SECONDS, FakeClock, Served
+from tests.replicas import Replica
 
 DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana.json"
 Numbers = dict[str, float]
@@ -90,6 +93,26 @@ def test_failed_and_cancelled_songs_are_told_apart(held: Served) -> None:
     held.wait_for(first)
     found = numbers(held)
     assert (found["yue_jobs_ended_total,failed"], found["yue_jobs_ended_total,cancelled"]) == (1, 1)
+
+
+def test_what_a_maintenance_round_ends_is_counted(tmp_path: Path) -> None:
+    lost = Replica(Storage.at(tmp_path), FakeClock())
+    cancelled, unread = lost.submit(None), lost.submit(None)
+    Replica(Storage.at(tmp_path), FakeClock()).jobs.cancel(cancelled.id)
+    (tmp_path / "jobs" / unread.id / "job.json").write_bytes(b"")
+    lost.jobs.close()
+    served = Served(data=tmp_path)
+    deadline = time.monotonic() + SECONDS
+    while (ended := ends(served)) != {"failed": 1, "cancelled": 1} and time.monotonic() < deadline:
+        served.app.extensions["yue"].jobs.keeper.wake()
+    close_app(served.app)
+    assert ended == {"failed": 1, "cancelled": 1}
+
+
+def ends(served: Served) -> Numbers:
+    """How many jobs ended in which state, but for states in which none did."""
+    found = {name.split(",")[-1]: count for name, count in numbers(served).items() if "yue_jobs_ended" in name}
+    return {state: count for state, count in found.items() if count}
 
 
 def test_the_models_state_is_one_of_five(served: Served) -> None:
