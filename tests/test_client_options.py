@@ -96,7 +96,7 @@ def test_a_wrong_argument_is_json_too(capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
 
 
-def test_options_stand_before_or_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_stand_before_or_behind_the_command(here: Path) -> None:
     with answering(JobServer(models=[READY])) as server:
         where = ["--url", server.address]
         for words in (
