@@ -245,12 +245,12 @@ class Services:
 
     def _wants_audio(self, wanted: list[Wanted]) -> bool:
         """Whether the client would rather have the song's bytes than JSON. Raises Problem where it can have neither."""
-        formats: list[str] = []
+        formats: tuple[str, ...] = ()
         only = wanted[0]
         if len(wanted) == 1 and isinstance(only, Order):
-            formats = [only.request.format]
+            formats = only.formats
         if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result" and not only.track:
-            formats = [self.jobs.get(only.job_id).request.format]
+            formats = (self.jobs.get(only.job_id).request.format,)
         if isinstance(only, Problem) and len(wanted) == 1:  # it is answered as a problem, whatever was accepted
             return False
         best = accept.preferred(request.accept_mimetypes, formats)

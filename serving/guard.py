@@ -39,13 +39,14 @@ def install(app: Flask, settings: Settings, open_views: Collection[Callable[...,
     """
     keys, hosts = settings.api_keys, Hosts(settings.host, settings.allowed_hosts)
     keyless = not keys and not settings.aip_mode
+    names_count = bool(settings.allowed_hosts) or (keyless and settings.is_local)
 
     def is_open() -> bool:
         return app.view_functions.get(request.endpoint or "") in open_views
 
     def check_host() -> None:
         host = request.environ.get("HTTP_HOST")
-        if (settings.allowed_hosts or (keyless and settings.is_local)) and not hosts.include(host):
+        if names_count and not hosts.include(host):
             raise _not_allowed(host, "" if settings.allowed_hosts else KEY_WILL_DO)
 
     def check_page() -> None:

@@ -6,7 +6,7 @@ It knows nothing of fields: `serving/schemas.py` checks them.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from itertools import zip_longest
 from json import JSONDecodeError
 
 from flask import request
@@ -68,7 +68,7 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of the body, each of whose names may stand there once."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = shown(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        twice = shown(next(name for (name, _), first in zip_longest(pairs, found) if name != first))
         raise Problem(400, "invalid-json", f"{twice}: stands twice in one object; allowed: once", {"field": twice})
     return found
 

@@ -15,7 +15,7 @@ from typing import Any
 from inference import catalog, lyrics, lyrics_warnings
 from inference.catalog import Model
 from inference.errors import InvalidField
-from inference.song import SongRequest
+from inference.song import MIME_TYPES, SongRequest
 from serving import schemas
 from serving.problems import invalid
 from serving.schemas import DRAW_SEED, Instance, ReferenceFields
@@ -36,6 +36,7 @@ class Order:
     model: str | None
     warnings: tuple[str, ...]
     fingerprint: str  # the same for the same instance, whatever was drawn
+    formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
     to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
 
 
@@ -64,7 +65,8 @@ def read_order(
     request = SongRequest(**{**given, "seed": seed})
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
-    return Order(request, *how, warnings, _fingerprint(wanted, company), to_fetch)
+    formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
+    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, to_fetch)
 
 
 def _check_model(name: str | None, model: Model) -> None:

@@ -31,8 +31,10 @@ def whole_value(value: object) -> object:
 def broken_text(value: object, field: str = "") -> Iterator[InvalidField]:
     """A mistake for each text in a value, names included, that cannot be encoded."""
     if isinstance(value, str):
-        if found := LONE_SURROGATE.search(value):
-            yield _broken(field, value, found.start())
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            yield _broken(field, value, error.start)
     elif isinstance(value, Mapping):
         for name, each in value.items():
             inside = f"{field}.{name}" if field else str(name)

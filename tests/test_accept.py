@@ -88,6 +88,13 @@ def test_a_format_that_is_not_accepted_is_refused_wherever_it_stands(served: Ser
     assert len(served.client.get("/jobs").json["jobs"]) == before
 
 
+def test_a_refusal_names_what_can_be_had(served: Served) -> None:
+    aac = {"Accept": "audio/aac"}
+    assert problem(served.predict(INSTANCE, headers=aac), 406)["allowed"][2:] == list(MIME_TYPES.values())
+    assert problem(served.predict({**INSTANCE, "format": "ogg"}, headers=aac), 406)["allowed"][2:] == ["audio/ogg"]
+    assert problem(served.predict(INSTANCE, INSTANCE, headers=aac), 406)["allowed"][2:] == []
+
+
 def test_the_format_of_a_finished_song_is_what_it_is(served: Served) -> None:
     job_id = served.one(format="wav")["job_id"]
     result = {"job_id": job_id, "operation": "result"}

@@ -109,7 +109,7 @@ def test_a_key_that_cannot_be_one_is_refused_whatever_is_asked(served: Served) -
 
 
 def test_a_path_with_a_doubled_slash_is_a_problem_like_any_unknown_one(served: Served) -> None:
-    problem(served.client.get("//jobs", base_url="http://localhost"), 404)
+    problem(served.client.get("/models//status"), 404)
     problem(served.client.get("/jobs//audio/mix.mp3"), 404)
 
 
