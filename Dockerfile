@@ -4,6 +4,8 @@
 #   docker run --gpus all -p 8080:8080 -v yue-models:/models -e YUE_MODEL=en-cot -e YUE_API_KEY yue-server
 #
 # It listens everywhere: without a key, another model and the list of jobs are closed, unless YUE_ADMIN=on.
+# It runs as user 10001, or as any other whose group is 0, as OpenShift has it. Modes are set here, whatever the umask of
+# the checkout was.
 #
 # BASE               an image with Python 3.11 or newer under the name python3, its venv module, and CA certificates
 # TORCH_REQUIREMENT  which torch; what pip takes by itself on Linux is the CUDA build
@@ -20,7 +22,7 @@ ENV PATH=/opt/venv/bin:${PATH}
 # By itself and first: it is nearly all of the image, and changes least.
 # hadolint ignore=DL3013,SC2086
 RUN python3 -m pip install --no-cache-dir ${PIP_ARGS} "${TORCH_REQUIREMENT}"
-COPY requirements.txt /tmp/
+COPY --chmod=644 requirements.txt /tmp/
 # hadolint ignore=SC2086
 RUN python3 -m pip install --no-cache-dir ${PIP_ARGS} -r /tmp/requirements.txt
 
@@ -30,12 +32,14 @@ ARG COMPILER="gcc libc6-dev"
 RUN if [ -n "${COMPILER}" ]; then \
       apt-get update && apt-get install --yes --no-install-recommends ${COMPILER} && rm -rf /var/lib/apt/lists/*; \
     fi
-# A fixed number, so that the owner of a mounted folder can be set from outside.
-RUN useradd --uid 10001 --user-group --create-home yue \
-    && install --directory --owner=yue --group=yue /models
-# On Vertex AI the GPU's driver and tools are mounted at /usr/local/nvidia.
+# A fixed number, so that the owner of a mounted folder can be set from outside. What is put into /models belongs to its
+# group, 0, so that the next user may be another one.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /models yue \
+    && install --directory --owner=10001 --group=0 --mode=2775 /models
+# On Vertex AI the GPU's driver and tools are mounted at /usr/local/nvidia. The home is for users without one, too.
 ENV PATH=/opt/venv/bin:/usr/local/nvidia/bin:${PATH} \
     YUE_HOST=0.0.0.0 \
+    HOME=/models \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     HF_HOME=/models/huggingface \
     XDG_CACHE_HOME=/models \
@@ -48,35 +52,37 @@ WORKDIR /app
 FROM runtime AS weights
 ARG BAKE_MODEL=
 # No more than the download imports: a change of anything else does not fetch the weights anew.
-COPY entrypoint.sh storage.py ./
-COPY inference/__init__.py inference/catalog.py inference/child_log.py inference/download.py inference/errors.py \
+COPY --chmod=755 entrypoint.sh storage.py ./
+COPY --chmod=755 inference/__init__.py inference/catalog.py inference/child_log.py inference/download.py inference/errors.py \
      inference/gpu.py inference/hub.py inference/hub_settings.py inference/mirror.py inference/proof.py \
      inference/transfer.py inference/weights.py inference/
 # What makes the tiny model.
-COPY inference/tiny.py inference/tiny_weights.py inference/tiny_layers.py inference/tiny_text.py \
+COPY --chmod=755 inference/tiny.py inference/tiny_weights.py inference/tiny_layers.py inference/tiny_text.py \
      inference/vocabulary.py inference/
-USER yue
-RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download; fi
+USER 10001:10001
+RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download && chmod -R g=u /models; fi
 
 FROM runtime
-COPY --from=weights --chown=yue:yue /models /models
-COPY entrypoint.sh *.py LICENSE ./
-COPY inference inference
-COPY serving serving
+COPY --from=weights --chown=10001:0 /models /models
+RUN find /models -type d -exec chmod g+s {} +
+COPY --chmod=755 entrypoint.sh *.py LICENSE ./
+COPY --chmod=755 inference inference
+COPY --chmod=755 serving serving
 # The contract shows them.
-COPY examples examples
+COPY --chmod=755 examples examples
 
 ARG BAKE_MODEL=
 ENV YUE_MODEL=${BAKE_MODEL}
 LABEL org.opencontainers.image.title="YuE server" \
       org.opencontainers.image.description="An HTTP inference server for YuE: lyrics in, songs out" \
       org.opencontainers.image.licenses="Apache-2.0"
-USER yue
+USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 # While a server with YUE_LOADING=startup loads, it answers 503: the start may take as long as a download.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=2h --retries=4 \
-    CMD python3 -c "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=8)" \
-    "http://127.0.0.1:${AIP_HTTP_PORT:-${PORT:-8080}}/health"
+    CMD ["python3", "-c", "import os, urllib.request as u; \
+    port = os.environ.get('AIP_HTTP_PORT') or os.environ.get('PORT') or '8080'; \
+    u.build_opener(u.ProxyHandler({})).open(f'http://127.0.0.1:{port}/health', timeout=8)"]
 ENTRYPOINT ["./entrypoint.sh"]
 CMD ["serve"]

@@ -92,9 +92,12 @@ stop() {
 check_folders() {
   local base=${XDG_CACHE_HOME:-${HOME:?entrypoint.sh: neither HOME nor XDG_CACHE_HOME is set}/.cache}
   cache=$base/yue-server
+  [[ ! -g $base ]] || umask g=rwx # a folder that belongs to its group: so does what is put there
   check_writable XDG_CACHE_HOME "$cache"
   if [[ ${YUE_MODEL:-tiny} != tiny && -z ${YUE_WEIGHTS:-}${AIP_STORAGE_URI:-} ]] && ! is_offline; then
-    check_writable HF_HOME "${HF_HUB_CACHE:-${HF_HOME:-$base/huggingface}}"
+    local variable=HF_HOME hub=${HF_HOME:-$base/huggingface}
+    [[ -z ${HF_HUB_CACHE:-} ]] || variable=HF_HUB_CACHE hub=$HF_HUB_CACHE
+    check_writable "$variable" "${hub/#\~/${HOME:-}}"
   fi
   if [[ -n ${YUE_DATA:-} && $YUE_DATA != *://* ]]; then # else it is a bucket
     check_writable YUE_DATA "$YUE_DATA"

@@ -29,6 +29,7 @@ if command -v shellcheck >/dev/null; then
 else
   echo "shellcheck is not installed: the shell scripts are not checked (Debian: apt-get install shellcheck)"
 fi
+check "hadolint" "${python%/*}/hadolint" Dockerfile
 check "audit" "$python" scripts/audit.py
 check "pytest" "$python" -m pytest --numprocesses auto --dist loadfile "$@"
 

@@ -36,11 +36,11 @@ PIP_FILE = "/etc/pip.conf"
 TOOLS = ("buildah", "debootstrap")
 
 
-def buildah(*arguments: str, timeout_s: float = PATIENCE_S) -> str:
+def buildah(*arguments: str, folder: Path = PROJECT, timeout_s: float = PATIENCE_S) -> str:
     """Its output. It works without a daemon and without namespaces, so also inside a container."""
     done = subprocess.run(
         ["buildah", *arguments],
-        cwd=PROJECT,
+        cwd=folder,
         env=buildah_environment(),
         capture_output=True,
         text=True,
@@ -85,7 +85,10 @@ def make_base(archive: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image, with the tiny model's weights inside, and with the torch that runs these tests."""
+    """The image, with the tiny model's weights inside, and with the torch that runs these tests.
+
+    It is built of a checkout that nobody but its owner may read.
+    """
     arguments = {
         "BASE": base,
         "TORCH_REQUIREMENT": f"torch=={importlib.metadata.version('torch')}",
@@ -95,8 +98,23 @@ def image(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
     options += [f"--volume={mount}:ro" for mount in host_mounts(tmp_path_factory.mktemp("pip"))]
-    buildah("bud", "--layers", "--format=docker", *options, f"--tag={IMAGE}", ".", timeout_s=BUILD_S)
+    checkout = closed_copy(tmp_path_factory.mktemp("checkout"))
+    buildah("bud", "--layers", "--format=docker", *options, f"--tag={IMAGE}", ".", folder=checkout, timeout_s=BUILD_S)
     yield IMAGE
+
+
+def closed_copy(folder: Path) -> Path:
+    """What the image is made of, as a clone under `umask 077` leaves it."""
+    listed = (PROJECT / ".dockerignore").read_text().splitlines()
+    wanted = [path for line in listed if line.startswith("!") for path in PROJECT.glob(line[1:])]
+    for path in (*wanted, PROJECT / "Dockerfile", PROJECT / ".dockerignore"):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        else:
+            shutil.copy(path, folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o077)
+    return folder
 
 
 def host_mounts(folder: Path) -> list[str]:
@@ -135,7 +153,7 @@ def run_in(container: str, *command: str) -> str:
 
 def test_the_image_is_what_it_says(image: str) -> None:
     config = json.loads(buildah("inspect", "--type=image", image))["Docker"]["config"]
-    assert config["User"] == "yue" and config["WorkingDir"] == "/app"
+    assert config["User"] == f"{USER_ID}:{USER_ID}" and config["WorkingDir"] == "/app"
     assert config["Entrypoint"] == ["./entrypoint.sh"] and config["Cmd"] == ["serve"]
     assert "8080/tcp" in config["ExposedPorts"] and config["StopSignal"] == "SIGTERM"
     assert "/health" in " ".join(config["Healthcheck"]["Test"])
@@ -161,9 +179,23 @@ def test_nothing_but_the_program_is_inside(container: str, capsys: pytest.Captur
         print(f"\nthe image without torch and weights: {(all_bytes - torch_bytes) / 1e6:.0f} MB")
 
 
-@pytest.mark.parametrize("loading", ["on_demand", "startup"])
-def test_it_sings_on_vertex_ai_in_both_modes(loading: str, container: str) -> None:
-    deployment = Deployment(run_command(container, loading), buildah_environment(), PROBES, find_main=main_process)
+def test_weights_belong_to_a_group_that_may_write_them(container: str) -> None:
+    """Whoever of that group runs the next container on the same volume."""
+    modes = run_in(container, "find", "/models", "-type", "d", "-printf", "%m %g\n").splitlines()
+    assert set(modes) == {"2775 root"} and len(modes) > 1
+    assert not run_in(container, "find", "/models", "!", "-group", "0", "-o", "!", "-perm", "-0060", "!", "-type", "l")
+    script = (
+        "umask 002; mkdir /models/more; umask 077; export XDG_CACHE_HOME=/models/more; "
+        "./entrypoint.sh download >/dev/null; stat -c %a,%g /models/more/*"
+    )
+    assert run_in(container, "sh", "-c", script) == "2770,0"
+
+
+@pytest.mark.parametrize(("loading", "user"), [("on_demand", f"{USER_ID}:{USER_ID}"), ("startup", "123456:0")])
+def test_it_sings_on_vertex_ai_in_both_modes(loading: str, user: str, container: str) -> None:
+    """Once as a user that the image does not know, as OpenShift runs it."""
+    command = run_command(container, loading, user)
+    deployment = Deployment(command, buildah_environment(), PROBES, find_main=main_process)
     with deployment, endpoint(deployment, SHARED) as shared:
         assert deployment.wait_until_alive(PATIENCE_S)
         assert deployment.wait_until_routed(PATIENCE_S)
@@ -174,11 +206,11 @@ def test_it_sings_on_vertex_ai_in_both_modes(loading: str, container: str) -> No
         assert not deployment.left_behind
 
 
-def run_command(container: str, loading: str) -> Sequence[str]:
+def run_command(container: str, loading: str, user: str) -> Sequence[str]:
     """A shell that passes on what the platform sets: buildah gives the container no variable by itself."""
     names = ("AIP_HTTP_PORT", "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE", "AIP_MODE")
     passed = " ".join(f'--env "{name}=${name}"' for name in names)
-    settings = f"--env YUE_LOADING={loading} --env OMP_NUM_THREADS=1"
+    settings = f"--user {user} --env YUE_LOADING={loading} --env OMP_NUM_THREADS=1"
     return ["sh", "-c", f"exec buildah run {passed} {settings} {container} -- ./entrypoint.sh serve"]
 
 

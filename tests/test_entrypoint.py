@@ -101,7 +101,7 @@ def test_wrong_arguments_are_code_2_and_named(arguments: list[str], environment:
 
 
 @pytest.mark.parametrize("command", ["serve", "download"])
-@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_HOME", "YUE_DATA"])
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "YUE_DATA"])
 def test_a_folder_that_cannot_be_written_is_named(variable: str, command: str, environment: dict[str, str]) -> None:
     done = entrypoint(environment | {"YUE_MODEL": "en-cot", variable: "/dev/null/folder"}, command)
     assert done.returncode == 1
@@ -117,6 +117,12 @@ def test_relative_folders_are_those_of_the_caller(command: str, environment: dic
     if command == "download":
         assert f"--cache {tmp_path}/cache/yue-server --local {tmp_path}/../weights" in seen["arguments"]
     assert (tmp_path / "cache").is_dir() and (tmp_path / "songs").is_dir()
+
+
+def test_a_tilde_in_the_hub_s_folder_is_the_home(environment: dict[str, str], tmp_path: Path) -> None:
+    settings = {"YUE_MODEL": "en-cot", "HOME": str(tmp_path), "HF_HOME": "~/hub"}
+    entrypoint(seen_by_python(environment | settings, tmp_path), "download", folder=tmp_path)
+    assert (tmp_path / "hub").is_dir() and not (PROJECT / "~").exists()
 
 
 @pytest.mark.parametrize("place", ["gs://mirror/yue", "/mnt/weights"])

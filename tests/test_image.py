@@ -5,6 +5,7 @@ It does not build one: that is done in test_container.py.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 from cloud.person import Person
+
+from tests.job_server import JobServer
+from tests.threaded import answering
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -102,6 +106,26 @@ def test_the_cloud_builds_and_pushes_the_image_and_keeps_its_packages(tmp_path: 
     assert nameless.returncode and "_IMAGE: got nothing" in nameless.stderr and not nameless.stdout
 
 
+def test_every_file_is_copied_with_a_mode_of_its_own() -> None:
+    """Those of the checkout may be closed to the image's user."""
+    lines = [line for line in (PROJECT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    assert len(lines) > 5 and all("--chmod=" in line or "--from=" in line for line in lines)
+
+
+@pytest.mark.parametrize("variables", [("PORT",), ("PORT", "AIP_HTTP_PORT")])
+def test_health_is_asked_for_where_the_server_listens(variables: tuple[str, ...]) -> None:
+    text = (PROJECT / "Dockerfile").read_text().replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if line.startswith("HEALTHCHECK "))
+    command = json.loads(line.partition(" CMD ")[2])
+    assert command[0] == "python3"
+    with answering(JobServer()) as server:
+        ports = dict.fromkeys(variables[:-1], "1") | {variables[-1]: str(server.server_address[1])}
+        environment = {name: value for name, value in os.environ.items() if name not in ("PORT", "AIP_HTTP_PORT")}
+        healthy = [sys.executable, *command[1:]]
+        subprocess.run(healthy, env=environment | ports | {"http_proxy": "http://127.0.0.1:1"}, check=True)
+    assert subprocess.run(healthy, env=environment | ports, stderr=subprocess.DEVNULL).returncode
+
+
 def test_the_stage_that_fetches_the_weights_holds_what_that_needs_and_no_more(tmp_path: Path) -> None:
     stage = tmp_path / "app"
     copied = copy_weights_stage(stage)
@@ -127,7 +151,7 @@ def copy_weights_stage(folder: Path) -> set[str]:
     names: set[str] = set()
     for line in stage.splitlines():
         if line.startswith("COPY "):
-            names |= set(line.split()[1:-1])
+            names |= {word for word in line.split()[1:-1] if not word.startswith("--")}
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)

@@ -246,7 +246,7 @@ def test_a_machine_without_python_is_told_what_to_install(project: Path, tmp_pat
     assert "no Python 3.11 or newer" in done.stderr
 
 
-@pytest.mark.parametrize("broken", ["ruff check", "ruff format", "mypy", "audit", "pytest", ""])
+@pytest.mark.parametrize("broken", ["ruff check", "ruff format", "mypy", "hadolint", "audit", "pytest", ""])
 def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, project: Path) -> None:
     shutil.copy(ROOT / "run_tests.sh", project)
     (project / ".ci").mkdir()
@@ -255,11 +255,13 @@ def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, pr
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\necho "ran $*"\ncase "$*" in *"{broken or "none"}"*) exit 1 ;; esac\n')
     python.chmod(0o755)
+    shutil.copy(python, python.with_name("hadolint"))
+    python.with_name("hadolint").write_text(python.read_text().replace("$*", "hadolint $*"))
     command = [str(project / "run_tests.sh"), "-k", "lyrics"]
     done = subprocess.run(command, env=os.environ | {"YUE_VENV": "venv"}, capture_output=True, text=True)
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran")]
     tests = "-m pytest --numprocesses auto --dist loadfile -k lyrics"
-    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "scripts/audit.py", tests]
+    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "hadolint Dockerfile", "scripts/audit.py", tests]
     assert [line for line in ran if "-c" not in line.split()] == [f"ran {check}" for check in checks]
     assert done.returncode == (1 if broken else 0), done.stderr
     assert not broken or broken in done.stderr
