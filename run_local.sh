@@ -143,12 +143,12 @@ PYTHON
 }
 
 sing() {
-  local code=0 project=$PWD interpreter=$python out=()
+  local code=0 project=$PWD interpreter=$python out=() keys=${YUE_API_KEY:-}
   [[ $interpreter == /* ]] || interpreter=$project/$interpreter
   [[ -z $output ]] || out=(--out "$output" --force)
   # In the background, since bash heeds signals during `wait` but not while a command runs in front.
-  # The odd expansion is for bash 3.2, to which an empty array is an unset one.
-  (cd "$caller" && exec "$interpreter" "$project/client.py" sing --url "$url" ${out[@]+"${out[@]}"} \
+  # The odd expansion is for bash 3.2, to which an empty array is an unset one. Of several keys the client sends the first.
+  (cd "$caller" && YUE_API_KEY=${keys%%,*} exec "$interpreter" "$project/client.py" sing --url "$url" ${out[@]+"${out[@]}"} \
     --genres-file "$project/examples/genres.txt" --lyrics-file "$project/examples/lyrics.txt") &
   client=$!
   wait "$client" || code=$?

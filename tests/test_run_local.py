@@ -267,10 +267,12 @@ def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, pr
     assert not broken or broken in done.stderr
 
 
-def test_the_real_server_sings_end_to_end_at_any_address(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_real_server_sings_end_to_end_at_any_address_with_any_keys(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     output = tmp_path / "song.mp3"
     command = [str(short_checkout(tmp_path / "checkout") / "run_local.sh"), "--once", "--output", str(output)]
-    own = environment | {"YUE_HOST": "127.0.0.2"}
+    own = environment | {"YUE_HOST": "127.0.0.2", "YUE_API_KEY": "of-the-first-user,of-the-second-user"}
     done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     song = soundfile.info(output)
