@@ -119,6 +119,13 @@ def cancel(server: Server, arguments: argparse.Namespace, progress: Progress) ->
     return job, f"job {arguments.job_id}: {job['status']}{soon}"
 
 
+def delete(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
+    """have the server forget a finished job and its song; one that is not finished is cancelled"""
+    job = server.predict({"job_id": arguments.job_id, "operation": "delete"})
+    done = "deleted" if job.get("deleted") else f"{job['status']}, not finished before, so not deleted"
+    return job, f"job {arguments.job_id}: {done}"
+
+
 def models(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """show what the server knows of its models"""
     state = server.predict({"operation": "models/status"})
@@ -276,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     what = (__doc__ or "").partition("\n")[0]
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=what, epilog=EXIT_CODES, formatter_class=layout)
-    names = "{sing,result,status,cancel,models,download}"
+    names = "{sing,result,status,cancel,delete,models,download}"
     commands = parser.add_subparsers(required=True, metavar=names)
 
     def add(command: Callable[..., Answer], patience_s: float = 0) -> argparse.ArgumentParser:
@@ -292,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_song(singing)
     _add_out(singing)
     fetching = add(result, PATIENCE_S)
-    for one in (fetching, add(status), add(cancel)):
+    for one in (fetching, add(status), add(cancel), add(delete)):
         one.add_argument("job_id")
     _add_out(fetching)
     add(models)
