@@ -154,6 +154,13 @@ def cancel(server: Server, arguments: argparse.Namespace, progress: Progress) ->
     return job, f"job {arguments.job_id}: {job['status']}{soon}"
 
 
+def delete(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
+    """have the server forget a finished job and its song; one that is not finished is cancelled"""
+    job = server.predict({"job_id": arguments.job_id, "operation": "delete"})
+    done = "deleted" if job.get("deleted") else f"{job['status']}, not finished before, so not deleted"
+    return job, f"job {arguments.job_id}: {done}"
+
+
 def models(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """show what the server knows of its models"""
     state = server.predict({"operation": "models/status"})
@@ -289,6 +296,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         result: ("JOB_ID", [options.add_job, options.add_file], PATIENCE_S),
         status: ("JOB_ID", [options.add_job], 0),
         cancel: ("JOB_ID", [options.add_job], 0),
+        delete: ("JOB_ID", [options.add_job], 0),
         models: ("", [], 0),
         download: ("", [options.add_download], PATIENCE_S),
     }

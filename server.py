@@ -27,6 +27,7 @@ from model_states import ERROR, NOT_LOADED, READY, Fetch
 from serving import accept, events, guard, openapi, schemas, telemetry, tracks, views
 from serving.answers import Answers, Outcome, Pending
 from serving.job import Job
+from serving.job_query import read_query
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.json_body import read_json
@@ -199,10 +200,11 @@ class Services:
         return self.answers.predictions(outcomes)
 
     def list_jobs(self) -> Response:
-        """All jobs, the newest first."""
+        """All jobs, page by page: those that are not finished, then the others, each the newest first."""
         guard.check_admin(self.settings)
-        jobs, outlooks = self.jobs.list(), self.jobs.outlooks()
-        return jsonify(jobs=[views.job_view(job, outlooks.get(job.id)) for job in jobs])
+        page, outlooks = self.jobs.page(read_query(request.args)), self.jobs.outlooks()
+        jobs = [views.shortened(views.job_view(job, outlooks.get(job.id))) for job in page.jobs]
+        return jsonify(jobs=jobs, next=page.following)
 
     def show_job(self, job_id: str) -> Response:
         """One job."""
@@ -223,6 +225,10 @@ class Services:
     def cancel_job(self, job_id: str) -> Response:
         """Cancel one job."""
         return jsonify(self.answers.job_view(self.jobs.cancel(job_id)))
+
+    def delete_job(self, job_id: str) -> Response:
+        """Forget one finished job; cancel one that is not finished."""
+        return jsonify(self._delete(job_id))
 
     def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a finished song, or the range of it that was asked for."""
@@ -272,6 +278,8 @@ class Services:
                     return self.answers.job_view(self.jobs.get(wanted.job_id))
                 case JobOperation(operation="cancel"):
                     return self.answers.job_view(self.jobs.cancel(wanted.job_id))
+                case JobOperation(operation="delete"):
+                    return self._delete(wanted.job_id)
                 case ModelsOperation(operation=schemas.MODELS_STATUS):
                     return self.manager.status()
                 case ModelsOperation(operation=schemas.CANCEL_DOWNLOAD):
@@ -290,10 +298,15 @@ class Services:
         can_be_fetched = bool(order.request_id) or not wait_seconds
         warnings = order.warnings + self.answers.foresee(order.request, can_be_fetched, instances)
         job = Job(order.request, model, warnings, order.request_id, order.fingerprint, order.model)
+        job.told_reference, job.deadline_seconds = order.told_reference, order.deadline_seconds
         if order.deadline_seconds is not None:
             job.deadline = time.monotonic() + order.deadline_seconds
         goes_on = bool(self.settings.aip_mode or order.request_id or order.wait_seconds is not None)
         return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds, goes_on)
+
+    def _delete(self, job_id: str) -> dict[str, object]:
+        job, deleted = self.jobs.delete(job_id)
+        return {**self.answers.job_view(job), "deleted": deleted}
 
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
         """Give each song its time, counted from the start of the request, as long as the client is there."""
@@ -381,7 +394,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models/cancel", ("POST",), services.cancel_download),
         ("/jobs", either, services.list_jobs),
         ("/jobs/<job_id>", either, services.show_job),
-        ("/jobs/<job_id>", ("DELETE",), services.cancel_job),
+        ("/jobs/<job_id>", ("DELETE",), services.delete_job),
         ("/jobs/<job_id>/cancel", ("POST",), services.cancel_job),
         ("/jobs/<job_id>/events", either, services.job_events),
         ("/jobs/<job_id>/audio/<track>.<audio_format>", either, services.job_audio),

@@ -87,6 +87,43 @@ class PredictedTrack(Track):
     audio: str = _maybe("the file, base64; the first track's is the prediction's own", pattern="^[A-Za-z0-9+/]*=*$")
 
 
+class ToldFile(_Answer):
+    """A file of reference audio, without its audio."""
+
+    name: str | None = _maybe("of a file that was given by its address")
+    bytes: Natural | None = _maybe("of the audio as it is kept until the song is done")
+
+
+class ToldReference(_Answer):
+    """Reference audio, without its audio."""
+
+    audio: ToldFile = _maybe("the file of that field")
+    vocal: ToldFile = _maybe("the file of that field")
+    instrumental: ToldFile = _maybe("the file of that field")
+    start_seconds: Number
+    end_seconds: Number | None
+
+
+class AskedSong(_Answer):
+    """What was asked for, with what was drawn or taken by default."""
+
+    genres: str
+    lyrics: str = Field(description="in the list of jobs only the first of long ones, which end in …")
+    seed: Natural
+    segments: int | None = Field(description="null: all")
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    guidance_scale: list[float]
+    format: str = Field(json_schema_extra={"enum": list(MIME_TYPES)})
+    tracks: list[str]
+    model: str | None = Field(description="null: any")
+    deadline_seconds: Number | None
+    reference: ToldReference | None
+
+
 class _Job(_Answer):
     job_id: JobId = Field(description="the id of the job")
     request_id: str | None = Field(description="as the request gave it")
@@ -98,6 +135,8 @@ class _Job(_Answer):
     finished_at: datetime | None
     progress: Progress | None = Field(description="null before it is begun")
     cancel_requested: bool = Field(description="whether somebody wants it cancelled")
+    deleted: bool = _maybe("of a deletion: true where the job is gone, false where it was not finished")
+    request: AskedSong | None = Field(description="what was asked for; null where that cannot be read any more")
 
 
 class UnfinishedJob(_Job):
@@ -173,9 +212,10 @@ AnyJob = UnfinishedJob | SungJob | UnsungJob
 
 
 class JobList(_Answer):
-    """The jobs that are not finished and the newest others, the newest first."""
+    """A page of the jobs: those that are not finished, then the others, each the newest first."""
 
     jobs: list[AnyJob]
+    next: str | None = Field(description="`before` of the next page; null after the last")
 
 
 class ByteCounts(_Answer):

@@ -46,8 +46,7 @@ class Ended:
     @staticmethod
     def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
         """Where it lies: the newest first."""
-        moment = LAST_MOMENT - int(finished_at.timestamp() * 1_000)
-        return f"ended/{moment:014d}-{job_id}-{size_bytes}"
+        return f"ended/{inverted(finished_at):014d}-{job_id}-{size_bytes}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,11 @@ class Folder:
         begun = [start[1] for name in self.names if (start := START.fullmatch(name))]
         forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
         return len(begun) - len(forgiven)
+
+
+def inverted(moment: datetime) -> int:
+    """The moment as a number that is smaller the later it is: names sort the newest first."""
+    return LAST_MOMENT - int(moment.timestamp() * 1_000)
 
 
 def _is_owner(replica: str) -> bool:

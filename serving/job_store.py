@@ -239,18 +239,31 @@ class JobStore:
 
     def forget(self, ended: Ended) -> None:
         """Remove a finished job: the key first, then what makes it a job, and last what tells that it is here."""
-        order = self._order(ended.job_id) or {}
-        request_id = order.get("request_id")
-        if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
-            self.keys.release(request_id, Key(ended.job_id, str(order.get("fingerprint"))))
-        self._clear(ended.job_id, keep=("end.json",))
-        self.storage.delete(_in(ended.job_id, "end.json"))
+        self._remove(ended.job_id)
         self.storage.delete(ended.path)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job at once. Others may do the same meanwhile."""
+        listed = [each.path for each in self.ended() if each.job_id == job_id]
+        self._remove(job_id)
+        self._close(job_id)  # it may have ended just now
+        self.drop_wish(job_id)
+        for path in listed:
+            self.storage.delete(path)
 
     def tidy(self) -> None:
         """Remove what no listing shows."""
         for folder in FOLDERS:
             self.storage.tidy(folder)
+
+    def _remove(self, job_id: str) -> None:
+        """Remove a job's key and its files."""
+        order = self._order(job_id) or {}
+        request_id = order.get("request_id")
+        if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
+            self.keys.release(request_id, Key(job_id, str(order.get("fingerprint"))))
+        self._clear(job_id, keep=("end.json",))
+        self.storage.delete(_in(job_id, "end.json"))
 
     def _is_free(self, job_id: str, folder: Folder, order: Json, is_lost: Callable[[str], bool]) -> bool:
         if folder.claim:

@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from inference.errors import LASTING, StorageError
 from serving import job_record
 from serving.backlog import Backlog
 from serving.job import QUEUED, RUNNING, Job, about
+from serving.job_list import JobList, JobQuery, Page
 from serving.job_schema import Malformed
 from serving.job_store import JobStore
 from serving.keeper import Keep, Keeper
@@ -27,11 +27,9 @@ from serving.singers import Models, Singers
 
 log = logging.getLogger(__name__)
 
-LISTED_JOBS = 100
 LOOK_SECONDS = 2.0  # between two looks at a job that another server has
 ACCEPTED_SECONDS = 5.0  # that a request waits for another one with its request id to be accepted
 SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
-READERS = 16  # files that are read at once for a list
 
 
 class Jobs:
@@ -51,10 +49,10 @@ class Jobs:
         self._models, self._store = models, store
         self._backlog = Backlog(store, max_queue)
         self._singers = Singers(models, self._backlog, store)
+        self._list = JobList(store, self._backlog)
         self.keeper = Keeper(store, self._backlog, keep or Keep(), clock)
         self._asking = threading.Condition()
         self._asked: set[str] = set()  # request ids of jobs that are being submitted
-        self._remembered: dict[str, Job] = {}  # finished ones that were listed last
 
     def start(self) -> None:
         """Look after the jobs that were left by servers that ended, also by this one's earlier lives."""
@@ -75,6 +73,7 @@ class Jobs:
         with self._alone(job.request_id):
             while not (known := self._known(job)):
                 complete(job)
+                job.told_reference = job_record.told_reference(job)
                 if self._backlog.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):
@@ -89,24 +88,13 @@ class Jobs:
             raise not_found(f"no job {job_id!r} is here; finished ones are forgotten in time", job_id=job_id)
         return job
 
+    def page(self, query: JobQuery) -> Page:
+        """A page of the list of all jobs. Raises Problem where the query begins behind a job that is not here."""
+        return self._list.page(query)
+
     def list(self) -> list[Job]:
-        """All jobs that are not finished, and the LISTED_JOBS newest of the others; the newest first."""
-        live = {job.id: job for job in self._backlog.living()}
-        ended = {each.job_id for each in self._store.ended(LISTED_JOBS)}
-        opened = {job_id for _, job_id in self._store.surroundings().opened}
-        here = {**self._remembered, **live}
-
-        def look(job_id: str) -> Job | None:
-            try:
-                return here.get(job_id) or self._store.read(job_id)
-            except Malformed:  # it is reported, and the others are to be seen
-                return None
-
-        with ThreadPoolExecutor(READERS) as readers:
-            found = readers.map(look, ended | opened | live.keys())
-            jobs = sorted((job for job in found if job), key=lambda job: job.created_at, reverse=True)
-        self._remembered = {job.id: job for job in jobs if job.finished and job.id not in live}
-        return jobs
+        """The first page."""
+        return self.page(JobQuery()).jobs
 
     def outlooks(self) -> Mapping[str, Outlook]:
         """What the jobs that wait here can expect, by job id."""
@@ -170,6 +158,18 @@ class Jobs:
             job.cancel_requested = True
             self._store.wish_cancelled(job_id)  # it outlives this server, and reaches another
         return job
+
+    def delete(self, job_id: str) -> tuple[Job, bool]:
+        """Forget a finished job, on all servers; cancel one that is not. The job, and whether it is forgotten."""
+        job = self.get(job_id)
+        if not job.finished:
+            return self.cancel(job_id), False
+        if self._backlog.has(job):
+            raise StorageError(f"job {job_id} has ended, but that cannot be written yet", "unavailable")
+        self._store.delete(job_id)
+        with about(job):
+            log.info("job %s: deleted", job_id)
+        return job, True
 
     def drain(self) -> None:
         """Take no more songs and begin none; those that are queued are given to other servers."""

@@ -53,7 +53,7 @@ _JOB_ID = {"job_id": "$response.body#/predictions/0/job_id"}
 _MIX = {**_JOB_ID, "track": "mix", "audio_format": "$response.body#/predictions/0/format"}
 LINKS = {
     "job": {"operationId": "get_show_job", "parameters": _JOB_ID},
-    "cancel": {"operationId": "delete_cancel_job", "parameters": _JOB_ID},
+    "cancel": {"operationId": "post_cancel_job", "parameters": _JOB_ID},
     "audio": {"operationId": "get_job_audio", "parameters": _MIX},
 }
 

@@ -13,7 +13,8 @@ from typing import Any
 from inference.song import MIME_TYPES, TRACK_NAMES
 from serving import answers_schema as answers
 from serving.job_files import ID
-from serving.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, STORE
+from serving.job_list import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
+from serving.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.schemas import KEY, Download
 
 Json = dict[str, Any]
@@ -61,6 +62,10 @@ def _header(name: str, description: str, **schema: object) -> Json:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
 
 
+def _query(name: str, description: str, **schema: object) -> Json:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
 def _json(kind: Any, description: str, **more: Any) -> Answer:
     return Answer(description, {JSON: kind}, **more)
 
@@ -68,6 +73,11 @@ def _json(kind: Any, description: str, **more: Any) -> Answer:
 JOB_ID = _path("job_id", "the id of a job", pattern=f"^{ID.pattern}$")
 TRACK = _path("track", "which track", enum=list(TRACK_NAMES))
 FORMAT = _path("audio_format", "the song's format", enum=list(MIME_TYPES))
+ONE_STATE = {"type": "string", "enum": list(STATES)}
+STATUS = {**_query("status", "only these", type="array", items=ONE_STATE, minItems=1), "explode": False}
+LIMIT = _query("limit", "so many at the most", type="integer", minimum=1, maximum=MOST_LISTED_JOBS, default=LISTED_JOBS)
+BEHIND = f"^({ID.pattern}|{CURSOR.pattern})$"
+BEFORE = _query("before", "only those behind that job, or `next` of an answer", type="string", pattern=BEHIND)
 RANGE = _header("Range", "which bytes, such as `bytes=0-999`")
 IDEMPOTENCY_KEY = _header("Idempotency-Key", "a `request_id` for the songs of this request", pattern=KEY.pattern)
 AUDIO_TYPES = dict.fromkeys(MIME_TYPES.values())
@@ -130,11 +140,23 @@ OPERATIONS = {
         PREDICT,
         parameters=(IDEMPOTENCY_KEY,),
     ),
-    "list_jobs": Operation("Jobs", {200: _json(answers.JobList, "The jobs.")}, places=(STORE,)),
+    "list_jobs": Operation(
+        "Jobs",
+        {200: _json(answers.JobList, "The jobs, and how to ask for the next page.")},
+        places=(STORE, JOB, QUERY),
+        parameters=(STATUS, LIMIT, BEFORE),
+    ),
     "show_job": Operation("Jobs", {200: _json(answers.AnyJob, "The job.")}, places=(STORE, JOB), parameters=(JOB_ID,)),
     "cancel_job": Operation(
         "Jobs",
         {200: _json(answers.AnyJob, "The job, which ends now or soon; a finished one stays as it is.")},
+        places=(STORE, JOB),
+        parameters=(JOB_ID,),
+    ),
+    "delete_job": Operation(
+        "Jobs",
+        {200: _json(answers.AnyJob, "The job as it was, with `deleted`; one that is not finished is cancelled.")},
+        "A finished job is gone with its audio, on every server that shares the storage, and its `request_id` is free.",
         places=(STORE, JOB),
         parameters=(JOB_ID,),
     ),

@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from inference import catalog, lyrics, lyrics_warnings
 from inference.catalog import Model
 from inference.errors import InvalidField
-from inference.song import MIME_TYPES, SongRequest
+from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
 from serving import schemas
 from serving.problems import invalid
 from serving.schemas import DRAW_SEED, Instance, ReferenceFields
@@ -37,6 +38,7 @@ class Order:
     warnings: tuple[str, ...]
     fingerprint: str  # the same for the same instance, whatever was drawn
     formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
+    told_reference: Mapping[str, Any] | None = None  # what can be told of the reference without its audio; JSON
     to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
 
 
@@ -66,7 +68,7 @@ def read_order(
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, to_fetch)
+    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), to_fetch)
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -82,6 +84,19 @@ def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
     if request.reference and not model.takes_reference:
         warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
     return tuple(warnings)
+
+
+def _told(reference: ReferenceFields | None) -> dict[str, Any] | None:
+    """The names of the files that lie at addresses, and the span; the rest of an address may be a secret."""
+    if reference is None:
+        return None
+    files = {
+        field.removesuffix("_uri"): {"name": unquote(urlsplit(address).path).rpartition("/")[2]}
+        for field, address in reference.addresses().items()
+    }
+    start = reference.start_seconds or 0.0
+    end = start + REFERENCE_SECONDS if reference.end_seconds is None else reference.end_seconds
+    return {"start_seconds": start, "end_seconds": end, **files}
 
 
 def _fingerprint(wanted: Instance, company: object) -> str:

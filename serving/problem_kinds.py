@@ -14,6 +14,7 @@ TYPE_PREFIX = "urn:yue:problem:"
 # Where a kind may come from; an operation of the contract names those that it can meet.
 ANYWHERE = "anywhere"
 BODY = "body"  # a JSON body is read
+QUERY = "query"  # query parameters are read
 PREDICT = "predict"
 DOWNLOAD = "download"
 STORE = "store"  # jobs are read or written
@@ -65,11 +66,11 @@ _KINDS = (
     Kind(
         "invalid-field",
         400,
-        (BODY,),
+        (BODY, QUERY),
         "One field is wrong: `field`, `value`, `allowed`, in lyrics `line`.",
         "Correct that field.",
     ),
-    Kind("invalid-fields", 400, (BODY,), "Several fields are wrong; `errors` has each.", "Correct them all."),
+    Kind("invalid-fields", 400, (BODY, QUERY), "Several fields are wrong; `errors` has each.", "Correct them all."),
     Kind(
         "unknown-model", 400, (PREDICT, DOWNLOAD), "There is no model of that name.", "Take one that `allowed` names."
     ),

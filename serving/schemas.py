@@ -44,7 +44,7 @@ REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
-JOB_OPERATIONS = ("status", "result", "cancel")
+JOB_OPERATIONS = ("status", "result", "cancel", "delete")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
 MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
 
@@ -229,7 +229,7 @@ class JobOperation(_Strict):
     """Something done to a job through /predict."""
 
     job_id: str = Field(description="the id of a job")
-    operation: Literal["status", "result", "cancel"] = Field(description=", ".join(JOB_OPERATIONS))
+    operation: Literal["status", "result", "cancel", "delete"] = Field(description=", ".join(JOB_OPERATIONS))
     track: Literal["mix", "vocal", "instrumental"] | None = Field(
         None, description=f"one of {', '.join(TRACK_NAMES)}, with operation result"
     )

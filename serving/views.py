@@ -6,6 +6,7 @@ A prediction (`prediction`) of a finished song:
 
     job_id, status: "succeeded", seed, model, warnings, progress, cancel_requested, request_id, created_at, started_at,
                         finished_at
+    request             what was asked for, with what was drawn or taken by default; of reference audio, names and sizes
     audio               the first track asked for, base64
     mime_type, format, sample_rate, duration_seconds
     tracks              track -> {"mime_type", "bytes", "url", "audio"}, in the order asked for;
@@ -21,7 +22,7 @@ and `expected_seconds` too, null where its server cannot tell. One that failed, 
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,8 @@ from inference.song import MIME_TYPES, Song
 from serving.job import FINISHED, QUEUED, SUCCEEDED, Job
 from serving.pace import Outlook
 from serving.problems import problem_of
+
+LISTED_LYRICS = 200  # characters
 
 
 def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
@@ -46,6 +49,7 @@ def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
         "finished_at": _timestamp(job.finished_at),
         "progress": asdict(job.progress) if job.progress else None,
         "cancel_requested": job.cancel_requested,
+        "request": _request_view(job),
     }
     if state == SUCCEEDED and job.song:
         return {**view, **_song_view(job, job.song)}
@@ -56,6 +60,14 @@ def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
     if state in FINISHED and job.error:
         return {**view, "error": problem_of(job.error).as_dict()}
     return view
+
+
+def shortened(view: dict[str, object]) -> dict[str, object]:
+    """A job's view for a list of many: of long lyrics only how they begin."""
+    asked = view["request"]
+    if not isinstance(asked, dict) or len(asked["lyrics"]) <= LISTED_LYRICS:
+        return view
+    return {**view, "request": {**asked, "lyrics": f"{asked['lyrics'][: LISTED_LYRICS - 1]}…"}}
 
 
 def prediction(job: Job) -> dict[str, object]:
@@ -73,6 +85,15 @@ def prediction(job: Job) -> dict[str, object]:
 def audio_path(job_id: str, track: str, audio_format: str) -> str:
     """Where one track of a job is served."""
     return f"/jobs/{job_id}/audio/{track}.{audio_format}"
+
+
+def _request_view(job: Job) -> dict[str, object] | None:
+    """What was asked for, without reference audio; None where that cannot be read any more."""
+    if not job.request.genres:
+        return None
+    asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
+    how = {"model": job.wanted_model, "deadline_seconds": job.deadline_seconds, "reference": job.told_reference}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in {**asked, **how}.items()}
 
 
 def _song_view(job: Job, song: Song) -> dict[str, object]:

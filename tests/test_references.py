@@ -122,6 +122,17 @@ def test_the_two_tracks_are_read_at_the_same_time(files: Files, served: Served) 
     assert answer.status_code == 200, answer.json
 
 
+def test_of_an_address_only_the_files_name_is_told(served: Served, files: Files) -> None:
+    secret = "https://audio.test/private/a%20song.wav?X-Signature=secret"
+    files.files[secret] = tone()
+    job_id = ask(served, audio_uri=secret, start_seconds=0.5, end_seconds=3).json["predictions"][0]["job_id"]
+    answer = served.client.get(f"/jobs/{job_id}")
+    told = answer.json["request"]["reference"]
+    assert told["audio"]["name"] == "a song.wav" and told["audio"]["bytes"] > 1_000
+    assert (told["start_seconds"], told["end_seconds"]) == (0.5, 3)
+    assert "secret" not in answer.text and "private" not in answer.text
+
+
 @pytest.mark.parametrize("address", [ADDRESS, OBJECT])
 def test_the_job_holds_the_part_that_is_sung_to_the_bit(served: Served, address: str) -> None:
     reference = kept(served, ask(served, audio_uri=address, start_seconds=0.5, end_seconds=3))
@@ -171,7 +182,7 @@ def test_what_is_wrong_already_is_told_before_anything_is_fetched(
 )
 def test_no_other_object_of_a_bucket_is_read(served: Served, address: str) -> None:
     assert problem(ask(served, audio_uri=address), 400)["field"] == "reference.audio_uri"
-    assert served.client.get("/jobs").json == {"jobs": []}
+    assert served.client.get("/jobs").json["jobs"] == []
 
 
 def test_a_file_that_is_refused_is_named_with_what_is_allowed(served: Served, files: Files) -> None:
@@ -186,7 +197,7 @@ def test_a_host_that_is_not_there_may_be_asked_again(served: Served, files: File
     response = ask(served, audio_uri=ADDRESS)
     assert problem(response, 503)["type"] == "urn:yue:problem:reference-unavailable"
     assert int(response.headers["Retry-After"]) > 0
-    assert served.client.get("/jobs").json == {"jobs": []}
+    assert served.client.get("/jobs").json["jobs"] == []
 
 
 def test_what_is_no_audio_is_refused_as_if_it_had_been_sent(served: Served, files: Files) -> None:

@@ -15,7 +15,7 @@ import pytest
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app, create_app
-from serving.job import Job
+from serving.job_list import JobQuery, Page
 from serving.job_store import JobStore
 from serving.jobs import Jobs
 from serving.settings import RESERVED_THREADS, Settings
@@ -119,7 +119,7 @@ def test_unknown_paths_and_methods_are_problems(served: Served) -> None:
 
 def test_an_unforeseen_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Jobs):
-        def list(self) -> list[Job]:
+        def page(self, query: JobQuery) -> Page:
             raise RuntimeError("a secret")
 
     manager = FakeModels().manager()
@@ -190,7 +190,7 @@ def test_what_cannot_be_accepted_is_refused_before_it_is_sung(served: Served) ->
     answer = problem(served.predict({**INSTANCE, "format": "wav"}, headers=MP3), 406)
     assert "audio/wav" in answer["allowed"]
     problem(served.predict(INSTANCE, INSTANCE, headers=MP3), 406)
-    assert served.client.get("/jobs").json == {"jobs": []}
+    assert served.client.get("/jobs").json == {"jobs": [], "next": None}
 
 
 def test_raw_errors_are_problems(served: Served) -> None:
