@@ -1,4 +1,4 @@
-"""What several rooms' tests share: where the recorded numbers and the real tokenizer are, and the tiny model.
+"""What several rooms' tests share: the recorded numbers, the real tokenizer, the tiny model, and who deploys.
 
 It does not know what is tested with them.
 """
@@ -6,10 +6,12 @@ It does not know what is tested with them.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from cloud.person import Person
 
 from inference import tiny
 from inference.catalog import ModelFiles
@@ -66,3 +68,23 @@ def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
 def tiny_engine(tiny_pipeline: Pipeline) -> Engine:
     """The tiny model, ready to sing."""
     return Engine(tiny_pipeline)
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def deployed_cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cloud in which the server is deployed already."""
+    first = Person(tmp_path_factory.mktemp("deployed"))
+    first.deploy()
+    return first.state_file
+
+
+@pytest.fixture
+def deployed(person: Person, deployed_cloud: Path) -> Person:
+    """Someone who deployed before."""
+    shutil.copy(deployed_cloud, person.state_file)
+    return person

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, only
+from cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, gpus, only
 
 from inference import catalog
 from serving.schemas import Instance, JobOperation, ModelsOperation, read
@@ -23,26 +23,6 @@ SCRIPTS = (*DEPLOY_SCRIPTS, "undeploy.sh")
 LOADING = {"deploy_on_demand.sh": "on_demand", "deploy_with_entrypoint.sh": "startup"}
 TOKEN = "ya29.the-token-of-this-login"
 HUB_TOKEN = "hf_TheSecretOfTheHub"
-
-
-@pytest.fixture
-def person(tmp_path: Path) -> Person:
-    return Person(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def deployed_cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cloud in which the server is deployed already."""
-    first = Person(tmp_path_factory.mktemp("deployed"))
-    first.deploy()
-    return first.state_file
-
-
-@pytest.fixture
-def deployed(person: Person, deployed_cloud: Path) -> Person:
-    """Someone who deployed before."""
-    shutil.copy(deployed_cloud, person.state_file)
-    return person
 
 
 @pytest.mark.parametrize("script", DEPLOY_SCRIPTS)
@@ -125,7 +105,7 @@ def test_a_second_run_changes_nothing(deployed: Person) -> None:
 
 
 def test_a_changed_setting_replaces_the_deployment(deployed: Person) -> None:
-    deployed.arrange(quota=person_quota("2"))
+    deployed.arrange(quota=gpus("2"))
     deployed.deploy("deploy_on_demand.sh", "--yue-max-queue=5")
     (new,) = deployed.endpoint["deployedModels"]
     assert new["modelVersionId"] == "2" and deployed.endpoint["trafficSplit"] == {new["id"]: 100}
@@ -133,7 +113,7 @@ def test_a_changed_setting_replaces_the_deployment(deployed: Person) -> None:
 
 
 def test_an_image_built_anew_is_deployed_anew(deployed: Person) -> None:
-    deployed.arrange(quota=person_quota("2"))
+    deployed.arrange(quota=gpus("2"))
     deployed.deploy("deploy_on_demand.sh", "--rebuild=yes")
     assert len(deployed.calls("gcloud", "builds", "submit")) == 2
     assert deployed.endpoint["deployedModels"][0]["modelVersionId"] == "2"
@@ -339,73 +319,6 @@ def test_the_printed_curl_lines_reach_the_endpoint_with_good_requests(person: Pe
     assert operations == wanted | ({"download-models"} if script == "deploy_on_demand.sh" else set())
 
 
-def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(deployed: Person) -> None:
-    done = deployed.run("undeploy.sh", "--yes")
-    assert done.returncode == 0, done.stderr
-    cloud = deployed.cloud
-    assert not cloud["endpoints"] and not cloud["models"]
-    assert cloud["buckets"] and cloud["repositories"] and cloud["accounts"]
-
-
-@pytest.mark.parametrize("gcloud_waits", [True, False])
-def test_undeploy_ends_when_everything_is_gone(deployed: Person, gcloud_waits: bool) -> None:
-    """gcloud begins the deletion of a model only, and stops waiting for the others after half an hour."""
-    deployed.arrange(gcloud_waits=gcloud_waits, polls=7)
-    done = deployed.run("undeploy.sh", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
-
-
-@pytest.mark.parametrize("kind", ["UndeployModel", "DeleteEndpoint", "DeleteModel"])
-def test_undeploy_fails_when_something_cannot_be_removed(deployed: Person, kind: str) -> None:
-    deployed.arrange(operation_errors={kind: "a pipeline uses it"})
-    assert "a pipeline uses it" in deployed.fails("undeploy.sh")
-    deployed.arrange(operation_errors={})
-    assert deployed.run("undeploy.sh", "--yes").returncode == 0
-    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
-
-
-@pytest.mark.parametrize("errors", [{}, {"DeployModel": "Model server never became ready."}])
-def test_undeploy_waits_for_a_deployment_that_is_still_running(deployed: Person, errors: dict[str, str]) -> None:
-    number = deployed.endpoint["name"].rpartition("/")[2]
-    deployed.arrange(endpoints={number: deployed.endpoint | {"deployedModels": []}}, gcloud_waits=False, polls=9)
-    deployed.arrange(operation_errors=errors)
-    deployed.fails("deploy_on_demand.sh", "--wait-minutes=0")
-    done = deployed.run("undeploy.sh", "--yes")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not deployed.cloud["endpoints"] and not deployed.cloud["models"]
-
-
-def test_undeploy_removes_everything_with_all(deployed: Person) -> None:
-    done = deployed.run("undeploy.sh", "--yes", "--all")
-    assert done.returncode == 0, done.stderr
-    cloud = deployed.cloud
-    assert not any(cloud[kind] for kind in ("endpoints", "models", "buckets", "repositories", "accounts"))
-
-
-def test_undeploy_may_be_run_twice(deployed: Person) -> None:
-    for _ in range(2):
-        done = deployed.run("undeploy.sh", "--yes", "--all")
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("There is none") == 5
-
-
-def test_undeploy_removes_the_model_with_the_traffic_last(deployed: Person) -> None:
-    """A run that was stopped may leave two; the one that answers cannot go first."""
-    deployed.arrange(quota=person_quota("2"), faults={"ai endpoints undeploy-model": [1, "stopped here"]})
-    deployed.fails("deploy_on_demand.sh", "--yue-max-queue=5")
-    number, endpoint = deployed.endpoint["name"].rpartition("/")[2], deployed.endpoint
-    deployed.arrange(endpoints={number: endpoint | {"deployedModels": endpoint["deployedModels"][::-1]}})
-    done = deployed.run("undeploy.sh", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert not deployed.cloud["endpoints"]
-
-
-def test_undeploy_asks_before_it_removes(deployed: Person) -> None:
-    assert deployed.run("undeploy.sh", "--all").returncode == 1
-    assert deployed.endpoint["deployedModels"]
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -446,7 +359,3 @@ def test_the_scripts_are_clean() -> None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run(["shellcheck", "--external-sources", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def person_quota(limit: str) -> dict[str, str]:
-    return {"custom_model_serving_nvidia_a100_gpus": limit}

@@ -23,11 +23,6 @@ from tests.threaded import answering
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def person(tmp_path: Path) -> Person:
-    return Person(tmp_path)
-
-
 def substitutions_of(person: Person) -> str:
     (build,) = person.calls("gcloud", "builds", "submit")
     (substitutions,) = (word for word in build if word.startswith("--substitutions="))

@@ -89,6 +89,11 @@ class Person:
         return [call for call in self.cloud["calls"] if tuple(call[: len(start)]) == start]
 
 
+def gpus(limit: str) -> dict[str, str]:
+    """A quota for the GPU that is deployed to unless another is asked for."""
+    return {"custom_model_serving_nvidia_a100_gpus": limit}
+
+
 def only(folder: Path, *tools: str) -> str:
     """A PATH with nothing but Python and the tools that every system has."""
     bare = folder / "bare"
