@@ -58,6 +58,11 @@ class Section:
         """The section as YuE was trained to read it."""
         return f"[{self.tag}]\n{self.body.strip()}\n\n"
 
+    @property
+    def singing_seconds(self) -> float:
+        """About how long the words take to sing; 0 where there are none."""
+        return _singing_seconds(self.body)
+
 
 @dataclass(frozen=True)
 class Lyrics:
