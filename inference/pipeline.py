@@ -17,7 +17,7 @@ from inference.codec import Codec
 from inference.errors import DeviceMissing
 from inference.llama import Llama
 from inference.options import EngineOptions
-from inference.progress import Meter
+from inference.progress import Meter, RestShare, expected_tokens
 from inference.sampling import Sampling
 from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
 from inference.stage1 import Composition, Stage1Settings
@@ -31,6 +31,8 @@ SHORTENED = "the song is longer than the model's memory: its later sections were
 # What the codec and the vocoder see to either side of a frame: 11 and 29 frames. With so many more, a part of a track
 # sounds as it does in the whole.
 CONTEXT_FRAMES = 32
+# What comes behind stage 1, for each second of it, before a song has shown it: a GPU fills in many pieces at once.
+REST_SHARE = {"cuda": 0.15, "cpu": 0.8}
 
 
 class Pipeline:
@@ -46,6 +48,7 @@ class Pipeline:
         self.codec = codec
         self.vocoders = vocoders  # in the order of TRACKS
         self.loading_seconds = 0.0
+        self.rest_share = RestShare(REST_SHARE["cuda" if composer.device.type == "cuda" else "cpu"])
 
     @classmethod
     def load(
@@ -97,8 +100,9 @@ class SongInProgress:
         """Read the request. Raises InvalidField for one that cannot be sung."""
         self.request = request
         self.words = lyrics.parse(request.lyrics)
-        n_sung = prompt.sections_sung(request.segments, len(self.words.sections))
-        self.meter = Meter(n_sung, request.max_new_tokens, observe)
+        seconds = [section.singing_seconds for section in self.words.sections[: request.segments]]
+        lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
+        self.meter = Meter(lengths, request.max_new_tokens, observe, pipeline.rest_share)
         self.meter.enter("prompt")
         self._pipeline = pipeline
         self.composition = self._composition()
@@ -160,8 +164,8 @@ class SongInProgress:
             self.meter.sung(len(self.composition.sections), self.composition.n_tokens)
         every = [piece for pieces in self.pieces.values() for piece in pieces]
         frames = sum(piece.n_done for piece in every)
-        budget = self.request.max_new_tokens // len(TRACKS) * self.meter.sections
-        expected = len(TRACKS) * (self.composition.n_frames if self.composition.finished else budget)
+        finished = self.composition.finished
+        expected = len(TRACKS) * self.composition.n_frames if finished else self.meter.expected_tokens
         self.meter.upsampled(sum(piece.done for piece in every), frames, frames / expected)
         self.meter.decoded(len(TRACKS) * self._decoded_frames / expected)
 

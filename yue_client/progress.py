@@ -11,6 +11,7 @@ from typing import TextIO
 from yue_client.errors import ClientError, Json
 
 BAR_WIDTH, PLAIN_STEPS = 30, 10  # where there is no terminal: a line for each tenth
+MADE_HERE = "tiny"  # the model that is fetched from nowhere
 STAGES = {"prompt": "reading the lyrics", "stage2": "filling in the sound", "decode": "decoding", "encode": "encoding"}
 
 
@@ -85,8 +86,11 @@ def models_words(models: Json) -> tuple[str, float]:
         return f"trying again: {hindrance}", fraction
     if download.get("proving"):
         return f"checking {download['proving']}", fraction
-    return "downloading" + (f" {fraction:.0%}" if total else "") + _left(download.get("seconds_left")), fraction
+    doing = "making the demo model" if models.get("model") == MADE_HERE else "downloading"
+    return doing + (f" {fraction:.0%}" if total else "") + _left(download.get("seconds_left")), fraction
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f", {seconds:.0f} s left"
+    if seconds is None:
+        return ""
+    return f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
