@@ -49,8 +49,9 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker how patient it is, what it answers first, and how it refuses."""
-    from serving import refusals  # which the master can do without
+    from serving import memory, refusals  # which the master can do without
 
+    memory.return_large_blocks()
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal
     worker.urgent_paths = tuple({"/health", _settings.health_route or "/health"})

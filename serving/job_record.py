@@ -94,6 +94,14 @@ def without_audio(request: SongRequest) -> SongRequest:
     return replace(request, reference=None)
 
 
+def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
+    """The request whose reference has these files; none while it waits, as the store has them."""
+    if not request.reference:
+        return request
+    audio: dict[str, Any] = {part: parts.get(part) for part in REFERENCE_PARTS}
+    return replace(request, reference=replace(request.reference, **audio))
+
+
 def reference_parts(request: SongRequest) -> dict[str, bytes]:
     """The reference's files, by their names."""
     given = {part: getattr(request.reference, part) for part in REFERENCE_PARTS} if request.reference else {}
@@ -112,13 +120,12 @@ def ordered(job: Job) -> Json:
 
 
 @well_formed("what was asked for")
-def read_ordered(record: Json, parts: Mapping[str, bytes]) -> Job:
-    """The job as it was when it came; `parts` are the reference's files, none where it is not to be sung."""
+def read_ordered(record: Json) -> Job:
+    """The job as it was when it came, without its reference audio."""
     given = dict(record["request"])
     reference = given.pop("reference", None)
-    if reference and parts:
-        window = {name: reference[name] for name in ("start_seconds", "end_seconds")}
-        given["reference"] = Reference(**{**parts, **window})
+    if reference:
+        given["reference"] = Reference(start_seconds=reference["start_seconds"], end_seconds=reference["end_seconds"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     request = _known(SongRequest, given)
     kept = {name: record[name] for name in JOB_FIELDS} | {"origin": dict(record.get("origin", {}))}

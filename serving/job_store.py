@@ -35,7 +35,7 @@ from inference.song import MIME_TYPES, TRACK_NAMES
 from serving import job_record
 from serving.job import Job
 from serving.job_files import ID, NOBODY, Ended, Folder, Key, StoredAudio, Surroundings
-from serving.job_record import REFERENCE_PARTS, End, Json, Malformed, well_formed
+from serving.job_record import End, Json, Malformed, well_formed
 from serving.replica import own_process
 from storage import Storage
 
@@ -103,7 +103,7 @@ class JobStore:
             return None
         end = self._read(_in(job_id, "end.json"))
         try:
-            job = job_record.read_ordered(order, {})
+            job = job_record.read_ordered(order)
         except Malformed:
             if not end:
                 raise
@@ -154,6 +154,13 @@ class JobStore:
         self.storage.put(_in(job.id, f"start-{job.claim}-{job.attempts}"), b"")
         self.note(job)
         return True
+
+    def reference(self, job_id: str) -> dict[str, bytes]:
+        """The files of its reference audio, by their names. Raises Problem where they are lost."""
+        parts = self.folder(job_id).reference_parts
+        if not parts:
+            raise job_record.reference_lost()
+        return {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
 
     def note(self, job: Job) -> None:
         """How far it is."""
@@ -277,17 +284,12 @@ class JobStore:
     def _ordered(self, job_id: str, order: Json) -> Job:
         """The job that is to be sung; with an `error` where that cannot be any more."""
         try:
-            job = job_record.read_ordered(order, {})
-            parts = (order["request"].get("reference") or {}).get("parts", ())
-            names = {part: _in(job_id, f"reference-{part}") for part in parts if part in REFERENCE_PARTS}
-            return job_record.read_ordered(order, {part: self.storage.get(name) for part, name in names.items()})
+            job = job_record.read_ordered(order)
         except Malformed:
             return job_record.illegible(job_id)
-        except StorageError as error:
-            if error.kind != "missing":
-                raise
+        if job.request.reference and not self.folder(job_id).reference_parts:
             job.error = job_record.reference_lost()
-            return job
+        return job
 
     def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = job_record.read_progressed) -> None:
         try:

@@ -73,6 +73,7 @@ class Jobs:
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
+                self._backlog.check_room(job)
                 complete(job)
                 if self._backlog.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}

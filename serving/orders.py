@@ -27,7 +27,10 @@ SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 
 @dataclass(frozen=True)
 class Order:
-    """A song instance, proved: what to sing, and how the client wants to be answered."""
+    """A song instance, proved: what to sing, and how the client wants to be answered.
+
+    The reference is not decoded or fetched yet, and `request` has none.
+    """
 
     request: SongRequest
     wait_seconds: float | None
@@ -36,7 +39,7 @@ class Order:
     model: str | None
     warnings: tuple[str, ...]
     fingerprint: str  # the same for the same instance, whatever was drawn
-    to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
+    reference: ReferenceFields | None = None
 
 
 def read_order(
@@ -58,13 +61,10 @@ def read_order(
     if wanted.tracks:
         given["tracks"] = tuple(wanted.tracks)
     reference = given.pop("reference", None)
-    to_fetch = reference if reference and reference.addresses() else None
-    if reference and not to_fetch:
-        given["reference"] = reference.as_reference()
     request = SongRequest(**{**given, "seed": seed})
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
-    return Order(request, *how, warnings, _fingerprint(wanted, company), to_fetch)
+    return Order(request, *how, warnings, _fingerprint(wanted, company), reference)
 
 
 def _check_model(name: str | None, model: Model) -> None:
