@@ -53,8 +53,9 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker how patient it is, whom it answers first, and how it refuses."""
-    from serving import guard, refusals  # which the master can do without
+    from serving import guard, memory, refusals  # which the master can do without
 
+    memory.return_large_blocks()
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal
     worker.is_trusted = partial(guard.is_trusted, _settings)

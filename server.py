@@ -35,7 +35,7 @@ from serving.keeper import Keep
 from serving.open_views import OpenViews
 from serving.orders import Order, read_order
 from serving.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
-from serving.references import References
+from serving.references import References, SharedReferences
 from serving.schemas import Download, JobOperation, ModelsOperation
 from serving.settings import STARTUP, Settings, read_settings
 from serving.waiting import PEEK_SECONDS, Seats, is_gone
@@ -129,7 +129,7 @@ class Services:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
         self.seats = Seats(settings.max_waiters)
-        self.references = References(settings.reference_hosts)
+        self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
 
@@ -181,6 +181,17 @@ class Services:
 
     def predict(self) -> Response:
         """Sing each instance."""
+        outcomes, as_audio, began = self._begun()
+        self._wait(outcomes, began)
+        if as_audio and isinstance(outcomes[0], Pending):
+            return self.answers.audio(outcomes[0].job)
+        return self.answers.predictions(outcomes)
+
+    def _begun(self) -> tuple[list[Outcome], bool, float]:
+        """Each instance, begun, whether the client wants audio, and since when it waits.
+
+        The body, which may be megabytes, is let go of before that.
+        """
         instances, parameters = schemas.read_body(read_json(), self.settings.max_instances)
         if len(instances) == 1:
             parameters = self._with_format(parameters)
@@ -189,15 +200,12 @@ class Services:
         wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
         as_audio = self._wants_audio(wanted)
         began = time.monotonic()
-        begin = partial(self._begin, began=began, instances=len(wanted))
+        references = SharedReferences(self.references, [each for each in wanted if isinstance(each, Order)])
+        begin = partial(self._begin, began=began, instances=len(wanted), references=references)
         outcomes = [begin(wanted[0])]
         if company and isinstance(outcomes[0], Problem) and outcomes[0].kind == "conflict":
             raise outcomes[0]  # the key stands for another request, so none of this one's songs is sung
-        outcomes += map(begin, wanted[1:])
-        self._wait(outcomes, began)
-        if as_audio and isinstance(outcomes[0], Pending):
-            return self.answers.audio(outcomes[0].job)
-        return self.answers.predictions(outcomes)
+        return [*outcomes, *map(begin, wanted[1:])], as_audio, began
 
     def list_jobs(self) -> Response:
         """All jobs, page by page: those that are not finished, then the others, each the newest first."""
@@ -266,12 +274,12 @@ class Services:
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
         return best != accept.JSON
 
-    def _begin(self, wanted: Wanted, began: float, instances: int) -> Outcome:
+    def _begin(self, wanted: Wanted, began: float, instances: int, references: SharedReferences) -> Outcome:
         """Do what one of so many instances asks for, as far as it can be done without waiting for a song."""
         try:
             match wanted:
                 case Order():
-                    return self._submit(wanted, instances)
+                    return self._submit(wanted, instances, references)
                 case JobOperation(operation="result"):
                     return Pending(self.jobs.get(wanted.job_id), 0, piece=wanted if wanted.track else None)
                 case JobOperation(operation="status"):
@@ -292,7 +300,7 @@ class Services:
             return problem_of(error)
         raise AssertionError(f"no answer to {wanted!r}")
 
-    def _submit(self, order: Order, instances: int) -> Pending:
+    def _submit(self, order: Order, instances: int, references: SharedReferences) -> Pending:
         model = self.manager.model.name
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
         can_be_fetched = bool(order.request_id) or not wait_seconds
@@ -302,7 +310,7 @@ class Services:
         if order.deadline_seconds is not None:
             job.deadline = time.monotonic() + order.deadline_seconds
         goes_on = bool(self.settings.aip_mode or order.request_id or order.wait_seconds is not None)
-        return Pending(self.jobs.submit(job, self.references.completing(order)), wait_seconds, goes_on)
+        return Pending(self.jobs.submit(job, references.completing(order)), wait_seconds, goes_on)
 
     def _delete(self, job_id: str) -> dict[str, object]:
         job, deleted = self.jobs.delete(job_id)

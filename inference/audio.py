@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import soxr
 from scipy.signal import lfilter
 
 from inference.errors import EngineError, InvalidField
+from inference.file_formats import recognised
 from inference.song import Reference
 from inference.vocabulary import CODEC_RATE_HZ, VOCODER_RATE_HZ
 
@@ -26,7 +28,11 @@ SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dBFS
 MIN_FILE_RATE_HZ = 4_000
 MAX_FILE_RATE_HZ = 192_000
 MAX_FILE_CHANNELS = 8
-READ_SAMPLES = 1 << 18  # of every channel at once
+# Of all channels: stereo at the highest rate for the longest time. A small file can unpack to hours of silence.
+MAX_SPAN_SAMPLES = round(2 * MAX_FILE_RATE_HZ * MAX_REFERENCE_SECONDS)
+READ_SAMPLES = 1 << 18  # of all channels, at once
+READ_FORMATS = "WAV, FLAC, MP3 or OGG"
+CONVERT = "convert to WAV, FLAC or MP3"
 LOUDEST_PEAK = 16.0  # 24 dB above full scale; the networks would make no numbers of far more
 
 PEAK = 0.99
@@ -105,56 +111,90 @@ def _check_span(start_seconds: float, end_seconds: float) -> None:
         raise InvalidField("reference.end_seconds", end_seconds, allowed)
 
 
+def check_header(field: str, content: bytes, reference: Reference) -> None:
+    """What the file says of itself without being decoded. Raises InvalidField."""
+    with _opened(field, content) as file:
+        _span_samples(field, file, reference.start_seconds, reference.end_seconds)
+
+
 def _read_track(field: str, content: bytes, reference: Reference) -> np.ndarray:
-    """One file's span, (samples,) at 16 kHz."""
-    mono, rate_hz = _decode_span(field, content, reference.start_seconds, reference.end_seconds)
-    if not np.isfinite(mono).all():
-        raise InvalidField(field, "samples that are not numbers (NaN or infinite)", "finite samples")
-    if np.abs(mono).max(initial=0) > LOUDEST_PEAK:
-        allowed = f"samples between -1 and 1; what is far beyond, above {LOUDEST_PEAK:g}, is a mistake"
-        raise InvalidField(field, f"a sample of {np.abs(mono).max():g}", allowed)
-    if len(mono) < MIN_REFERENCE_SECONDS * rate_hz:
-        allowed = f"at least {MIN_REFERENCE_SECONDS:g} s between start_seconds and the end of the file"
-        raise InvalidField(field, f"{len(mono) / rate_hz:.3f} s", allowed)
-    if np.abs(mono).max() < SILENCE_PEAK:
-        raise InvalidField(field, "silence", "audio that is louder than -60 dBFS between start_seconds and end_seconds")
-    return soxr.resample(mono, rate_hz, CODEC_RATE_HZ, quality=RESAMPLING_QUALITY).astype(np.float32, copy=False)
+    """One file's span, (samples,) at 16 kHz. No more of the file is decoded than the span."""
+    with _opened(field, content) as file:
+        samples = _span_samples(field, file, reference.start_seconds, reference.end_seconds)
+        if reference.start_seconds:
+            file.seek(round(reference.start_seconds * file.samplerate))
+        track = np.concatenate([_checked(field, block) for block in _blocks_at_16k(file, samples)])
+    if len(track) < MIN_REFERENCE_SECONDS * CODEC_RATE_HZ:
+        raise _too_short(field, len(track) / CODEC_RATE_HZ)
+    if np.abs(track).max() < SILENCE_PEAK:
+        allowed = "audio that is louder than -60 dBFS, below 8 kHz, between start_seconds and end_seconds"
+        raise InvalidField(field, "silence", allowed)
+    return track
 
 
-def _decode_span(field: str, content: bytes, start_seconds: float, end_seconds: float) -> tuple[np.ndarray, int]:
-    """The mean of the channels, float32 (samples,), and its rate. No more of the file is decoded than the span."""
+@contextmanager
+def _opened(field: str, content: bytes) -> Iterator[soundfile.SoundFile]:
+    """The file, open. Raises InvalidField, also where reading it further fails."""
     if not content:
-        raise InvalidField(field, "an empty file", "an audio file, such as WAV, FLAC, MP3 or OGG")
+        raise InvalidField(field, "an empty file", f"an audio file, such as {READ_FORMATS}")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            rate_hz, duration_s = file.samplerate, file.frames / file.samplerate
-            if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
-                allowed = f"{MIN_FILE_RATE_HZ} to {MAX_FILE_RATE_HZ} Hz"
-                raise InvalidField(field, f"a sample rate of {rate_hz} Hz", allowed)
-            if file.channels > MAX_FILE_CHANNELS:
-                raise InvalidField(field, f"{file.channels} channels", f"up to {MAX_FILE_CHANNELS} channels")
-            if start_seconds >= duration_s > 0:
-                allowed = f"less than {duration_s:.3f} s, the length of {field}"
-                raise InvalidField("reference.start_seconds", start_seconds, allowed)
-            first = file.seek(round(start_seconds * rate_hz)) if start_seconds else 0
-            last = round(min(end_seconds, duration_s) * rate_hz)
-            return _mono(file, max(last - first, 0)), rate_hz
+            yield file
     except soundfile.SoundFileError as error:
-        allowed = "an audio file that libsndfile reads, such as WAV, FLAC, MP3 or OGG"
-        raise InvalidField(field, f"{len(content)} bytes that are no audio", allowed) from error
+        found = recognised(content) or f"{len(content)} bytes that are no audio"
+        raise InvalidField(field, found, f"an audio file, such as {READ_FORMATS}; {CONVERT}") from error
 
 
-def _mono(file: soundfile.SoundFile, samples: int) -> np.ndarray:
-    """The mean of the channels, float32, of so many samples, or fewer where the file ends before.
+def _span_samples(field: str, file: soundfile.SoundFile, start_seconds: float, end_seconds: float) -> int:
+    """How many samples of each channel lie in the span, by the file's header. Raises InvalidField."""
+    rate_hz, duration_s = file.samplerate, file.frames / file.samplerate
+    if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
+        raise InvalidField(field, f"a sample rate of {rate_hz} Hz", f"{MIN_FILE_RATE_HZ} to {MAX_FILE_RATE_HZ} Hz")
+    if file.channels > MAX_FILE_CHANNELS:
+        raise InvalidField(field, f"{file.channels} channels", f"up to {MAX_FILE_CHANNELS} channels")
+    if start_seconds >= duration_s > 0:
+        allowed = f"less than {duration_s:.3f} s, the length of {field}"
+        raise InvalidField("reference.start_seconds", start_seconds, allowed)
+    span_s = max(min(end_seconds, duration_s) - start_seconds, 0.0)
+    samples = round(span_s * rate_hz)
+    if samples < MIN_REFERENCE_SECONDS * rate_hz:
+        raise _too_short(field, span_s)
+    if samples * file.channels > MAX_SPAN_SAMPLES:
+        value = f"{span_s:.3f} s of {file.channels} channels at {rate_hz} Hz"
+        allowed = f"up to {MAX_SPAN_SAMPLES} samples, of all channels together; send fewer channels or a lower rate"
+        raise InvalidField(field, value, allowed)
+    return samples
 
-    All channels are there only a block at a time: a few bytes of FLAC unpack to hundreds of megabytes of silence.
+
+def _too_short(field: str, seconds: float) -> InvalidField:
+    allowed = f"at least {MIN_REFERENCE_SECONDS:g} s between start_seconds and the end of the file"
+    return InvalidField(field, f"{seconds:.3f} s", allowed)
+
+
+def _blocks_at_16k(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
+    """The mean of the channels, float32 at 16 kHz, of the next so many samples, or fewer where the file ends before.
+
+    All of it is there only a block at a time; the blocks together are what resampling the whole would give.
     """
-    blocks = [np.zeros(0, np.float32)]
-    while samples > 0 and len(block := file.read(min(samples, READ_SAMPLES), dtype="float32", always_2d=True)):
-        with np.errstate(invalid="ignore", over="ignore"):  # what is infinite is told by whoever asked
-            blocks.append(block.mean(axis=1))
+    to_16k = soxr.ResampleStream(file.samplerate, CODEC_RATE_HZ, 1, dtype="float32", quality=RESAMPLING_QUALITY)
+    most = READ_SAMPLES // file.channels
+    while samples > 0 and len(block := file.read(min(samples, most), dtype="float32", always_2d=True)):
         samples -= len(block)
-    return np.concatenate(blocks)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is infinite is told by whoever asked
+            mono = block.mean(axis=1)
+        yield mono if file.samplerate == CODEC_RATE_HZ else to_16k.resample_chunk(mono)
+    yield to_16k.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _checked(field: str, block: np.ndarray) -> np.ndarray:
+    """The block (samples,), if it is what a network can hear. Raises InvalidField."""
+    if not np.isfinite(block).all():
+        raise InvalidField(field, "samples that are not numbers (NaN or infinite)", "finite samples")
+    peak = np.abs(block).max(initial=0)
+    if peak > LOUDEST_PEAK:
+        allowed = f"samples between -1 and 1; what is far beyond, above {LOUDEST_PEAK:g}, is a mistake"
+        raise InvalidField(field, f"a sample of {peak:g}", allowed)
+    return block
 
 
 # --- the mix ---

@@ -76,8 +76,14 @@ class Backlog:
             with self.changed:
                 self._coming.remove(job.id)
                 if accepted:
+                    job.request = job_record.with_audio(job.request, {})
                     self.enter(job)
         return accepted
+
+    def check_room(self, job: Job) -> None:
+        """Raises Problem where the job would be refused now, before what it lacks is read."""
+        with self.changed:
+            self._admit(job)
 
     def _admit(self, job: Job) -> None:
         """Raises Problem where the job may not come in. The lock is held."""

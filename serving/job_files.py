@@ -99,6 +99,14 @@ class Folder:
         return max((int(claim[1]) for name in self.names if (claim := CLAIM.fullmatch(name))), default=0)
 
     @property
+    def reference_parts(self) -> tuple[str, ...]:
+        """The files of its reference audio; none where not all of them are there."""
+        for parts in (("mix",), ("vocal", "instrumental")):
+            if {f"reference-{part}" for part in parts} <= self.names:
+                return parts
+        return ()
+
+    @property
     def handed(self) -> bool:
         """Whether the last claim was given up."""
         return f"handed-{self.claim}" in self.names

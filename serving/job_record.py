@@ -109,6 +109,14 @@ def without_audio(request: SongRequest) -> SongRequest:
     return replace(request, reference=None)
 
 
+def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
+    """The request whose reference has these files; none while it waits, as the store has them."""
+    if not request.reference:
+        return request
+    audio: dict[str, bytes | None] = {part: parts.get(part) for part in REFERENCE_PARTS}
+    return replace(request, reference=replace(request.reference, **audio))
+
+
 def reference_parts(request: SongRequest) -> dict[str, bytes]:
     """The reference's files, by their names."""
     given = {part: getattr(request.reference, part) for part in REFERENCE_PARTS} if request.reference else {}
@@ -137,8 +145,8 @@ def ordered(job: Job) -> Json:
 
 
 @well_formed("what was asked for")
-def read_ordered(job_id: str, record: Json, parts: Mapping[str, bytes] | None = None) -> Job:
-    """The job as it was when it came; `parts` are the reference's files, None where it is not to be sung.
+def read_ordered(job_id: str, record: Json) -> Job:
+    """The job as it was when it came, without its reference audio.
 
     A song that no client could ask for is none: the job has the reason as its `error`. Raises Malformed.
     """
@@ -152,8 +160,8 @@ def read_ordered(job_id: str, record: Json, parts: Mapping[str, bytes] | None = 
     try:
         job.request = _song_request(stored.request)
         reference = read_reference(record)
-        if reference and parts is not None:
-            job.request = replace(job.request, reference=reference.read(parts))
+        if reference:
+            job.request = replace(job.request, reference=reference.read({}))
     except (Malformed, Problem) as error:
         job.request, job.error = NOTHING, unreadable(str(error))
     return job

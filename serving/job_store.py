@@ -148,6 +148,13 @@ class JobStore:
         self.note(job)
         return True
 
+    def reference(self, job_id: str) -> dict[str, bytes]:
+        """The files of its reference audio, by their names. Raises Problem where they are lost."""
+        parts = self.folder(job_id).reference_parts
+        if not parts:
+            raise job_record.reference_lost()
+        return {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
+
     def note(self, job: Job) -> None:
         """How far it is."""
         self.storage.put(_in(job.id, "progress.json"), job_record.packed(job_record.progressed(job)))
@@ -296,18 +303,11 @@ class JobStore:
         """The job that is to be sung; with an `error` where that cannot be any more."""
         try:
             job = job_record.read_ordered(job_id, order)
-            reference = None if job.error else job_record.read_reference(order)
-            if reference is None:
-                return job
-            parts = {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in reference.parts}
-            return job_record.read_ordered(job_id, order, parts)
         except Malformed as error:
             return job_record.illegible(job_id, error)
-        except StorageError as error:
-            if error.kind != "missing":
-                raise
+        if job.request.reference and not self.folder(job_id).reference_parts:
             job.error = job_record.reference_lost()
-            return job
+        return job
 
     def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = job_record.read_progressed) -> None:
         try:

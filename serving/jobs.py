@@ -72,6 +72,7 @@ class Jobs:
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
+                self._backlog.check_room(job)
                 complete(job)
                 job.told_reference = job_record.told_reference(job)
                 if self._backlog.take_in(job):

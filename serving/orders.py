@@ -28,7 +28,10 @@ SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 
 @dataclass(frozen=True)
 class Order:
-    """A song instance, proved: what to sing, and how the client wants to be answered."""
+    """A song instance, proved: what to sing, and how the client wants to be answered.
+
+    The reference is not decoded or fetched yet, and `request` has none.
+    """
 
     request: SongRequest
     wait_seconds: float | None
@@ -39,7 +42,7 @@ class Order:
     fingerprint: str  # the same for the same instance, whatever was drawn
     formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
     told_reference: Mapping[str, Any] | None = None  # what can be told of the reference without its audio; JSON
-    to_fetch: ReferenceFields | None = None  # the reference, where its audio has to be fetched; `request` has none yet
+    reference: ReferenceFields | None = None
 
 
 def read_order(
@@ -61,14 +64,11 @@ def read_order(
     if wanted.tracks:
         given["tracks"] = tuple(wanted.tracks)
     reference = given.pop("reference", None)
-    to_fetch = reference if reference and reference.addresses() else None
-    if reference and not to_fetch:
-        given["reference"] = reference.as_reference()
     request = SongRequest(**{**given, "seed": seed})
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), to_fetch)
+    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), reference)
 
 
 def _check_model(name: str | None, model: Model) -> None:

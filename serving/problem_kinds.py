@@ -176,8 +176,8 @@ _KINDS = (
         "reference-unavailable",
         503,
         (PREDICT,),
-        "Reference audio could not be fetched from its address.",
-        "Try again, or send it as base64.",
+        "Reference audio could not be fetched from its address, or had to wait too long for others.",
+        "Try again after `Retry-After` seconds, or send it as base64.",
     ),
     Kind(
         "internal-error",

@@ -1,6 +1,6 @@
-"""Reference audio that is given by its address: where it may come from, and the part of it that is used.
+"""Reference audio: where it may come from if it is given by its address, and the part of it that is used.
 
-It knows nothing of routes or jobs, and reads nothing that its settings do not name.
+It knows nothing of routes, and fetches nothing that its settings do not name.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,49 +20,57 @@ from inference.song import Reference
 from serving.fetch import Fetcher, Refused, Unreachable
 from serving.job import Job
 from serving.orders import Order
-from serving.problems import unavailable
+from serving.problems import Problem, unavailable
 from serving.schemas import ReferenceFields
 from storage import Storage
 
 LARGEST_FILE_BYTES = 64 << 20  # a song of six minutes as WAV
 LONGEST_FETCH_SECONDS = 30.0  # for one file
-MOST_FETCHES = 4  # requests that read files at once: the other threads answer meanwhile
+MOST_FETCHES = 4  # requests that fetch files at once: the other threads answer meanwhile
+MOST_DECODED = 2  # references at once: it takes a core for a second or two, and some ten megabytes
+LONGEST_DECODING_SECONDS = 60.0  # with the wait for others
+DEFAULT_WAITERS = 16
 BUCKET = "gs://"
 _OBJECT = re.compile(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\x00-\x1f]+)+")
 
 
 class References:
-    """Reads the addresses of reference audio. May be used by several threads at once."""
+    """Reads and decodes reference audio for `most_waiting` requests at once. May be used by several threads at once."""
 
     def __init__(
         self,
         hosts: Collection[str],
         fetcher: Fetcher | None = None,
         open_bucket: Callable[[str], Storage] = Storage.at,
+        most_waiting: int = DEFAULT_WAITERS,
     ) -> None:
         self._buckets = tuple(place for place in hosts if place.startswith(BUCKET))
         self._hosts = tuple(place for place in hosts if not place.startswith(BUCKET))
         self._fetcher = fetcher or Fetcher(self._hosts, LARGEST_FILE_BYTES, LONGEST_FETCH_SECONDS)
         self._open_bucket = open_bucket
-        self._seats = threading.Semaphore(MOST_FETCHES)
-
-    def completing(self, order: Order) -> Callable[[Job], None]:
-        """What gives the order's job the audio that it lacks. It raises InvalidField and Problem."""
-
-        def complete(job: Job) -> None:
-            if order.to_fetch:
-                job.request = replace(order.request, reference=self.read(order.to_fetch, job.trace))
-
-        return complete
+        self._fetching = threading.Semaphore(MOST_FETCHES)
+        self._waiting = threading.Semaphore(most_waiting)
+        # Threads of their own, because what a thread has allocated stays with it: a few keep little.
+        self._decoders = ThreadPoolExecutor(MOST_DECODED, "reference-decoder")
 
     def read(self, wanted: ReferenceFields, trace: Mapping[str, str]) -> Reference:
-        """The reference with what lies at its addresses, cut to its span. Raises InvalidField and Problem."""
-        with self._seat():
-            places = wanted.addresses()
-            with ThreadPoolExecutor(len(places)) as readers:
-                read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
-                found = dict(zip(places, read, strict=True))
-        return cut_reference(wanted.as_reference(found))
+        """The reference, decoded and cut to its span. Raises InvalidField and Problem."""
+        found = self._fetched(wanted.addresses(), trace) if wanted.addresses() else {}
+        with _seat(self._waiting, "as many requests as may wait for their reference audio to be decoded"):
+            decoding = self._decoders.submit(cut_reference, wanted.as_reference(found))
+            try:
+                return decoding.result(LONGEST_DECODING_SECONDS)
+            except TimeoutError as error:
+                decoding.cancel()
+                detail = f"it was not decoded within {LONGEST_DECODING_SECONDS:g} s, as others were; try again later"
+                raise unavailable("reference-unavailable", detail) from error
+
+    def _fetched(self, places: Mapping[str, str], trace: Mapping[str, str]) -> dict[str, bytes]:
+        """What lies at the addresses, by the names of their fields."""
+        busy = f"{MOST_FETCHES} requests read reference audio from addresses already"
+        with _seat(self._fetching, busy), ThreadPoolExecutor(len(places)) as readers:
+            read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
+            return dict(zip(places, read, strict=True))
 
     def _one(self, field: str, place: str, trace: Mapping[str, str]) -> bytes:
         if not (self._hosts or self._buckets):
@@ -96,12 +105,44 @@ class References:
             raise Refused(f"the file is {error.kind}") from error
         return bytes(content)
 
-    @contextmanager
-    def _seat(self) -> Iterator[None]:
-        if not self._seats.acquire(blocking=False):
-            detail = f"{MOST_FETCHES} requests read reference audio from addresses already; try again later"
-            raise unavailable("reference-unavailable", detail)
-        try:
-            yield
-        finally:
-            self._seats.release()
+
+class SharedReferences:
+    """The references of one request's songs: one that several of them have is read once."""
+
+    def __init__(self, references: References, orders: Iterable[Order]) -> None:
+        self._references = references
+        uses = Counter(order.reference for order in orders if order.reference)
+        self._shared = {wanted for wanted, times in uses.items() if times > 1}
+        self._read: dict[ReferenceFields, Reference | InvalidField | Problem] = {}
+
+    def completing(self, order: Order) -> Callable[[Job], None]:
+        """What gives the order's job the audio that it lacks. It raises InvalidField and Problem."""
+
+        def complete(job: Job) -> None:
+            if order.reference:
+                job.request = replace(order.request, reference=self._find(order.reference, job.trace))
+
+        return complete
+
+    def _find(self, wanted: ReferenceFields, trace: Mapping[str, str]) -> Reference:
+        if wanted not in self._shared:
+            return self._references.read(wanted, trace)
+        if wanted not in self._read:
+            try:
+                self._read[wanted] = self._references.read(wanted, trace)
+            except (InvalidField, Problem) as error:
+                self._read[wanted] = error
+        found = self._read[wanted]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@contextmanager
+def _seat(seats: threading.Semaphore, taken: str) -> Iterator[None]:
+    if not seats.acquire(blocking=False):
+        raise unavailable("reference-unavailable", f"{taken}; try again later")
+    try:
+        yield
+    finally:
+        seats.release()

@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
@@ -24,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from inference import lyrics, prompt
-from inference.audio import check_reference, read_reference
+from inference.audio import check_header, check_reference
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from inference.text import check_characters
@@ -43,6 +44,8 @@ LONGEST_REQUEST_ID = 128
 REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
+DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+STANDARD_ALPHABET = str.maketrans("-_", "+/")  # from base64's other one, for addresses and file names
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
 JOB_OPERATIONS = ("status", "result", "cancel", "delete")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
@@ -100,9 +103,9 @@ class _Strict(BaseModel):
 class ReferenceFields(_Strict):
     """Audio whose style is continued: one file, or the two tracks of one."""
 
-    audio: str | None = Field(None, description="an audio file, base64")
-    vocal: str | None = Field(None, description="an audio file, base64, together with instrumental")
-    instrumental: str | None = Field(None, description="an audio file, base64, together with vocal")
+    audio: str | None = Field(None, description="an audio file, base64 or a data: URL")
+    vocal: str | None = Field(None, description="an audio file, base64 or a data: URL, together with instrumental")
+    instrumental: str | None = Field(None, description="an audio file, base64 or a data: URL, together with vocal")
     audio_uri: str | None = _address("audio")
     vocal_uri: str | None = _address("vocal")
     instrumental_uri: str | None = _address("instrumental")
@@ -111,10 +114,13 @@ class ReferenceFields(_Strict):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> ReferenceFields:
+        """What can be known before anything is decoded or fetched."""
         try:
             self._check_addresses()
-            if not self.addresses():
-                read_reference(self.as_reference())
+            reference = self.as_reference(dict.fromkeys(self.addresses(), b""))
+            for field, content in check_reference(reference).items():
+                if f"{field.removeprefix('reference.')}_uri" not in self.addresses():
+                    check_header(field, content, reference)
         except InvalidField as error:
             raise _wrapped(error) from error
         return self
@@ -125,13 +131,10 @@ class ReferenceFields(_Strict):
         return {name: address for name, address in given.items() if address is not None}
 
     def _check_addresses(self) -> None:
-        """What can be known before anything is fetched."""
         for name, address in self.addresses().items():
             part = name.removesuffix("_uri")
             if getattr(self, part) is not None:
                 raise InvalidField(f"reference.{name}", address, f"either reference.{part} or reference.{name}")
-        if self.addresses():
-            check_reference(self.as_reference(dict.fromkeys(self.addresses(), b"")))
 
     def as_reference(self, found: Mapping[str, bytes] | None = None) -> Reference:
         """The audio itself; `found` is what lay at the addresses, by the names of their fields."""
@@ -299,10 +302,10 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
         raise invalid([InvalidField("parameters", parameters, "a JSON object")])
     defaults = without_nulls(parameters or {}, Parameters)
     try:
-        read(Parameters, defaults)
+        reference = read(Parameters, defaults).reference
     except Problem as problem:
         raise problem.having(instance="#/parameters") from problem
-    return instances, defaults
+    return instances, defaults if reference is None else {**defaults, "reference": reference}  # it is checked once
 
 
 def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, object]:
@@ -380,10 +383,15 @@ def _wrapped(error: InvalidField) -> PydanticCustomError:
 def _decoded(field: str, text: str | None) -> bytes | None:
     if text is None:
         return None
+    encoded = "".join(text.split())  # `base64 song.mp3` breaks its lines
+    if url := DATA_URL.match(encoded):
+        encoded = unquote(encoded[url.end() :])
+    encoded = encoded.rstrip("=").translate(STANDARD_ALPHABET)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)  # `base64 song.mp3` breaks its lines
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidField(field, text, "base64 (RFC 4648, with its padding)") from error
+        allowed = f"a file as base64, or as a data: URL with ;base64; an address goes into {field}_uri"
+        raise InvalidField(field, text, allowed) from error
 
 
 def without_nulls(raw: Mapping[str, object], schema: type[BaseModel]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from inference.errors import Cancelled, EngineError, InvalidField, StorageError
-from inference.song import Progress
+from inference.song import Progress, SongRequest
 from model_states import Engine, Loaded
 from serving import job_record
 from serving.backlog import Backlog
@@ -114,8 +114,7 @@ class Singers:
     def _sing(self, job: Job, engine: Engine) -> None:
         """Have one song sung, to whatever end."""
         try:
-            self._write_start(job)
-            future = engine.sing(job.id, job.request, self._observer(job))
+            future = engine.sing(job.id, self._started(job), self._observer(job))
             if job.cancel_requested or not self._backlog.has(job):  # it came before the engine knew the song
                 engine.cancel(job.id)
             song = future.result()
@@ -134,12 +133,15 @@ class Singers:
                 self._backlog.pace.note(time.monotonic() - (job.began or 0.0))
             self._backlog.finish(job, job_record.succeeded(song))
 
-    def _write_start(self, job: Job) -> None:
-        """Have it written that the song begins: what is not written cannot be counted. Raises Cancelled."""
+    def _started(self, job: Job) -> SongRequest:
+        """What is to be sung, once it is written that the song begins: what is not written cannot be counted.
+
+        Raises Cancelled, and Problem where the reference audio is lost.
+        """
         while not job.cancel_requested and self._backlog.has(job):
             try:
                 if self._store.start(job):
-                    return
+                    return self._completed(job)
                 self._backlog.let_go(job)
             except StorageError as error:
                 log.warning("job %s: waits to be begun: %s", job.id, error)
@@ -149,6 +151,12 @@ class Singers:
             if self._backlog.closed and self._backlog.has(job):
                 raise EngineError("the server stopped before the song began")
         raise Cancelled("the song was cancelled before it began")
+
+    def _completed(self, job: Job) -> SongRequest:
+        """What is to be sung, with its reference audio, which only the store has while a job waits."""
+        if not job.request.reference:
+            return job.request
+        return job_record.with_audio(job.request, self._store.reference(job.id))
 
     def _queued_again(self, job: Job) -> bool:
         """Whether the job, whose engine ended under it, gets its second and last chance, here or elsewhere."""

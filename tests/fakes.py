@@ -52,6 +52,7 @@ class FakeEngine:
         self.closed = threading.Event()
         self.sung: list[str] = []  # the ids of the songs that were begun, in order
         self.cancelled: list[str] = []
+        self.requests: list[SongRequest] = []  # all that it was asked for
         self.error: YueError | None = None  # what the next songs end in
         self._began = threading.Condition()
         self._wake = threading.Condition()
@@ -69,6 +70,7 @@ class FakeEngine:
             if self._dead:
                 future.set_exception(EngineError("the engine's process has ended"))
             else:
+                self.requests.append(request)
                 self._orders.put((song_id, request, on_progress, future))
         return future
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from scipy.signal import butter, sosfiltfilt
 
 from inference.audio import (
@@ -18,6 +19,7 @@ from inference.audio import (
     PEAK,
     TAGS,
     WRITE_SAMPLES,
+    check_header,
     cut_reference,
     encode,
     low_band_scale,
@@ -339,6 +341,35 @@ def test_samples_that_no_network_takes_are_refused(content: bytes, message: str)
     with pytest.raises(InvalidField) as caught:
         read_reference(Reference(mix=content))
     assert message in str(caught.value).replace("'", "")
+
+
+def test_the_samples_of_all_channels_together_are_bounded() -> None:
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", samplerate=192_000, channels=8, format="FLAC") as flac:
+        for _ in range(40):
+            flac.write(np.full((192_000, 8), 0.5))
+    with pytest.raises(InvalidField, match="8 channels at 192000 Hz"):
+        check_header("reference.audio", file.getvalue(), Reference(end_seconds=MAX_REFERENCE_SECONDS))
+    check_header("reference.audio", file.getvalue(), Reference(end_seconds=29))
+
+
+def test_blocks_resample_to_what_the_whole_does() -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 3 * 192_000).astype(np.float32)
+    (mix,) = read_reference(Reference(mix=wav(samples, 192_000)))
+    assert np.array_equal(mix, soxr.resample(samples, 192_000, CODEC_RATE_HZ, quality="VHQ"))
+
+
+def test_what_is_too_high_for_the_networks_is_silence() -> None:
+    with pytest.raises(InvalidField, match="silence"):
+        read_reference(Reference(mix=wav(tone(2, 48_000, hz=20_000, gain=0.01), 48_000)))
+
+
+def test_a_size_that_a_header_makes_up_takes_no_memory() -> None:
+    content = wav(tone(2, CODEC_RATE_HZ))
+    data = content.index(b"data")
+    huge = content[: data + 4] + (0xFFFF_FFF0).to_bytes(4, "little") + content[data + 8 :]
+    (mix,) = read_reference(Reference(mix=huge, end_seconds=MAX_REFERENCE_SECONDS))
+    assert len(mix) == 2 * CODEC_RATE_HZ
 
 
 def test_a_cut_reference_is_the_same_to_the_bit() -> None:

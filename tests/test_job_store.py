@@ -22,6 +22,7 @@ from inference.errors import StorageError
 from inference.song import Reference, SongRequest
 from serving.job import FINISHED, MOST_ATTEMPTS, Job
 from serving.job_files import Folder
+from serving.job_record import with_audio
 from serving.job_store import JobStore
 from serving.keeper import SWEEP_SECONDS, Keep
 from serving.problems import Problem
@@ -351,7 +352,7 @@ def test_reference_audio_goes_with_the_job_and_not_with_its_end(storage: Storage
     job = one.jobs.submit(Job(request, "tiny"))
     lose(clock, other)
     (adopted,) = other.backlog.living()
-    assert adopted.id == job.id and adopted.request == request
+    assert adopted.id == job.id and with_audio(adopted.request, other.store.reference(job.id)) == request
     other.begin()
     other.finish()
     assert not [entry for entry in storage.entries("jobs") if "reference" in entry.path]

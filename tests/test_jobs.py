@@ -357,6 +357,30 @@ def test_a_finished_job_lets_go_of_its_reference_audio(jobs: Jobs) -> None:
     assert finished(jobs, jobs.submit(Job(request, "tiny"))).request.reference is None
 
 
+def test_reference_audio_is_held_in_memory_by_no_job_that_waits_and_reaches_its_song(
+    held_jobs: Jobs, held_models: FakeModels
+) -> None:
+    request = SongRequest("pop", LYRICS, 1, reference=Reference(vocal=b"v", instrumental=b"i", start_seconds=1.5))
+    submitted = [held_jobs.submit(Job(request, "tiny")) for _ in range(2)]
+    assert [job.request.reference for job in submitted] == [Reference(start_seconds=1.5)] * 2
+    held_models.engine.wait_until_begun(1)
+    held_models.engine.sing_on()
+    assert {finished(held_jobs, job).state for job in submitted} == {"succeeded"}
+    assert held_models.engine.requests == [request] * 2
+
+
+def test_a_song_whose_reference_audio_was_deleted_fails(held_models: FakeModels) -> None:
+    store = new_store()
+    jobs = Jobs(held_models.manager(), store, max_queue=3)
+    jobs.submit(song(1))
+    job = jobs.submit(Job(SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio")), "tiny"))
+    store.storage.delete(f"jobs/{job.id}/reference-mix")
+    jobs.wait_until(lambda: bool(held_models.engines), SECONDS)
+    held_models.engine.sing_on()
+    assert "reference audio is lost" in str(finished(jobs, job).error)
+    jobs.close()
+
+
 def test_close_gives_every_job_to_the_next_server(held_models: FakeModels) -> None:
     manager = held_models.manager()
     manager.ensure_models_available()

@@ -244,7 +244,8 @@ def test_what_a_newer_server_wrote_beyond_our_fields_is_passed_over(storage: Sto
     change(storage, newer, lambda order: order["request"]["reference"].update(loudness=1.0))
     lose(clock, server)
     assert {job.id for job in server.backlog.living()} == {newer, *others}
-    assert server.backlog.living()[0].request.reference == Reference(mix=b"audio")
+    assert server.backlog.living()[0].request.reference == Reference()
+    assert server.store.reference(newer) == {"mix": b"audio"}
 
 
 def test_a_sign_of_life_that_cannot_be_read_is_one_all_the_same(storage: Storage, clock: FakeClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from inference.song import Reference
 from server import close_app
 from serving import references
 from serving.fetch import Fetcher, Refused, Unreachable
+from serving.job_record import with_audio
 from serving.references import References
 from storage import Storage
 from tests.fakes import INSTANCE, Served, problem
@@ -25,10 +27,10 @@ ADDRESS = "https://audio.test/song.wav"
 OBJECT = "gs://music/public/a song.wav"
 
 
-def tone(seconds: float = 4.0, rate_hz: int = 44_100) -> bytes:
+def tone(seconds: float = 4.0, rate_hz: int = 44_100, gain: float = 0.5) -> bytes:
     """A file of two channels."""
     file = io.BytesIO()
-    wave = np.sin(np.arange(int(rate_hz * seconds)) * 0.1) * 0.5
+    wave = np.sin(np.arange(int(rate_hz * seconds)) * 0.1) * gain
     soundfile.write(file, np.stack([wave, wave * 0.3], axis=1), rate_hz, format="FLAC")
     return file.getvalue()
 
@@ -90,8 +92,11 @@ def kept(served: Served, response: Any) -> Reference:
     assert response.status_code == 200, response.json
     jobs = served.app.extensions["yue"].jobs
     job = jobs._store.recover(response.json["predictions"][0]["job_id"], lambda replica: True)
-    assert job.request.reference
-    return job.request.reference
+    return with_audio(job.request, jobs._store.reference(job.id)).reference
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def as_sung(content: bytes, **span: float) -> np.ndarray:
@@ -138,6 +143,49 @@ def test_the_job_holds_the_part_that_is_sung_to_the_bit(served: Served, address:
     reference = kept(served, ask(served, audio_uri=address, start_seconds=0.5, end_seconds=3))
     assert reference.mix and len(reference.mix) < 2.5 * 16_000 * 4 + 200
     assert np.array_equal(read_reference(reference)[0], as_sung(tone(), start_seconds=0.5, end_seconds=3))
+
+
+def test_of_a_file_that_is_sent_the_job_holds_the_same_part(served: Served) -> None:
+    reference = kept(served, ask(served, audio=base64_of(tone()), start_seconds=0.5, end_seconds=3))
+    assert reference.mix and len(reference.mix) < 2.5 * 16_000 * 4 + 200
+    assert np.array_equal(read_reference(reference)[0], as_sung(tone(), start_seconds=0.5, end_seconds=3))
+
+
+def test_what_only_decoding_shows_is_told_at_once_and_of_its_instance_alone(served: Served) -> None:
+    silence = {"audio": base64_of(tone(gain=0.0))}
+    answer = problem(ask(served, **silence), 400)
+    assert answer["field"] == "reference.audio" and answer["value"] == "silence"
+    one, other = served.predict({**INSTANCE, "reference": silence}, INSTANCE, parameters={"wait_seconds": 0}).json[
+        "predictions"
+    ]
+    assert one["error"]["field"] == "reference.audio" and other["status"] == "queued"
+
+
+def test_what_the_instances_share_is_read_once(served: Served, files: Files) -> None:
+    shared = {"wait_seconds": 0, "reference": {"audio_uri": ADDRESS, "end_seconds": 3}}
+    assert served.predict(*[INSTANCE] * 8, parameters=shared).status_code == 200
+    assert files.asked == [ADDRESS]
+    files.files[ADDRESS] = Refused("it answered 404")
+    assert problem(served.predict(*[INSTANCE] * 8, parameters=shared), 400)
+    assert files.asked == [ADDRESS, ADDRESS]
+
+
+def test_nothing_is_read_for_a_full_queue(files: Files) -> None:
+    served = Served(may_fetch=False, max_queue=1)
+    served.app.extensions["yue"].references = References(["audio.test"], files)
+    assert served.predict(INSTANCE, parameters={"wait_seconds": 0}).status_code == 200
+    assert problem(ask(served, audio_uri=ADDRESS), 429)
+    assert not files.asked
+    close_app(served.app)
+
+
+def test_requests_that_may_not_wait_for_the_decoder_are_told_to_come_again() -> None:
+    served = Served(may_fetch=False)
+    served.app.extensions["yue"].references = References([], most_waiting=0)
+    response = ask(served, audio=base64_of(tone()))
+    assert problem(response, 503)["type"] == "urn:yue:problem:reference-unavailable"
+    assert int(response.headers["Retry-After"]) > 0
+    close_app(served.app)
 
 
 def test_both_tracks_may_have_addresses(served: Served, files: Files) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -263,17 +264,51 @@ def test_a_language_of_another_model_is_warned_of() -> None:
 
 def test_reference_audio_is_read() -> None:
     audio = reference_audio()
-    reference = order(reference={"audio": audio, "end_seconds": 1.5}).request.reference
-    assert reference is not None
+    fields = order(reference={"audio": audio, "end_seconds": 1.5}).reference
+    assert fields is not None
+    reference = fields.as_reference()
     assert reference.mix == base64.b64decode(audio)
     assert (reference.start_seconds, reference.end_seconds) == (0.0, 1.5)
 
 
-def test_reference_audio_may_be_broken_into_lines() -> None:
-    audio = reference_audio()
-    lines = "\n".join(audio[start : start + 76] for start in range(0, len(audio), 76))
-    reference = order(reference={"audio": lines}).request.reference
-    assert reference is not None and reference.mix == base64.b64decode(audio)
+AUDIO = reference_audio(1.99997)  # of a length that takes padding, and with all characters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        AUDIO,
+        "\n".join(AUDIO[start : start + 76] for start in range(0, len(AUDIO), 76)),
+        AUDIO.rstrip("="),
+        AUDIO.replace("+", "-").replace("/", "_"),
+        AUDIO.replace("+", "-").replace("/", "_").rstrip("="),
+        f"data:audio/mpeg;base64,{AUDIO}",
+        f" DATA:audio/wav;codecs=1;Base64,\n{AUDIO}\n",
+        f"data:;base64,{quote(AUDIO)}",
+    ],
+)
+def test_every_spelling_of_base64_is_taken(text: str) -> None:
+    assert AUDIO.endswith("=") and "+" in AUDIO and "/" in AUDIO
+    reference = order(reference={"audio": text}).reference
+    assert reference is not None and reference.as_reference().mix == base64.b64decode(AUDIO)
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "A", "AAAAA", "AA=A", "AAAA,AAAA", "é", "data:audio/mpeg,AAAA", "https://host/a.mp3", "a song.mp3"]
+)
+def test_what_is_no_base64_is_refused_and_the_field_for_addresses_named(text: str) -> None:
+    problem = refused(reference={"audio": text})
+    assert problem["field"] == "reference.audio" and problem["value"] == text
+    assert "base64" in problem["allowed"] and "reference.audio_uri" in problem["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("head", "name"), [(b"\x00\x00\x00\x1cftypM4A \x00\x00\x02\x00", "M4A"), (b"\x1aE\xdf\xa3B\x82\x84webm", "WebM")]
+)
+def test_a_format_that_is_not_read_is_named_with_what_to_do(head: bytes, name: str) -> None:
+    problem = refused(reference={"audio": base64.b64encode(head + bytes(100)).decode()})
+    assert problem["field"] == "reference.audio" and name in problem["value"]
+    assert "convert to WAV, FLAC or MP3" in problem["detail"]
 
 
 @pytest.mark.parametrize(
