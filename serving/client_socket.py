@@ -26,6 +26,11 @@ class Seats:
         self._lock = threading.Lock()
         self._waiting: dict[socket.socket, float] = {}  # since when, as if it had fallen behind in one go
 
+    @property
+    def in_use(self) -> int:
+        """How many are taken."""
+        return len(self._waiting)
+
     @contextmanager
     def taken(self, sock: socket.socket, behind_seconds: float) -> Iterator[None]:
         """A seat for one that is so far behind; where none is free, the one that is furthest behind is closed."""

@@ -39,7 +39,7 @@ from serving.descriptors import allow_most_files, most_connections, most_files
 SLOW_CONNECTIONS = 64
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
-REST_SECONDS = 0.1
+IDLE_SECONDS = 0.1  # after which a connection may have to make way for another
 # In one round of the main loop. Python's threads take turns: the more of them run, the longer a round takes, and with
 # it the time until a new connection is heard of.
 MOST_ACCEPTED = 64
@@ -104,10 +104,15 @@ class Connection(gthread.TConn):
         finally:
             self.sock.settimeout(before)
 
+    def set_timeout(self) -> None:
+        """It is kept for another request."""
+        super().set_timeout()
+        self.idle_since = time.monotonic()
+
     def begin_to_linger(self) -> None:
         """The answer is sent: say that no more follows. Raises OSError where the client is gone."""
         self.sock.shutdown(socket.SHUT_WR)
-        now = time.monotonic()
+        self.idle_since = now = time.monotonic()
         self.timeout, self.linger_until = now + LINGER_PAUSE_SECONDS, now + LINGER_SECONDS
         self.left_bytes, self.has_sent = LINGER_BYTES, False
 
@@ -165,7 +170,7 @@ class Worker(gthread.ThreadWorker):
     def accept(self, listener: socket.socket) -> None:
         """Take the new connections, and wait in the main loop until something comes from them."""
         for _ in range(MOST_ACCEPTED):
-            if not self._accept_one(listener):
+            if self._is_full() or not self._accept_one(listener):
                 return
 
     def _accept_one(self, listener: socket.socket) -> bool:
@@ -176,20 +181,23 @@ class Worker(gthread.ThreadWorker):
             if error.errno in NO_FILES_LEFT:  # gunicorn would end, and every song with it
                 self.log.error("a connection could not be taken: %s", error)
                 if not self._drop_an_idle_one():
-                    time.sleep(REST_SECONDS)
+                    time.sleep(IDLE_SECONDS)
             elif error.errno not in NOBODY_CAME:
                 raise
             return False
         sock = PatientSocket(client, self._seats, self.network_seconds)
         self.nr_conns += 1
         self._await_head(Connection(self.cfg, sock, address, listener.getsockname()))
-        if self.nr_conns >= self.worker_connections:
-            self._drop_an_idle_one()
         return True
+
+    def _is_full(self) -> bool:
+        """Whether there is no room for another connection, though one that is idle makes way."""
+        return self.nr_conns >= self.worker_connections and not self._drop_an_idle_one()
 
     def _await_head(self, conn: Any) -> None:
         """Have it wait for the rest of a request's head, which may take so long as a thread would wait."""
-        conn.timeout = time.monotonic() + self.network_seconds
+        conn.idle_since = time.monotonic()
+        conn.timeout = conn.idle_since + self.network_seconds
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
@@ -213,6 +221,9 @@ class Worker(gthread.ThreadWorker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One round of the main loop: what came, and then the next few of those who stand in line."""
+        if self.nr_conns >= self.worker_connections:  # nobody is accepted in this round
+            self._drop_an_idle_one()
+            timeout = min(timeout, IDLE_SECONDS)
         super().wait_for_and_dispatch_events(0 if self._line else timeout)
         for _ in range(min(MOST_BEGUN, len(self._line))):
             self._submit(self.tpool, self._line.popleft())
@@ -297,10 +308,12 @@ class Worker(gthread.ThreadWorker):
 
     def _drop_an_idle_one(self) -> bool:
         """Close the connection that is idle for longest, of those first that never asked or were answered for good."""
-        idle = max(self.pending_conns, self.lingering_conns, key=len) or self.keepalived_conns
-        if idle:
-            self._drop(idle[0], idle)
-        return bool(idle)
+        unwanted = sorted((self.pending_conns, self.lingering_conns), key=len, reverse=True)
+        for idle in (*unwanted, self.keepalived_conns):
+            if idle and time.monotonic() - idle[0].idle_since >= IDLE_SECONDS:
+                self._drop(idle[0], idle)
+                return True
+        return False
 
     def _drop(self, conn: Any, idle: deque[Any]) -> None:
         """Close a connection that no thread has."""

@@ -20,6 +20,7 @@ from inference import catalog
 from inference.download import cache_folder
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
+from serving.descriptors import most_connections
 from storage import is_address
 
 STARTUP = "startup"
@@ -273,7 +274,7 @@ class Settings(BaseSettings):
     @property
     def max_waiters(self) -> int:
         """How many requests may wait for a song at once."""
-        return self.threads - RESERVED_THREADS
+        return min(self.threads - RESERVED_THREADS, most_connections() // 2)
 
 
 class InvalidSettings(ValueError):

@@ -32,7 +32,7 @@ OWN_SETTINGS = ("YUE_", "AIP_", "HF_", "GOOGLE_CLOUD_PROJECT")
 class RealServer:
     """gunicorn on a free port, with the project's own configuration, and its own app or another. A context manager."""
 
-    def __init__(self, settings: Mapping[str, str], app: str | None = None) -> None:
+    def __init__(self, settings: Mapping[str, str], app: str | None = None, files: int | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -40,7 +40,9 @@ class RealServer:
         self.url = f"http://127.0.0.1:{port}"
         self.key = ""  # that is sent with every request
         self.port = port
-        self._app = [app] if app else []
+        command = [sys.executable, "-m", "gunicorn", *([app] if app else [])]
+        # As many files as may be open at once; the shell makes way for the server.
+        self._command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command] if files else command
         self._data = tempfile.TemporaryDirectory()
         here = {"PORT": str(port), "PYTHONUNBUFFERED": "1", "YUE_DATA": self._data.name}
         self._environment = {**foreign, **here, **settings}
@@ -49,7 +51,7 @@ class RealServer:
     def __enter__(self) -> RealServer:
         self._log: IO[bytes] = tempfile.TemporaryFile("a+b")  # appending: reading must not move its end
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *self._app],
+            self._command,
             cwd=PROJECT,
             env=self._environment,
             stdout=self._log,
