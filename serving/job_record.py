@@ -113,8 +113,9 @@ def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
     """The request whose reference has these files; none while it waits, as the store has them."""
     if not request.reference:
         return request
-    audio: dict[str, bytes | None] = {part: parts.get(part) for part in REFERENCE_PARTS}
-    return replace(request, reference=replace(request.reference, **audio))
+    mix, vocal, instrumental = map(parts.get, REFERENCE_PARTS)
+    reference = replace(request.reference, mix=mix, vocal=vocal, instrumental=instrumental)
+    return replace(request, reference=reference)
 
 
 def reference_parts(request: SongRequest) -> dict[str, bytes]:
