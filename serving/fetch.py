@@ -8,6 +8,7 @@ name another machine by the time it is used. TLS then proves that the machine ha
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import socket
 import ssl
@@ -170,14 +171,14 @@ class Fetcher:
             raise Refused(f"it answered {response.status}")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise Refused(f"it answered in the encoding {response.headers['Content-Encoding']}")
-        content = bytearray()
+        content = io.BytesIO()
         while chunk := response.read(CHUNK_BYTES):
-            content += chunk
-            if len(content) > self.limit_bytes:
+            content.write(chunk)
+            if content.tell() > self.limit_bytes:
                 raise Refused(f"more than {self.limit_bytes} bytes")
         if response.length:
             raise Unreachable(f"it broke off {response.length} bytes before its end")
-        return bytes(content)
+        return content.getvalue()  # which copies nothing
 
     def _connected(self, host: str, port: int, ends_at: float) -> ssl.SSLSocket:
         """A connection to an address that was checked, with a machine that has proved to be `host`."""

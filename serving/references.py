@@ -5,6 +5,7 @@ It knows nothing of routes, and fetches nothing that its settings do not name.
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 import time
@@ -55,22 +56,25 @@ class References:
 
     def read(self, wanted: ReferenceFields, trace: Mapping[str, str]) -> Reference:
         """The reference, decoded and cut to its span. Raises InvalidField and Problem."""
-        found = self._fetched(wanted.addresses(), trace) if wanted.addresses() else {}
+        places = wanted.addresses()
+        if not places:
+            return self._decoded(wanted, {})
+        with _seat(self._fetching, f"{MOST_FETCHES} requests read reference audio from addresses already"):
+            with ThreadPoolExecutor(len(places)) as readers:
+                read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
+                found = dict(zip(places, read, strict=True))
+            return self._decoded(wanted, found)  # as long as that waits, it holds megabytes
+
+    def _decoded(self, wanted: ReferenceFields, found: Mapping[str, bytes]) -> Reference:
+        """The reference, cut to its span; `found` is what lay at its addresses."""
         with _seat(self._waiting, "as many requests as may wait for their reference audio to be decoded"):
-            decoding = self._decoders.submit(cut_reference, wanted.as_reference(found))
+            decoding = self._decoders.submit(lambda: cut_reference(wanted.as_reference(found)))
             try:
                 return decoding.result(LONGEST_DECODING_SECONDS)
             except TimeoutError as error:
                 decoding.cancel()
-                detail = f"it was not decoded within {LONGEST_DECODING_SECONDS:g} s, as others were; try again later"
+                detail = f"reference audio waited {LONGEST_DECODING_SECONDS:g} s to be decoded; try again later"
                 raise unavailable("reference-unavailable", detail) from error
-
-    def _fetched(self, places: Mapping[str, str], trace: Mapping[str, str]) -> dict[str, bytes]:
-        """What lies at the addresses, by the names of their fields."""
-        busy = f"{MOST_FETCHES} requests read reference audio from addresses already"
-        with _seat(self._fetching, busy), ThreadPoolExecutor(len(places)) as readers:
-            read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
-            return dict(zip(places, read, strict=True))
 
     def _one(self, field: str, place: str, trace: Mapping[str, str]) -> bytes:
         if not (self._hosts or self._buckets):
@@ -91,11 +95,11 @@ class References:
             raise Refused("it is not in a bucket or folder of YUE_REFERENCE_HOSTS")
         bucket, _, path = place.removeprefix(BUCKET).partition("/")
         ends_at = time.monotonic() + LONGEST_FETCH_SECONDS
-        content = bytearray()
+        content = io.BytesIO()
         try:
             for chunk in self._open_bucket(BUCKET + bucket).stream(path):
-                content += chunk
-                if len(content) > LARGEST_FILE_BYTES:
+                content.write(chunk)
+                if content.tell() > LARGEST_FILE_BYTES:
                     raise Refused(f"more than {LARGEST_FILE_BYTES} bytes")
                 if time.monotonic() > ends_at:
                     raise Unreachable(f"the bucket took longer than {LONGEST_FETCH_SECONDS:g} s")
@@ -103,7 +107,7 @@ class References:
             if error.kind == "unavailable":
                 raise Unreachable(f"{BUCKET}{bucket} does not answer") from error
             raise Refused(f"the file is {error.kind}") from error
-        return bytes(content)
+        return content.getvalue()  # which copies nothing
 
 
 class SharedReferences:
