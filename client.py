@@ -157,7 +157,11 @@ def cancel(server: Server, arguments: argparse.Namespace, progress: Progress) ->
 def delete(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """have the server forget a finished job and its song; one that is not finished is cancelled"""
     job = server.predict({"job_id": arguments.job_id, "operation": "delete"})
-    done = "deleted" if job.get("deleted") else f"{job['status']}, not finished before, so not deleted"
+    done = (
+        "deleted"
+        if job.get("deleted")
+        else f"{job['status']}; it was not finished, so it is cancelled: delete it again"
+    )
     return job, f"job {arguments.job_id}: {done}"
 
 

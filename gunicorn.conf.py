@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inference import hub_settings
-from serving import logs
+from serving import listening, logs
 from serving.connections import SLOW_CONNECTIONS
 from serving.settings import InvalidSettings, read_settings, unknown_variables
 
@@ -20,6 +21,11 @@ try:
     _settings = read_settings()
 except InvalidSettings as error:
     raise SystemExit(str(error)) from None
+_HAS_OPTIONS = any(word.startswith("-") for word in (*sys.argv[1:], *os.environ.get("GUNICORN_CMD_ARGS", "").split()))
+_IS_GIVEN_SOCKETS = "LISTEN_FDS" in os.environ or "GUNICORN_FD" in os.environ
+# With options of its own it may listen elsewhere, or not at all.
+if not _HAS_OPTIONS and not _IS_GIVEN_SOCKETS and (_hindrance := listening.hindrance(_settings)):
+    raise SystemExit(_hindrance)
 
 _SHARED_MEMORY = Path("/dev/shm")
 _GRACE_SECONDS = 10
@@ -45,7 +51,7 @@ logconfig_dict = logs.config(_settings)
 def on_starting(server: Any) -> None:
     """Before the worker is forked, so that it holds for both."""
     logs.catch_all()
-    for line in unknown_variables(os.environ):
+    for line in filter(None, (*unknown_variables(os.environ), listening.exposure(_settings))):
         logging.getLogger("serving.settings").warning("%s", line)
     for line in hub_settings.mistakes(os.environ) if _settings.needs_hub else ():
         logging.getLogger("serving.settings").warning("%s", line)  # no more: the weights may be here already

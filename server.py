@@ -270,7 +270,8 @@ class Services:
         best = accept.preferred(request.accept_mimetypes, formats)
         if best is None:
             offered = accept.offered(formats)
-            detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}"
+            alone = "" if len(wanted) == 1 else " (audio for a request with one song)"
+            detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}{alone}"
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
         return best != accept.JSON
 

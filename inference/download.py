@@ -22,6 +22,7 @@ from typing import IO, Any
 from inference import catalog, child_log, gpu, hub_settings, tiny, weights
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
+from inference.terminal import Terminal
 from inference.transfer import Emit, Patience, Source
 
 log = logging.getLogger(__name__)
@@ -145,18 +146,25 @@ def cache_folder() -> Path:
 
 
 def main(arguments: list[str], output: IO[str]) -> int:
-    """The child's side: fetch, and write one JSON object a line to `output`. Returns the exit code."""
+    """The child's side: fetch, and write one JSON object a line to `output`, or a bar to a terminal.
+
+    Returns the exit code.
+    """
     options = _parser().parse_args(arguments)
     if options.end_with_stdin:
         child_log.write_lines()
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     lock = threading.Lock()  # several files come at once
+    terminal = Terminal(output) if output.isatty() else None
 
     def emit(event: str, **fields: object) -> None:
         with lock:
-            output.write(json.dumps({"event": event, **fields}) + "\n")
-            output.flush()
+            if terminal:
+                terminal.emit(event, **fields)
+            else:
+                output.write(json.dumps({"event": event, **fields}) + "\n")
+                output.flush()
 
     patience = Patience() if options.first_wait_seconds is None else Patience(first_s=options.first_wait_seconds)
     try:

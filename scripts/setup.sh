@@ -13,11 +13,34 @@ prepare_environment() {
   if [[ -n ${YUE_VENV:-} ]]; then
     python=$YUE_VENV/bin/python
     "$python" -c '' 2>/dev/null || fail "YUE_VENV: got '$YUE_VENV'; allowed: a virtual environment (no $python that runs)"
+    check_installed "$requirements"
     return
   fi
   python=.venv/bin/python
   make_environment
   install_requirements "$requirements"
+}
+
+# check_installed FILE: that nothing is missing of what the requirements FILE names.
+check_installed() {
+  local missing
+  missing=$("$python" -c '
+import importlib.metadata, re, sys
+
+def names(path):
+    for line in open(path):
+        if line.startswith("-r "):
+            yield from names(line[3:].strip())
+        elif name := re.match(r"[\w.-]+", line):
+            yield name[0]
+
+def is_missing(name):
+    return not any(importlib.metadata.distributions(name=name))
+
+missing = list(filter(is_missing, names(sys.argv[1])))
+print(", ".join(missing))
+sys.exit(bool(missing))
+' "$1") || fail "YUE_VENV: $YUE_VENV lacks $missing; install what is missing: $python -m pip install -r $1"
 }
 
 # Makes .venv, anew where it is broken or was left half-made: the marker stands from the first step to the last.

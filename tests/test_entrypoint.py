@@ -7,13 +7,16 @@ import http.client
 import io
 import json
 import os
+import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,33 @@ def test_downloading_an_unknown_model_fails_and_names_those_that_there_are(envir
     assert done.returncode == 1
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["event"] == "error" and "opera" in last["message"] and "en-cot" in last["message"]
+
+
+def test_a_download_on_a_terminal_is_told_in_words(environment: dict[str, str], hub: HubServer) -> None:
+    home = Path(environment["XDG_CACHE_HOME"])
+    settings = environment | {"YUE_MODEL": "en-cot", **hub.environment(home)}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([ENTRYPOINT, "download"], env=settings, stdout=theirs, stderr=theirs) as downloading:
+        os.close(theirs)
+        shown = ""
+        with suppress(OSError):  # where the other end is closed
+            while block := os.read(ours, 65_536):
+                shown += block.decode()
+    os.close(ours)
+    assert downloading.returncode == 0, shown
+    assert "100%" in shown and "GB" in shown and "{" not in shown
+    assert shown.splitlines()[-1] == "The weights of en-cot are here, and proven."
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(environment: dict[str, str]) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        done = entrypoint(environment | {"PORT": str(port)})
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} cannot be listened at (Address already in use)" in line and "set PORT" in line
 
 
 # -- the real server, deployed

@@ -184,6 +184,11 @@ def test_a_setting_that_leads_to_no_hub_is_told_at_the_start(start: Start, model
     assert ("HF_ENDPOINT: got 'hf-mirror.invalid'; allowed: " in log) == warned
 
 
+def test_a_server_that_anybody_may_use_says_so(start: Start) -> None:
+    (line,) = (line for line in start(YUE_HOST="0.0.0.0").log().splitlines() if "whoever reaches" in line)
+    assert '"WARNING"' in line and "YUE_HOST=0.0.0.0 without YUE_API_KEY" in line
+
+
 def test_a_place_for_jobs_that_cannot_be_made_ends_it_with_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with RealServer({"YUE_DATA": str(tmp_path / "file" / "jobs")}) as server:

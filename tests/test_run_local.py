@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def test_a_yue_venv_without_python_is_named(environment: dict[str, str], tmp_pat
     done = run_local(environment | {"YUE_VENV": str(tmp_path / "none")}, "--once")
     assert done.returncode == 1
     assert f"YUE_VENV: got '{tmp_path / 'none'}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "tool"),
+    [("run_local.sh", "requirements.txt", "gunicorn"), ("run_tests.sh", "requirements-dev.txt", "ruff")],
+)
+def test_an_environment_that_lacks_the_tools_is_told_in_one_line(
+    environment: dict[str, str], tmp_path: Path, script: str, file: str, tool: str
+) -> None:
+    venv.create(tmp_path / "bare")
+    bare = environment | {"YUE_VENV": str(tmp_path / "bare")}
+    done = subprocess.run([str(ROOT / script)], env=bare, capture_output=True, text=True, timeout=PATIENCE_S)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and tool in line and f"{tmp_path}/bare/bin/python -m pip install -r {file}" in line
 
 
 def test_a_first_song_is_sung_and_the_server_stopped(played: dict[str, str], tmp_path: Path, temporary: Path) -> None:

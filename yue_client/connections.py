@@ -103,7 +103,7 @@ def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return "SSL_CERT_FILE names a file with the certificates to trust"
     if isinstance(reason, ssl.SSLError) and reason.reason in NO_TLS:
-        return f"a server without TLS is reached by http: --url http://{parts.netloc}"
+        return f"a server without TLS is reached by {_plain(parts)}"
     if isinstance(reason, ConnectionRefusedError):
         port = "" if parts.port else f"; this address has no port, as in {DEFAULT_SERVER}"
         return f"is the server running? Start it with ./run_local.sh; {ELSEWHERE}{port}"
@@ -112,8 +112,15 @@ def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
     if isinstance(reason, ConnectionResetError | http.client.BadStatusLine):
         return f"it speaks TLS: --url https://{parts.netloc}" if parts.scheme == "http" and _speaks_tls(parts) else ""
     if isinstance(reason, OSError) and reason.errno in NO_WAY:
-        return f"is the machine reachable from here, and the port right? {ELSEWHERE.capitalize()}"
+        tls = (
+            f"; a server without TLS is reached by http: --url http://{parts.netloc}" if parts.scheme == "https" else ""
+        )
+        return f"is the machine reachable from here, and the port right? {ELSEWHERE}{tls}"
     return ""
+
+
+def _plain(parts: urllib.parse.SplitResult) -> str:
+    return f"http: --url http://{parts.netloc}"
 
 
 def _speaks_tls(parts: urllib.parse.SplitResult) -> bool:

@@ -5,13 +5,14 @@ It does not know how weights are fetched.
 
 from __future__ import annotations
 
+import re
 import sys
 
 from yue_client.errors import ClientError, Json, Refused, Unauthorized
 from yue_client.progress import Progress
 from yue_client.transport import Server
 
-TINY = "tiny"  # needs no GPU, and nothing is fetched for it
+REAL_WEIGHTS = re.compile(r"[a-z-]+-(cot|icl)|.+/.+")  # what `tiny`, which needs no GPU, and a misspelt name are not
 BEGUN = ("downloading", "loading", "ready")
 WITHOUT_GPU = (
     "some 16 GB are fetched if they are not there, but the server has no GPU: on a CPU, 30 s of music take about 1 "
@@ -26,7 +27,7 @@ def confirm_download(server: Server, model: str | None, yes: bool, progress: Pro
     except (Refused, Unauthorized):
         return  # not everybody is told; the download itself may be allowed
     name = model or str(state.get("model"))
-    if state.get("gpu", True) or name == TINY or _has_begun(state, name):
+    if state.get("gpu", True) or not REAL_WEIGHTS.fullmatch(name) or _has_begun(state, name):
         return
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         progress.say(f"warning: {name}: {WITHOUT_GPU}")

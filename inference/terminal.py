@@ -1,0 +1,63 @@
+"""Shows a person at a terminal how far a download is: one line that is written over, and a line for all else.
+
+It does not know how files are fetched; it is told the events that a program would be told as JSON.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import IO, Any
+
+BAR_WIDTH = 30
+GIGABYTE, MEGABYTE = 1e9, 1e6
+CLEAR_REST = "\033[K"
+
+
+class Terminal:
+    """What is shown of a download."""
+
+    def __init__(self, output: IO[str]) -> None:
+        self._output = output
+        self._in_bar = False  # whether the cursor stands behind a line that is written over
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Show what happened."""
+        match event:
+            case "progress":
+                self._write_over(progress_words(**fields))
+            case "proving":
+                self._write_over(f"proving {fields['repository']}/{fields['file']}")
+            case "waiting" if fields["seconds"] is None:
+                self._say(f"waiting: {fields['reason']}")
+            case "waiting":
+                self._say(f"{fields['reason']}; again in {fields['seconds']:.0f} s")
+            case "done":
+                self._say(f"The weights of {fields['files']['model']} are here, and proven.")
+            case "error":
+                self._say(f"The download failed: {fields['message']}")
+
+    def _write_over(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        self._output.write(f"\r{line[:width]}{CLEAR_REST}")
+        self._output.flush()
+        self._in_bar = True
+
+    def _say(self, line: str) -> None:
+        self._output.write(("\n" if self._in_bar else "") + line + "\n")
+        self._output.flush()
+        self._in_bar = False
+
+
+def progress_words(
+    overall_done: int, overall_total: int, bytes_per_second: float, seconds_left: float | None, **_: object
+) -> str:
+    """A bar, and how much, how fast and how long."""
+    share = overall_done / overall_total if overall_total else 1.0
+    bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, "-")
+    words = [f"{overall_done / GIGABYTE:.2f} of {overall_total / GIGABYTE:.2f} GB"]
+    if bytes_per_second:
+        words.append(f"{bytes_per_second / MEGABYTE:.1f} MB/s")
+    if seconds_left is not None:
+        minutes, seconds = divmod(round(seconds_left), 60)
+        words.append(f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left")
+    return f"[{bar}] {share:4.0%} " + ", ".join(words)
