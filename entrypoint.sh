@@ -74,7 +74,7 @@ download() {
   [[ -z $weights ]] || arguments+=(--local "$weights")
   check_python obstore
   trap stop INT TERM
-  python3 -m inference.download "${arguments[@]}" &
+  python3 -m inference.weights.download "${arguments[@]}" &
   [[ -z $stopped ]] || stop
   wait $! || code=$?
   if [[ -n $stopped ]]; then

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inference import hub_settings
-from serving import listening, logs
-from serving.connections import SLOW_CONNECTIONS
+from inference.weights import hub_settings
+from serving.gunicorn import listening
+from serving.observability import logs
+from serving.gunicorn.worker import SLOW_CONNECTIONS
 from serving.settings import InvalidSettings, read_settings, unknown_variables
 
 try:
@@ -36,7 +37,7 @@ bind = _settings.bind
 workers = 1
 max_requests = 0
 preload_app = False
-worker_class = "serving.graceful.GracefulWorker"
+worker_class = "serving.gunicorn.draining.GracefulWorker"
 threads = _settings.threads + SLOW_CONNECTIONS
 worker_connections = 4_096  # open at once, idle ones included, if so many files may be open
 timeout = 0  # a song is longer than any sensible limit; the engine is watched elsewhere
@@ -59,12 +60,14 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker how patient it is, whom it answers first, and how it refuses."""
-    from serving import guard, memory, refusals  # which the master can do without
+    from serving.http import access
+    from serving.gunicorn import memory
+    from serving.gunicorn import refusals# which the master can do without
 
     memory.return_large_blocks()
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal
-    worker.is_trusted = partial(guard.is_trusted, _settings)
+    worker.is_trusted = partial(access.is_trusted, _settings)
     worker.urgent_paths = tuple({"/health", "/livez", "/readyz", _settings.health_route or "/health"})
 
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.errors import DownloadError, EngineCrashed, EngineError, ModelBusy, ServerStopping
-from model_states import (
+from serving.models.states import (
     ERROR,
     LOADING,
     NOT_LOADED,

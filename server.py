@@ -1,6 +1,6 @@
 """The HTTP routes: JSON in, songs out.
 
-It knows nothing of how songs are made or models are loaded: `serving/jobs.py` and `model_manager.py` do.
+It knows nothing of how songs are made or models are loaded: `serving/jobs/service.py` and `model_manager.py` do.
 """
 
 from __future__ import annotations
@@ -18,27 +18,34 @@ from flask.typing import ResponseReturnValue
 
 from inference import catalog, gpu
 from inference.catalog import Model
-from inference.download import DownloadProcess, cache_folder
+from inference.weights.download import DownloadProcess, cache_folder
 from inference.errors import StorageError
 from inference.song import MIME_TYPES, SongRequest
-from inference.worker import EngineSeries
+from inference.process.engine_process import EngineSeries
 from model_manager import ModelManager
-from model_states import ERROR, NOT_LOADED, READY, Fetch
-from serving import accept, events, guard, openapi, schemas, telemetry, tracks, views
-from serving.answers import Answers, Outcome, Pending
-from serving.job import Job
-from serving.job_query import read_query
-from serving.job_store import JobStore
-from serving.jobs import Jobs
-from serving.json_body import read_json
-from serving.keeper import Keep
-from serving.open_views import OpenViews
-from serving.orders import Order, read_order
-from serving.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
-from serving.references import References, SharedReferences
-from serving.schemas import Download, JobOperation, ModelsOperation
+from serving.models.states import ERROR, NOT_LOADED, READY, Fetch
+from serving.http import accept
+from serving.http import events
+from serving.http import access
+from serving.http import openapi
+from serving.http import request_models
+from serving.observability import requests
+from serving.http import audio_files
+from serving.http import job_views
+from serving.http.predictions import Answers, Outcome, Pending
+from serving.jobs.job import Job
+from serving.http.job_query import read_query
+from serving.jobs.store import JobStore
+from serving.jobs.service import Jobs
+from serving.http.json_body import read_json
+from serving.jobs.maintenance import Keep
+from serving.http.open_views import OpenViews
+from serving.http.song_instances import Order, read_order
+from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
+from serving.http.references import References, SharedReferences
+from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.settings import STARTUP, Settings, read_settings
-from serving.waiting import PEEK_SECONDS, Seats, is_gone
+from serving.http.wait_slots import PEEK_SECONDS, Seats, is_gone
 from storage import Storage, is_bucket
 
 log = logging.getLogger(__name__)
@@ -46,7 +53,7 @@ log = logging.getLogger(__name__)
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
 AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-STOPPABLE = "stoppable"  # where `serving/graceful.py` looks for them
+STOPPABLE = "stoppable"  # where `serving/gunicorn/draining.py` looks for them
 
 
 GUNICORN_HALT = 3  # the exit code of a worker that cannot work: gunicorn ends itself with it
@@ -86,9 +93,9 @@ def create_app(
     app.extensions[SERVICES] = app.extensions[STOPPABLE] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
     pages = openapi.install(app, settings.max_instances)
-    telemetry.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.seats.free)
+    requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.seats.free)
     opened = services.opened
-    guard.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
+    access.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
     app.register_error_handler(Exception, _problem_response)
     if looks_after:
         jobs.start()  # only now, so that what its first round ends is counted
@@ -172,7 +179,7 @@ class Services:
 
     def download_models(self) -> tuple[Response, int]:
         """Get a model ready."""
-        body, done = self._download(schemas.read(Download, read_json(empty={})), time.monotonic())
+        body, done = self._download(request_models.read(Download, read_json(empty={})), time.monotonic())
         return jsonify(body), 200 if done else 202
 
     def cancel_download(self) -> Response:
@@ -192,10 +199,10 @@ class Services:
 
         The body, which may be megabytes, is let go of before that.
         """
-        instances, parameters = schemas.read_body(read_json(), self.settings.max_instances)
+        instances, parameters = request_models.read_body(read_json(), self.settings.max_instances)
         if len(instances) == 1:
             parameters = self._with_format(parameters)
-        keys = schemas.read_keys(request.headers.get("Idempotency-Key"), len(instances))
+        keys = request_models.read_keys(request.headers.get("Idempotency-Key"), len(instances))
         company = instances if keys[0] and len(instances) > 1 else None
         wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
         as_audio = self._wants_audio(wanted)
@@ -209,9 +216,9 @@ class Services:
 
     def list_jobs(self) -> Response:
         """All jobs, page by page: those that are not finished, then the others, each the newest first."""
-        guard.check_admin(self.settings)
+        access.check_admin(self.settings)
         page, outlooks = self.jobs.page(read_query(request.args)), self.jobs.outlooks()
-        jobs = [views.shortened(views.job_view(job, outlooks.get(job.id))) for job in page.jobs]
+        jobs = [job_views.shortened(job_views.job_view(job, outlooks.get(job.id))) for job in page.jobs]
         return jsonify(jobs=jobs, next=page.following)
 
     def show_job(self, job_id: str) -> Response:
@@ -240,14 +247,14 @@ class Services:
 
     def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a finished song, or the range of it that was asked for."""
-        return tracks.named_track(self.jobs.get(job_id), track, audio_format)
+        return audio_files.named_track(self.jobs.get(job_id), track, audio_format)
 
     def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
-            if schemas.is_job_operation(instance):
-                return schemas.read(JobOperation, instance)
-            if schemas.is_models_operation(instance):
-                return schemas.read(ModelsOperation, instance)
+            if request_models.is_job_operation(instance):
+                return request_models.read(JobOperation, instance)
+            if request_models.is_models_operation(instance):
+                return request_models.read(ModelsOperation, instance)
             return read_order(instance, parameters, self.manager.model, key, company)
         except Exception as error:
             return problem_of(error)
@@ -289,9 +296,9 @@ class Services:
                     return self.answers.job_view(self.jobs.cancel(wanted.job_id))
                 case JobOperation(operation="delete"):
                     return self._delete(wanted.job_id)
-                case ModelsOperation(operation=schemas.MODELS_STATUS):
+                case ModelsOperation(operation=request_models.MODELS_STATUS):
                     return self.manager.status()
-                case ModelsOperation(operation=schemas.CANCEL_DOWNLOAD):
+                case ModelsOperation(operation=request_models.CANCEL_DOWNLOAD):
                     return self._cancel_download()
                 case ModelsOperation():
                     return self._download(wanted, began)[0]
@@ -353,7 +360,7 @@ class Services:
         """The answer to a download that was asked for at `began`, and whether the model is ready."""
         as_a_song = self._is_set_up(wanted)  # which would load it too
         if not as_a_song:
-            guard.check_admin(self.settings)
+            access.check_admin(self.settings)
         at_once = self.settings.may_administer
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force, at_once)
         if wanted.wait and not outcome.done():
@@ -379,7 +386,7 @@ class Services:
         return not named or catalog.find(model.name, wanted.revision) == model
 
     def _cancel_download(self) -> dict[str, object]:
-        guard.check_admin(self.settings)
+        access.check_admin(self.settings)
         model = self.manager.cancel()
         status = "cancelled" if model else "nothing_to_cancel"
         message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"

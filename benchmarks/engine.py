@@ -28,18 +28,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
-from inference import tiny_text, tiny_weights, vocoder
-from inference.codec import Codec
-from inference.engine import Engine, Limits, measured_limits
+from inference.tiny import tokenizer
+from inference.tiny import checkpoints
+from inference.models import vocoder
+from inference.models.codec import Codec
+from inference.engine.scheduler import Engine, Limits, measured_limits
 from inference.errors import YueError
-from inference.llama import BLOCK_TOKENS, Llama
-from inference.pipeline import DECODERS, Pipeline, resolve, set_up
-from inference.replay import Recorder
+from inference.models.llama import BLOCK_TOKENS, Llama
+from inference.engine.pipeline import DECODERS, Pipeline, resolve, set_up
+from inference.engine.cuda_graphs import Recorder
 from inference.song import Progress, Song, SongRequest
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
 
-VOCABULARY = tiny_weights.MODEL_VOCABULARY_SIZE
+VOCABULARY = checkpoints.MODEL_VOCABULARY_SIZE
 COPIED_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 COPIES = 5
 LYRICS = "[verse]\nThe kettle hums, the window glows\nA slow train over the hill\n"
@@ -178,8 +180,8 @@ def main() -> None:
 
 def fabricated(size: Size, device: torch.device, dtype: torch.dtype, folder: Path) -> Pipeline:
     """Networks of that size with made-up weights, on the device."""
-    tiny_weights.write_codec(folder, size.codec, size.vocos)
-    (folder / "tokenizer.model").write_bytes(tiny_text.tokenizer_model())
+    checkpoints.write_codec(folder, size.codec, size.vocos)
+    (folder / "tokenizer.model").write_bytes(tokenizer.tokenizer_model())
     return Pipeline(
         "fabricated",
         Tokenizer(folder / "tokenizer.model"),

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import date
 
-from tests.real_server import RealServer
+from tests.support.real_server import RealServer
 
 KEY = "a-key-that-is-long-enough"
 PROBE_SECONDS = 0.05  # between an answer and the next request
@@ -62,7 +62,7 @@ def main() -> None:
 
 def row(name: str, flood: Callable[..., None], *arguments: object) -> str:
     """One server, one flood, and what those with the key saw of it."""
-    with RealServer({"YUE_API_KEY": KEY}, "tests.light_engine:light_app()") as server:
+    with RealServer({"YUE_API_KEY": KEY}, "tests.support.light_engine:light_app()") as server:
         server.key = KEY
         server.wait_until_answered()
         milliseconds: list[float] = []

@@ -24,11 +24,11 @@ from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
-from inference import tiny
-from serving.connections import SLOW_CONNECTIONS
+from inference.tiny import model_files
+from serving.gunicorn.worker import SLOW_CONNECTIONS
 from serving.settings import RESERVED_THREADS
-from tests.hub_server import serve_tiny
-from tests.real_server import RealServer, until
+from tests.support.hub_server import serve_tiny
+from tests.support.real_server import RealServer, until
 
 PROBES_PER_SECOND = 20
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la\n\n[chorus]\nla", "max_new_tokens": 1_500}
@@ -138,7 +138,7 @@ def main() -> None:
 
 def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
     """Phase -> milliseconds of each answer, from a server's first answer to its last."""
-    files = tiny.ensure(folder / "tiny")
+    files = model_files.ensure(folder / "tiny")
     with serve_tiny(files) as hub:
         hub.fault("/resolve/", times=None, method="GET", effect="slow")
         settings = {**hub.environment(folder), "XDG_CACHE_HOME": str(folder / "cache"), "YUE_MODEL": "en-cot"}

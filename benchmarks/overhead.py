@@ -22,9 +22,9 @@ from typing import Any
 
 from flask import Flask, Response, jsonify, request
 
-from tests.real_server import RealServer, until
+from tests.support.real_server import RealServer, until
 
-LIGHT_APP = "tests.light_engine:light_app()"
+LIGHT_APP = "tests.support.light_engine:light_app()"
 BARE_APP = "benchmarks.overhead:bare_app()"
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la", "wait_seconds": 0}
 TOGETHER = 50  # requests to one server before the other has its turn

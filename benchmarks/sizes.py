@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from transformers import LlamaConfig
 
-from inference import tiny_weights
-from inference.tiny_layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
+from inference.tiny import checkpoints
+from inference.tiny.layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
 
 SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
 
@@ -31,7 +31,7 @@ class Size:
 
 def _config(width: int, feed_forward: int, layers: int, heads: int, kv_heads: int, context: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=tiny_weights.MODEL_VOCABULARY_SIZE,
+        vocab_size=checkpoints.MODEL_VOCABULARY_SIZE,
         hidden_size=width,
         intermediate_size=feed_forward,
         num_hidden_layers=layers,
@@ -47,8 +47,8 @@ SIZES = {
     "tiny": Size(
         _config(64, 128, 2, 4, 2, 16_384),
         _config(48, 96, 2, 3, 3, 8_192),
-        tiny_weights.CODEC_WIDTHS,
-        tiny_weights.VOCOS_WIDTHS,
+        checkpoints.CODEC_WIDTHS,
+        checkpoints.VOCOS_WIDTHS,
         seconds=6.0,
         songs=(1, 2, 4, 8),
         published_tokens=60,
@@ -57,8 +57,8 @@ SIZES = {
     "small": Size(
         _config(256, 704, 6, 8, 2, 16_384),
         _config(128, 352, 6, 8, 8, 8_192),
-        tiny_weights.CODEC_WIDTHS,
-        tiny_weights.VOCOS_WIDTHS,
+        checkpoints.CODEC_WIDTHS,
+        checkpoints.VOCOS_WIDTHS,
         seconds=6.0,
         songs=(1, 2, 4, 8),
         published_tokens=100,

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from benchmarks.soak_audit import audit_folder, audit_places, audit_process
 from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, Berth, Client, Found, Json
-from tests.light_engine import audio_of
-from tests.real_server import descendants, until
+from tests.support.light_engine import audio_of
+from tests.support.real_server import descendants, until
 
-LIGHT_APP = "tests.light_engine:light_app()"
+LIGHT_APP = "tests.support.light_engine:light_app()"
 CLIENTS = 6
 ENDED = ("succeeded", "failed", "cancelled", "interrupted")
 SPARED_SHARE = 4  # of so many songs, the last one is sung while a server is spared

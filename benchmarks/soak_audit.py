@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.real_server import RealServer
+from tests.support.real_server import RealServer
 
 LATE_SECONDS = 90.0  # after which servers must have cleared away what nobody explained (they wait 60)
 QUIET_SECONDS = 20.0

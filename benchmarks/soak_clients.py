@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.real_server import RealServer, descendants
+from tests.support.real_server import RealServer, descendants
 
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la", "segments": 1, "max_new_tokens": 100}
 HABITS = ("waits", "waits", "vanishes", "asks again", "cancels")  # one for each song, in turn

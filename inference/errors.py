@@ -1,6 +1,6 @@
 """The errors of inference, one small tree.
 
-It does not know how they are shown: `serving/problems.py` turns them into HTTP responses.
+It does not know how they are shown: `serving/http/problems.py` turns them into HTTP responses.
 Every error keeps its constructor's arguments in `args`, so it survives the way between processes.
 """
 

@@ -1,6 +1,6 @@
 """What is asked for and what comes back: the plain data that travels between the processes.
 
-It knows nothing of tensors or HTTP; the ranges that a request may take are in `serving/schemas.py`.
+It knows nothing of tensors or HTTP; the ranges that a request may take are in `serving/http/request_models.py`.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference import catalog
-from inference.download import cache_folder
+from inference.weights.download import cache_folder
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
-from serving.descriptors import most_connections
+from serving.gunicorn.descriptors import most_connections
 from storage import is_address
 
 STARTUP = "startup"

@@ -11,13 +11,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from cloud.person import Person
+from tests.deploy.cloud.person import Person
 
-from inference import tiny
+from inference.tiny import model_files
 from inference.catalog import ModelFiles
-from inference.engine import Engine
+from inference.engine.scheduler import Engine
 from inference.options import EngineOptions
-from inference.pipeline import Pipeline
+from inference.engine.pipeline import Pipeline
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
@@ -55,7 +55,7 @@ def tokenizer_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     """The tiny model, written once for the whole run."""
-    return tiny.ensure(tmp_path_factory.mktemp("weights"))
+    return model_files.ensure(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

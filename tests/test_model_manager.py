@@ -24,9 +24,9 @@ from inference.errors import (
 )
 from inference.song import Song, SongRequest
 from model_manager import ModelManager
-from model_states import Attempt, Engine
-from tests.fakes import LYRICS, SECONDS, FakeEngine, FakeModels
-from tests.real_server import until
+from serving.models.states import Attempt, Engine
+from tests.support.fakes import LYRICS, SECONDS, FakeEngine, FakeModels
+from tests.support.real_server import until
 
 MANY = 100
 
@@ -392,7 +392,7 @@ def test_a_short_pause_is_waited_out_and_ends_early_when_a_person_asks(
 
 
 def test_a_pause_that_is_waited_out_ends_by_itself(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_states.FIRST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("serving.models.states.FIRST_PAUSE_SECONDS", 0.2)
     models.clock = time.monotonic  # type: ignore[assignment]
     manager = models.manager()
     models.crash(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.support.paths import PROJECT
+
 import base64
 import resource
 import subprocess
@@ -15,14 +17,14 @@ import pytest
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app, create_app
-from serving.job_list import JobQuery, Page
-from serving.job_store import JobStore
-from serving.jobs import Jobs
+from serving.jobs.listing import JobQuery, Page
+from serving.jobs.store import JobStore
+from serving.jobs.service import Jobs
 from serving.settings import RESERVED_THREADS, Settings
 from storage import Storage
-from tests.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, new_folder, problem
+from tests.support.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, new_folder, problem
 
-PROJECT = Path(__file__).parent.parent
+
 MP3 = {"Accept": "audio/mpeg"}
 
 

@@ -10,8 +10,8 @@ import pytest
 from inference.errors import Cancelled, DownloadError
 from server import close_app, create_app, make_manager
 from serving.settings import Settings
-from tests.fakes import INSTANCE, SECONDS, FakeModels, Served, problem
-from tests.real_server import until
+from tests.support.fakes import INSTANCE, SECONDS, FakeModels, Served, problem
+from tests.support.real_server import until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from inference.errors import StorageError
 from storage import Entry, Storage, is_address
-from tests.real_server import PROJECT, until
+from tests.support.real_server import PROJECT, until
 
 
 @pytest.fixture(params=["path", "address"])

@@ -1,0 +1,4 @@
+"""Waveforms: reading, mixing and encoding.
+
+No torch.
+"""

@@ -1,0 +1,307 @@
+"""One song, from request to encoded audio: the only place that knows the order of the steps.
+
+It does not know how any step works, which other songs are being made, or in which process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from inference.audio import mixing
+from inference.models import checkpoints
+from inference.text import lyrics
+from inference.text import lyrics_warnings
+from inference.text import prompt
+from inference.models import quantization
+from inference.engine import stage1
+from inference.models import vocoder
+from inference.catalog import ModelFiles
+from inference.models.codec import Codec
+from inference.errors import DeviceMissing
+from inference.models.llama import Llama
+from inference.options import EngineOptions
+from inference.engine.progress import Meter, RestShare, expected_tokens
+from inference.engine.sampling import Sampling
+from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
+from inference.engine.stage1 import Composition, Stage1Settings
+from inference.engine.stage2 import Piece
+from inference.text.tokenizer import Tokenizer
+from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
+from inference.models.vocoder import Vocos
+
+DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
+SHORTENED = "the song is longer than the model's memory: its later sections were sung without the earliest ones"
+# What the codec and the vocoder see to either side of a frame: 11 and 29 frames. With so many more, a part of a track
+# sounds as it does in the whole.
+CONTEXT_FRAMES = 32
+# What comes behind stage 1, for each second of it, before a song has shown it: a GPU fills in many pieces at once.
+REST_SHARE = {"cuda": 0.15, "cpu": 0.8}
+
+
+class Pipeline:
+    """Every network of one model, loaded."""
+
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, composer: Llama, upsampler: Llama, codec: Codec, vocoders: list[Vocos]
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.composer = composer  # stage 1
+        self.upsampler = upsampler  # stage 2
+        self.codec = codec
+        self.vocoders = vocoders  # in the order of TRACKS
+        self.loading_seconds = 0.0
+        self.rest_share = RestShare(REST_SHARE["cuda" if composer.device.type == "cuda" else "cpu"])
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        options: EngineOptions,
+        on_loading: Callable[[str], None] = lambda part: None,
+    ) -> Pipeline:
+        """Load `files`; `on_loading` hears each part's name before it. Raises CheckpointError."""
+        began = time.monotonic()
+        place, number = resolve(options.device, options.dtype)
+        set_up(place)
+        on_loading("tokenizer")
+        tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
+        on_loading("stage 1")
+        composer = Llama(checkpoints.load_llama(files.stage1, place, number, options.quantization))
+        on_loading("stage 2")
+        upsampler = Llama(checkpoints.load_llama(files.stage2, place, number))
+        on_loading("codec")
+        codec = Codec.load(files.codec, place)
+        on_loading("vocoders")
+        vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in DECODERS]
+        pipeline = cls(files.model, tokenizer, composer, upsampler, codec, vocoders)
+        pipeline.loading_seconds = time.monotonic() - began
+        return pipeline
+
+    def info(self) -> dict[str, object]:
+        """Where and how the model is loaded."""
+        device = self.composer.device
+        memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+        return {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "dtype": str(self.composer.dtype).removeprefix("torch."),
+            "quantization": quantization.of(self.composer.model),
+            "memory_bytes": memory,
+            "loading_seconds": round(self.loading_seconds, 3),
+        }
+
+
+class SongInProgress:
+    """One song on its way: what it needs next from the models, and what it has got from them.
+
+        prompt -> composition, sung by stage 1 -> pieces, filled in by stage 2 -> waveforms -> files
+
+    A piece is ready for stage 2 as soon as its frames are sung, and its sound can be decoded while later ones are made.
+    """
+
+    def __init__(self, pipeline: Pipeline, request: SongRequest, observe: Callable[[Progress], None]) -> None:
+        """Read the request. Raises InvalidField for one that cannot be sung."""
+        self.request = request
+        self.words = lyrics.parse(request.lyrics)
+        seconds = [section.singing_seconds for section in self.words.sections[: request.segments]]
+        lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
+        self.meter = Meter(lengths, request.max_new_tokens, observe, pipeline.rest_share)
+        self.meter.enter("prompt")
+        self._pipeline = pipeline
+        self.composition = self._composition()
+        self.pieces: dict[str, list[Piece]] = {track: [] for track in TRACKS}
+        self._codec_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 16 kHz
+        self._vocoder_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 44.1 kHz
+        self._decoded_frames = 0
+        self.meter.enter("stage1")
+
+    @property
+    def in_stage_2(self) -> bool:
+        """Whether stage 2 works on pieces of this song."""
+        return any(not piece.done for pieces in self.pieces.values() for piece in pieces)
+
+    @property
+    def waits_for_stage_2(self) -> bool:
+        """Whether pieces of this song have not begun."""
+        return any(piece.row is None and not piece.done for pieces in self.pieces.values() for piece in pieces)
+
+    @property
+    def awaits_first_piece(self) -> bool:
+        """Whether nothing of this song can be heard before stage 2 goes on."""
+        return self.in_stage_2 and not self._played_frames
+
+    @property
+    def fully_played(self) -> bool:
+        """Whether stage 2 has nothing more to do for this song."""
+        return self.composition.finished and self._played_frames == self._piece_frames == self.composition.n_frames
+
+    @property
+    def fully_decoded(self) -> bool:
+        """Whether every frame has become sound."""
+        return self.fully_played and self._decoded_frames == self.composition.n_frames
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the next part has all the codes that its sound depends on."""
+        end = self._next_end()
+        whole = self.fully_played
+        return self._decoded_frames < end and (whole or self._played_frames >= end + CONTEXT_FRAMES)
+
+    def new_pieces(self) -> list[Piece]:
+        """The pieces that stage 1 has completed since the last call, of both tracks."""
+        sung, finished = self.composition.n_frames, self.composition.finished
+        available = sung if finished else sung - sung % PIECE_FRAMES
+        handed_over = self._piece_frames
+        if available == handed_over:
+            return []
+        new = []
+        for track, codes in zip(TRACKS, stage1.tracks(self.composition.sections), strict=True):
+            pieces = [Piece(part) for part in codes[handed_over:available].split(PIECE_FRAMES)]
+            self.pieces[track] += pieces
+            new += pieces
+        return new
+
+    def tell_progress(self) -> None:
+        """Let the observer know how far the song is."""
+        if not self.composition.finished:
+            self.meter.sung(len(self.composition.sections), self.composition.n_tokens)
+        every = [piece for pieces in self.pieces.values() for piece in pieces]
+        frames = sum(piece.n_done for piece in every)
+        finished = self.composition.finished
+        expected = len(TRACKS) * self.composition.n_frames if finished else self.meter.expected_tokens
+        self.meter.upsampled(sum(piece.done for piece in every), frames, frames / expected)
+        self.meter.decoded(len(TRACKS) * self._decoded_frames / expected)
+
+    def decode_part(self) -> None:
+        """Make sound of the next part of both tracks.
+
+            decoded          next end
+        |-- done --|---- this part ----|- context -|
+
+        Raises FloatingPointError where the networks' numbers are none.
+        """
+        if self.fully_played and self.meter.stage == "stage2":
+            self.meter.enter("decode")
+        first, end = self._decoded_frames, self._next_end()
+        left, right = max(0, first - CONTEXT_FRAMES), min(end + CONTEXT_FRAMES, self._played_frames)
+        for track, vocos in zip(TRACKS, self._pipeline.vocoders, strict=True):
+            codes = torch.cat([piece.codes for piece in self.pieces[track] if piece.done], dim=1)[:, left:right]
+            for parts, waveform in (
+                (self._codec_parts, self._pipeline.codec.decode(codes)),
+                (self._vocoder_parts, vocos(self._pipeline.codec.embed(codes))),
+            ):
+                if not waveform.isfinite().all():
+                    raise FloatingPointError("the codec and its vocoders computed samples that are not numbers")
+                hop = exact_div(len(waveform), right - left)
+                parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
+        self._decoded_frames = end
+
+    def encode(self) -> dict[str, bytes]:
+        """Mix and encode what has been decoded: the file of each track asked for. Any thread may do it."""
+        codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
+        stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
+        tags = _tags(self._pipeline.model, self.request.seed)
+        files = {}
+        for name in self.request.tracks:
+            waveform = mixing.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
+            files[name] = mixing.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
+        return files
+
+    def finish(self, files: dict[str, bytes]) -> Song:
+        """The song, whose tracks are these files."""
+        self.meter.finish()
+        frames = self.composition.section_frames
+        return Song(
+            audio=files,
+            format=self.request.format,
+            sample_rate=VOCODER_RATE_HZ,
+            duration_seconds=sum(frames) / FRAME_RATE_HZ,
+            seed=self.request.seed,
+            segments=self._spans(frames),
+            timings=self.meter.timings,
+            warnings=(*self._warnings(), *([SHORTENED] if self.composition.shortened else [])),
+        )
+
+    @property
+    def _piece_frames(self) -> int:
+        return sum(piece.n_frames for piece in self.pieces[TRACKS[0]])
+
+    @property
+    def _played_frames(self) -> int:
+        """Frames from the beginning whose eight codes are there in both tracks."""
+        return min(_leading_frames(pieces) for pieces in self.pieces.values())
+
+    def _next_end(self) -> int:
+        """Where the next part ends: at fixed places, so that a song sounds the same however its pieces come."""
+        parts = len(self._codec_parts[TRACKS[0]])
+        end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
+        return min(end, self.composition.n_frames) if self.composition.finished else end
+
+    def _composition(self) -> Composition:
+        request, composer = self.request, self._pipeline.composer
+        reference_ids = self._reference_ids(request.reference) if request.reference else []
+        encode = self._pipeline.tokenizer.encode
+        song_prompt = prompt.build(encode, request.genres, self.words.sections, request.segments, reference_ids)
+        sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
+        settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
+        return Composition(song_prompt, settings, request.seed, composer.context)
+
+    def _warnings(self) -> tuple[str, ...]:
+        request = self.request
+        return lyrics_warnings.warnings(self.words, self._pipeline.model, request.max_new_tokens, request.segments)
+
+    def _reference_ids(self, reference: Reference) -> list[int]:
+        waveforms = mixing.read_reference(reference)
+        codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
+        return stage1.interleave(codes)
+
+    def _spans(self, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
+        ends = np.cumsum(frames) / FRAME_RATE_HZ
+        starts = [0.0, *ends[:-1]]
+        sung = self.words.sections[: len(frames)]
+        return tuple(
+            SectionSpan(section.tag, float(start), float(end))
+            for section, start, end in zip(sung, starts, ends, strict=True)
+        )
+
+
+def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype meant; "auto" is a GPU and bfloat16 where there is one, else the CPU and float32."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return torch.device(device), getattr(torch, dtype)
+
+
+def set_up(device: torch.device) -> None:
+    """Have this process compute on the device as all of ours is meant to be computed there. Raises DeviceMissing."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceMissing(f"YUE_DEVICE: got {device}; allowed: auto or cpu, or a GPU that this machine has")
+    # The codec and the vocoders work in float32 wherever they run; the libraries would round to fewer bits unasked.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cuda":
+        if device.index is not None:  # else it is the current one
+            torch.cuda.set_device(device)  # graphs are recorded on the current device, whichever tensors they use
+        # On recent cards torch prefers cuDNN's attention, which makes a plan, in some 0.4 s, for every new shape; and
+        # the plain steps have a new shape with each token.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _leading_frames(pieces: Sequence[Piece]) -> int:
+    frames = 0
+    for piece in pieces:
+        if not piece.done:
+            break
+        frames += piece.n_frames
+    return frames
+
+
+def _tags(model: str, seed: int) -> dict[str, str]:
+    origin = f"AI-generated with YuE, model {model}, seed {seed}"
+    return {"title": "YuE song", "comment": origin, "software": "yue-server"}

@@ -1,0 +1,148 @@
+"""Stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
+
+It knows nothing of lyrics, of the other codebooks or of sound. `Composition` holds one song's tokens and decides what
+comes next; `inference/engine/stage1_batch.py` has the model sing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from inference.errors import InvalidField
+from inference.text.prompt import Prompt
+from inference.engine.sampling import Noise, Sampling
+from inference.song import MAX_NEW_TOKENS
+from inference.vocabulary import EOA_ID, FIRST_CODE_ID, TRACKS
+
+MIN_NEW_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Stage1Settings:
+    """How a song is composed. Budgets count new tokens of a section; `context` None is the model's own."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    guidance_scale: tuple[float, float] = (1.5, 1.2)  # of the first section, of the later ones
+    max_new_tokens: int = 3_000
+    min_new_tokens: int = MIN_NEW_TOKENS
+    context: int | None = None
+
+
+class Composition:
+    """One song in stage 1: what has been sung, and what the model has to read before the next section."""
+
+    def __init__(self, prompt: Prompt, settings: Stage1Settings, seed: int, context: int) -> None:
+        """Raises InvalidField where a section of so many tokens finds no room behind its prompt."""
+        limit = min(context, settings.context or context) - settings.max_new_tokens - 1
+        if settings.max_new_tokens > MAX_NEW_TOKENS or limit < 1:
+            allowed = f"up to {min(MAX_NEW_TOKENS, limit + settings.max_new_tokens - 1)}, for which the model has room"
+            raise InvalidField("max_new_tokens", settings.max_new_tokens, allowed)
+        self.settings = settings
+        self.noise = Noise(seed, settings.sampling.n_ranks)
+        self.sections: list[list[int]] = []  # the new tokens of each, its closing <EOA> included
+        self.shortened = False  # whether a section had to be sung without all of the song before it
+        self._prompt = prompt
+        self._limit = limit
+        self._sequence: list[int] = []
+        self._starts: list[int] = []  # where each [start_of_segment] stands in the sequence
+        self._section_open = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether every section has been sung to its end."""
+        return len(self.sections) == len(self._prompt.segments) and not self._section_open
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens have been sung, in all sections together."""
+        return sum(map(len, self.sections))
+
+    @property
+    def section_frames(self) -> list[int]:
+        """How many frames each section has so far; a token without its partner is none."""
+        return [(len(section) - section.count(EOA_ID)) // len(TRACKS) for section in self.sections]
+
+    @property
+    def n_frames(self) -> int:
+        """How many frames have been sung."""
+        return sum(self.section_frames)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the section that is being sung."""
+        first, later = self.settings.guidance_scale
+        return first if len(self.sections) == 1 else later
+
+    @property
+    def n_new(self) -> int:
+        """How many tokens the section has."""
+        return len(self.sections[-1])
+
+    @property
+    def n_left(self) -> int:
+        """How many more tokens the section may have."""
+        return self.settings.max_new_tokens - self.n_new
+
+    def begin_section(self) -> list[int]:
+        """Open the next section; the ids that the model has to read for it."""
+        index = len(self.sections)
+        self._starts.append(len(self._sequence) + self._prompt.starts[index])
+        self._sequence += self._prompt.segments[index]
+        self.sections.append([])
+        self._section_open = True
+        context = window(self._sequence, self._starts, self._limit)
+        self.shortened |= len(context) < len(self._sequence)
+        return context
+
+    def append(self, token: int) -> bool:
+        """Take a token into the section; whether that was its last."""
+        section = self.sections[-1]
+        section.append(token)
+        if token != EOA_ID and len(section) < self.settings.max_new_tokens:
+            return False
+        if token != EOA_ID:
+            section.append(EOA_ID)
+        self._sequence += section
+        self._section_open = False
+        return True
+
+
+def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[int]:
+    """What the model reads of `sequence`: all where it fits into `limit` ids, else the head and the latest sections.
+
+    `starts` are the positions of every [start_of_segment]. The oldest section after the head goes first,
+
+        head | section 0 | section 1 | section 2 | new        starts = s0 s1 s2 s3
+        head |             section 1 | section 2 | new
+
+    while at least three (the new one counted) remain; then only the last `limit` ids can be kept.
+    """
+    first_kept, length = 0, len(sequence)
+    while length > limit and len(starts) - first_kept >= 3:
+        length -= starts[first_kept + 1] - starts[first_kept]
+        first_kept += 1
+    kept = [*sequence[: starts[0]], *sequence[starts[first_kept] :]]
+    return kept if len(kept) <= limit else kept[-limit:]
+
+
+def tracks(sections: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Codes (T,) of the vocal and the instrumental track.
+
+    A section's tokens alternate vocal, instrumental; `<EOA>` and an odd last token are left out.
+    """
+    codes = []
+    for section in sections:
+        spoken = [token - FIRST_CODE_ID for token in section if token != EOA_ID]
+        codes += spoken[: len(spoken) // len(TRACKS) * len(TRACKS)]
+    vocal, instrumental = torch.tensor(codes, dtype=torch.long).reshape(-1, len(TRACKS)).T.contiguous()
+    return vocal, instrumental
+
+
+def interleave(reference: Sequence[Tensor]) -> list[int]:
+    """Ids of a reference: one row of codes as it is, or two rows alternating, cut to the shorter."""
+    length = min(len(codes) for codes in reference)
+    return (torch.stack([codes[:length] for codes in reference], dim=1).flatten() + FIRST_CODE_ID).tolist()

@@ -1,0 +1,66 @@
+"""Stage 2: codebook 0 of a track in, all eight codebooks out, piece by piece.
+
+It knows nothing of songs, sections or sound. Every 6 s of a track are a row of their own, which is decoded greedily,
+frame by frame, on one persistent cache; `inference/engine/stage2_batch.py` has the model do it:
+
+    <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …
+    '----------- prefix ---------------'   '--- frame 0 ---'   '--- frame 1 ---'
+
+Codebook k may only stand at position k of a frame. The token before a frame and the frame's first are both known when
+the frame begins, so they are fed together: seven forwards a frame, not eight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inference.models.llama import Row
+from inference.vocabulary import FIRST_CODE_ID, N_CODEBOOKS, PIECE_FRAMES, STAGE_2_ID, code_ids
+
+PREFIX_TOKENS = 3  # <SOA>, <stage_1> and <stage_2>, around the codes
+ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a whole piece
+
+
+class Piece:
+    """Up to 6 s of one track: codebook 0 in, `codes` (8, T) out once it is `done`."""
+
+    def __init__(self, codebook0: Tensor) -> None:
+        assert 0 < len(codebook0) <= PIECE_FRAMES, f"a piece has 1 to {PIECE_FRAMES} frames, not {len(codebook0)}"
+        self.ids = torch.empty(N_CODEBOOKS, len(codebook0), dtype=torch.long)  # what the model reads and writes
+        self.ids[0] = codebook0 + FIRST_CODE_ID
+        self.n_done = 0  # frames
+        self.row: Row | None = None
+        self.last_id = STAGE_2_ID  # the token before the frame that comes next
+
+    @property
+    def n_frames(self) -> int:
+        """T."""
+        return self.ids.shape[1]
+
+    @property
+    def n_read(self) -> int:
+        """How many tokens its row holds where the next frame begins."""
+        return PREFIX_TOKENS - 1 + self.n_frames + N_CODEBOOKS * self.n_done
+
+    @property
+    def done(self) -> bool:
+        """Whether every frame has its eight codes."""
+        return self.n_done == self.n_frames
+
+    def take(self, frames: Tensor) -> None:
+        """Put the ids (7, W) of the next frames in their places."""
+        self.ids[1:, self.n_done : self.n_done + frames.shape[1]] = frames
+        self.last_id = int(frames[-1, -1])
+        self.n_done += frames.shape[1]
+
+    @property
+    def codes(self) -> Tensor:
+        """(8, T)."""
+        assert self.done, "a piece has its codes when it is done"
+        return self.ids - torch.tensor([code_ids(k).start for k in range(N_CODEBOOKS)])[:, None]
+
+
+def pieces(track: Tensor) -> list[Piece]:
+    """Codes (T,) of codebook 0, cut into pieces; the last may be shorter."""
+    return [Piece(part) for part in track.split(PIECE_FRAMES)]

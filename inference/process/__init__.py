@@ -1,0 +1,4 @@
+"""The engine's process and the messages to and from it.
+
+The parent's side imports no torch.
+"""

@@ -1,0 +1,384 @@
+"""The engine in a process of its own: both sides of the pipe between it and its parent.
+
+It knows nothing of jobs or HTTP. Importing this module imports no torch: only the child does, when it loads.
+
+    parent  EngineProcess ──▶ child  the main thread sings, another listens
+                          ◀──
+
+The child is started afresh, never forked, and ends when its end of the pipe closes, however its parent died.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from inference import log_relay
+from inference.catalog import ModelFiles
+from inference.weights.download import cache_folder
+from inference.errors import EngineError, RecordingFailed, YueError
+from inference.process.messages import Advanced, Broken, Cancel, Failed, Load, Loading, Ready, Recorded, Sing, Sung
+from inference.options import EngineOptions
+from inference.process.pipe_writer import PipeWriter
+from inference.song import Progress, Song, SongRequest
+
+if TYPE_CHECKING:
+    from inference.engine.scheduler import Engine
+
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).resolve().parent.parent
+SECONDS_TO_END = 5.0
+COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
+# Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds; compiling a step, for which a
+# song may have to wait, takes a minute.
+STALL_SECONDS = 300.0
+PART_SECONDS = 1_800.0  # in which any part of a model is loaded, from a slow disk too
+
+
+class EngineProcess:
+    """The parent's side. Every method may be called from any thread; none but `start` and `close` waits."""
+
+    program: ClassVar[tuple[str, ...]] = ("inference.process.engine_process",)  # the child's module, and arguments before the pipe's
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
+        self._process = process
+        self._connection = connection
+        self._writer = PipeWriter(connection, "engine-writer")
+        self._songs_lock = threading.Lock()
+        self._songs: dict[str, _SongInChild] = {}
+        self._info: dict[str, object] = {}
+        self._stall_seconds = stall_seconds
+        self._advanced_at = time.monotonic()  # when a song last came further, or the first of those here came
+        self._reason = ""  # why the child ended, where more is known than its exit code
+        self.recording_failed = False  # which is how the child ended
+        self._closed = False
+        self._lost = False  # the pipe is closed: whatever the process still does, nobody will hear of it
+        self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
+        assert process.stdout is not None, "what the child writes is logged"
+        self._relay = log_relay.relay(process.stdout, __name__)
+
+    @classmethod
+    def start(
+        cls,
+        files: ModelFiles,
+        options: EngineOptions,
+        on_loading: Callable[[str], None] = lambda part: None,
+        stall_seconds: float = STALL_SECONDS,
+        part_seconds: float = PART_SECONDS,
+    ) -> EngineProcess:
+        """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
+
+        A child that loads one part for `part_seconds`, or that has songs and takes none of them any further for
+        `stall_seconds`, is killed.
+        """
+        ours, theirs = Pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *cls.program, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            cwd=PROJECT,
+            # Threads that spin while they wait take the cores from the HTTP process, and from each other.
+            env={"OMP_WAIT_POLICY": "passive", COMPILED_STEPS: str(cache_folder() / "compiled"), **os.environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
+        )
+        theirs.close()
+        engine = cls(process, ours, stall_seconds)
+        try:
+            engine._load(Load(files, options), on_loading, part_seconds)
+        except BaseException:
+            engine.close()
+            raise
+        engine._listener.start()
+        return engine
+
+    @property
+    def alive(self) -> bool:
+        """Whether songs can be sent."""
+        return not self._closed and not self._lost and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def info(self) -> dict[str, object]:
+        """Device, dtype, quantization, memory and seconds of loading, as they were when the models were ready."""
+        return {**self._info, "pid": self.pid}
+
+    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+        """Have a song sung. The future ends in a Song or raises a YueError."""
+        future: Future[Song] = Future()
+        with self._songs_lock:
+            assert song_id not in self._songs, f"song {song_id} is being sung"
+            if not self._songs:  # else songs that keep coming would hide that none of them gets on
+                self._advanced_at = time.monotonic()
+            self._songs[song_id] = _SongInChild(future, on_progress)
+            self._writer.put(Sing(song_id, request))  # before any cancel request for it
+        if self._lost:  # and the listener may have failed the songs before this one came
+            self._fail_songs()
+        return future
+
+    def cancel(self, song_id: str) -> None:
+        """Stop a song; its future raises Cancelled. Nothing happens to one that is unknown or done."""
+        with self._songs_lock:
+            song = self._songs.get(song_id)
+            if song is None or song.cancelled:
+                return
+            song.cancelled = True
+        self._writer.put(Cancel(song_id))
+
+    def close(self) -> None:
+        """End the child; songs in it fail with EngineError."""
+        self._closed = True
+        if not self._lost:
+            self._process.terminate()
+            try:
+                self._process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        self._writer.close()  # which wakes both threads, even where the system could not end the child
+        if self._listener.ident is not None:
+            self._listener.join()  # it fails the songs
+        self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
+        self._connection.close()
+
+    def _load(self, load: Load, on_loading: Callable[[str], None], part_seconds: float) -> None:
+        try:
+            self._writer.put(load)
+            while self._connection.poll(part_seconds):
+                match self._connection.recv():
+                    case Loading(part):
+                        on_loading(part)
+                    case Ready(info):
+                        self._info = info
+                        return
+                    case Failed(None, error):
+                        raise error
+        except (EOFError, OSError) as error:
+            raise EngineError(f"the engine's process {self.ending} while it loaded the models") from error
+        raise EngineError(f"the engine's process loaded a part of the models for more than {part_seconds:g} s")
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                if self._connection.poll(self._stall_seconds / 4):
+                    self._hear(self._connection.recv())
+                if self._stalled:
+                    self._reason = f"took no song any further for {self._stall_seconds:g} s"
+                    self._kill()
+        except (EOFError, OSError):
+            self._reason = self._seen_to_its_end()
+            self._lost = True  # only now: whoever sees it has nothing more to wait for
+            self._fail_songs()
+
+    def _hear(self, message: object) -> None:
+        match message:
+            case Advanced(song_id, progress):
+                with self._songs_lock:
+                    known = self._songs.get(song_id)
+                    if known and known.note(progress):
+                        self._advanced_at = time.monotonic()
+                if known:
+                    known.on_progress(progress)
+            case Sung(song_id, song):
+                self._take(song_id).set_result(song)
+            case Failed(str(song_id), error):
+                self._take(song_id).set_exception(error)
+            case Recorded(recordings):
+                self._info = {**self._info, "recordings": recordings}
+            case Broken(error):
+                self._reason = f"failed ({error})"
+                self.recording_failed = isinstance(error, RecordingFailed)
+                self._kill()  # a device that failed may hold up even the end of its process
+            case _:
+                raise AssertionError(f"the engine's process sent {message!r}")
+
+    def _take(self, song_id: str) -> Future[Song]:
+        with self._songs_lock:
+            self._advanced_at = time.monotonic()
+            return self._songs.pop(song_id).future
+
+    def _fail_songs(self) -> None:
+        with self._songs_lock:
+            songs, self._songs = self._songs, {}
+        for song in songs.values():
+            song.future.set_exception(EngineError(f"the engine's process {self.ending} while the song was in it"))
+
+    @property
+    def _stalled(self) -> bool:
+        with self._songs_lock:
+            return bool(self._songs) and time.monotonic() - self._advanced_at > self._stall_seconds
+
+    def _kill(self) -> None:
+        """End the child whatever it does; one that the system cannot end is left behind."""
+        self._process.kill()
+        try:
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            log.error("the engine's process %d does not end", self.pid)
+
+    @property
+    def ending(self) -> str:
+        """How the child ended, for people: "was ended by SIGKILL". To be asked only once it is not alive."""
+        return self._reason if self._lost else self._seen_to_its_end()
+
+    def _seen_to_its_end(self) -> str:
+        """How the child ended; it is given some seconds, and then killed."""
+        try:
+            code = self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._kill()  # it would hold the device's memory
+            return self._reason or "closed its pipe"
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return self._reason or ended
+
+
+class EngineSeries:
+    """Engines of the same options, one after the other. Once a recording ended one, those that follow record nothing.
+
+    One thread at a time calls it.
+    """
+
+    def __init__(self, options: EngineOptions, kind: type[EngineProcess] = EngineProcess) -> None:
+        self._options, self._kind = options, kind
+        self._last: EngineProcess | None = None
+
+    def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
+        """The next one. Raises YueError."""
+        if self._last and self._last.recording_failed:
+            self._stop_recording()
+        try:
+            self._last = self._kind.start(files, self._options, on_loading)
+        except RecordingFailed:
+            if not self._options.compile:
+                raise
+            self._stop_recording()
+            self._last = self._kind.start(files, self._options, on_loading)
+        return self._last
+
+    def _stop_recording(self) -> None:
+        log.error("a step's recording ended the engine; this server's next ones sing without recorded steps")
+        self._options = replace(self._options, compile=False)
+
+
+@dataclass(eq=False)
+class _SongInChild:
+    """A song that the child has been given."""
+
+    future: Future[Song]
+    on_progress: Callable[[Progress], None]
+    progress: Progress | None = None
+    cancelled: bool = False  # the child is told once
+
+    def note(self, progress: Progress) -> bool:
+        """Whether this is further than what was heard before; the time that is left also changes while nothing does."""
+        before, self.progress = self.progress, replace(progress, seconds_left=None)
+        return self.progress != before
+
+
+class _Child:
+    """The child's side: one thread listens, the main thread loads and sings."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()
+        self._orders: queue.SimpleQueue[Load | Sing | Cancel] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Load, then sing until the parent is gone or the engine fails."""
+        # Listening starts before torch is imported, so that an early end of the parent is noticed.
+        threading.Thread(target=self._listen, name="parent-listener", daemon=True).start()
+        load = self._orders.get()
+        assert isinstance(load, Load)
+        try:
+            engine = self._loaded(load)
+        except Exception as error:
+            self._send(Failed(None, _for_parent(error)))
+            return
+        try:
+            self._sing(engine)
+        except Exception as error:  # the engine is in no known state: only a new process helps
+            self._send(Broken(_for_parent(error)))
+
+    def _loaded(self, load: Load) -> Engine:
+        self._send(Loading("libraries"))
+        from inference.engine.scheduler import make_engine
+        from inference.engine.pipeline import Pipeline
+
+        pipeline = Pipeline.load(load.files, load.options, lambda part: self._send(Loading(part)))
+        engine = make_engine(pipeline, load.options)
+        while load.options.prepare and (left := engine.missing_steps):
+            self._send(Loading(f"compiled steps, {left} left"))
+            engine.prepare_next()
+        limits = {"max_songs": engine.limits.songs, "max_rows": engine.limits.rows}
+        self._send(Ready({**pipeline.info(), **limits, "recordings": engine.recordings()}))
+        return engine
+
+    def _sing(self, engine: Engine) -> None:
+        while True:
+            self._take_orders(engine)
+            for outcome in engine.step():
+                match outcome.result:
+                    case Song() as song:
+                        self._send(Sung(outcome.song_id, song))
+                    case error:
+                        self._send(Failed(outcome.song_id, error))
+
+    def _take_orders(self, engine: Engine) -> None:
+        """Do what the parent has asked for since; wait for it while there is nothing to sing, or to prepare for it."""
+        while engine.idle or not self._orders.empty():
+            if self._orders.empty() and engine.prepare_next():
+                self._send(Recorded(engine.recordings()))
+                continue
+            match self._orders.get():
+                case Sing(song_id, request):
+                    engine.add(song_id, request, self._observer(song_id))
+                case Cancel(song_id):
+                    engine.cancel(song_id)
+
+    def _observer(self, song_id: str) -> Callable[[Progress], None]:
+        return lambda progress: self._send(Advanced(song_id, progress))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._orders.put(self._connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the parent is gone, and with it everyone who could want a song
+
+    def _send(self, message: object) -> None:
+        try:
+            with self._send_lock:
+                self._connection.send(message)
+        except OSError:
+            os._exit(0)
+
+
+def _for_parent(error: Exception) -> YueError:
+    """The error as the parent can take it: ours as they are, others in words, with the traceback in the log."""
+    if isinstance(error, YueError):
+        return error
+    log.error("the engine failed", exc_info=error)
+    return EngineError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    log_relay.write_lines()
+    # Run under its real name, so that the messages' classes are the ones the parent knows.
+    from inference.process import engine_process
+
+    engine_process._Child(Connection(int(sys.argv[1]))).run()

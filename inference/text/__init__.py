@@ -1,0 +1,4 @@
+"""Text to token ids: lyrics, prompt, tokenizer.
+
+No torch.
+"""

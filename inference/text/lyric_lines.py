@@ -1,0 +1,160 @@
+"""What a line of lyrics holds: tags, stage directions, words, and the marks of other formats around them.
+
+It knows nothing of the lines before and after.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inference.text import section_names
+from inference.text.section_names import Name, Place
+
+# Han (with its extensions and 々), kana (with their half-width forms) and Hangul syllables.
+SYLLABLE_CHARACTER = re.compile(
+    "[\u3005\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9d"
+    "\U00020000-\U0003ffff]"
+)
+
+_OPEN, _CLOSE = r"\[［【〔〖", r"\]］】〕〗"
+_BRACKET = re.compile(rf"[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]")
+_OUTER_BRACKET = re.compile(rf"[{_OPEN}]((?:[^{_OPEN}{_CLOSE}]|{_BRACKET.pattern})*)[{_CLOSE}]")  # `[ti: Song [live]]`
+_QUOTED = re.compile(r"[「『]([^「」『』]*)[」』]")
+_TIME_STAMP = re.compile(r"\[\s*\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?\s*\]|<\d{1,3}:\d{2}[.:]\d{1,3}>")
+_HTML_LINE_END = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_RULE = re.compile(r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}\w*|[;|])\s*")  # `---`, a fence of code, a lone separator
+_SEPARATORS = ";|/,:；｜／，、："
+_EMPHASIS = "*_~`"
+_MARKS = f"{_EMPHASIS}#>=–—-"
+_HEAD = re.compile(
+    rf"[{_EMPHASIS}{_CLOSE})}}）]*"  # what is closed right behind a tag
+    rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{_OPEN}「『]|$)|\d{{1,3}}[.)]\s)*"
+)
+_DIRECTION = re.compile(r"[,:;，：；、]|[.…。]\s*$")
+_NAME = re.compile(r"\s*[^\W\d_][^.,:;!?…。，：；！？、]*")
+_REPEAT_MARK = re.compile(r"\s*(?:x\s*\d+\s*|(?:repeat|bis)\b.*)", re.IGNORECASE)
+_MOST_WORDS = 3  # of a name
+_CHARACTERS_OF_A_WORD = 2  # in scripts without spaces
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A section's name, and from where to where its bracket stands in the line."""
+
+    name: Name
+    start: int
+    end: int
+
+
+def plain(line: str) -> tuple[str, bool]:
+    """The line without marks that say nothing of its words, and whether there were time stamps among them."""
+    line, n_stamps = _TIME_STAMP.subn("", _HTML_LINE_END.sub(" ", line))
+    line = _BRACKET.sub(_unless_closing, line.replace("\\[", "[").replace("\\]", "]"))
+    if _RULE.fullmatch(line):
+        line = ""
+    return " ".join(line.split()) if n_stamps else line, n_stamps > 0
+
+
+def tags(line: str) -> Iterator[Tag]:
+    """The brackets that open a section."""
+    quoted = _QUOTED.fullmatch(without_tail(without_head(line)))  # quotation marks, too
+    if quoted and (name := section_names.find(quoted[1], Place.WITHIN)):
+        yield Tag(name, 0, len(line))
+        return
+    beside_brackets = _BRACKET.sub(lambda bracket: " " * len(bracket[0]), line)
+    last_word = max((i for i, character in enumerate(beside_brackets) if character.isalnum()), default=-1)
+    end = 0
+    for bracket in _brackets(line):
+        within = has_words(without_head(line[end : bracket.start()]))
+        place = Place.WITHIN if within else Place.START if last_word > bracket.start() else Place.ALONE
+        name = section_names.find(_unmarked(bracket[1]), place) if bracket.start() >= end else None
+        # `[Instrumental] [Guitar Solo]` is one section.
+        if name and not (end and not within and not name.usual and name.often_wordless):
+            yield Tag(name, bracket.start(), bracket.end())
+            end = bracket.end()
+
+
+def brackets_alone(line: str) -> list[str]:
+    """What the brackets hold of a line that has nothing else."""
+    contents = []
+    while line := without_head(line):
+        if not (bracket := _OUTER_BRACKET.match(line)):
+            return []
+        contents.append(_unmarked(bracket[1]))
+        line = line[bracket.end() :]
+    return contents
+
+
+def directions(words: str) -> tuple[list[str], str]:
+    """The brackets that the words behind a tag begin with, and the words: `[soft] la`."""
+    found = []
+    while (bracket := _BRACKET.match(words)) and (is_direction(bracket[1]) or is_name(bracket[1])):
+        found.append(bracket[1])
+        words = without_head(words[bracket.end() :])
+    return found, words
+
+
+def is_direction(content: str) -> bool:
+    """Whether a bracket says too much for a name."""
+    if not has_words(content) or _REPEAT_MARK.fullmatch(content):
+        return False
+    rest, n_characters = SYLLABLE_CHARACTER.subn(" ", content)
+    n_words = sum(map(has_words, rest.split())) + n_characters / _CHARACTERS_OF_A_WORD
+    return n_words > _MOST_WORDS or _DIRECTION.search(content) is not None
+
+
+def is_name(content: str) -> bool:
+    """Whether a bracket may hold the name of a section that nobody knows."""
+    return bool(_NAME.fullmatch(content)) and not _REPEAT_MARK.fullmatch(content) and not is_direction(content)
+
+
+def has_words(text: str) -> bool:
+    """Whether there is anything to sing."""
+    return any(map(str.isalnum, text))
+
+
+def without_head(text: str) -> str:
+    """A text without the Markdown and the separators that it begins with."""
+    head = _HEAD.match(text)
+    return text[head.end() :] if head else text
+
+
+def without_tail(text: str) -> str:
+    """A text that a tag follows, without the Markdown and the separators that it ends with."""
+    text = text.rstrip(_EMPHASIS + "[［【〔〖({（")
+    while True:
+        text = text.rstrip().rstrip(_SEPARATORS).rstrip()
+        bare = text.rstrip(_MARKS)
+        if bare == text or not (bare[-1:].isspace() or bare == ""):
+            return text
+        text = bare
+
+
+def without_closing_emphasis(line: str, before: str) -> str:
+    """A line whose emphasis begins in front of a tag, without the marks that end it: `**[chorus] la la**`."""
+    marks = before[len(before.rstrip(_EMPHASIS)) :]
+    return line.rstrip().removesuffix(marks) if marks else line
+
+
+def _brackets(line: str) -> Iterator[re.Match[str]]:
+    """Brackets, outer before inner ones."""
+    for outer in _OUTER_BRACKET.finditer(line):
+        yield outer
+        yield from (inner for inner in _BRACKET.finditer(line, outer.start() + 1, outer.end()))
+
+
+def _unless_closing(bracket: re.Match[str]) -> str:
+    """Nothing for `[/verse]`: what it ends ends by itself."""
+    slash, name = bracket[1].strip()[:1], bracket[1].strip()[1:]
+    return "" if slash == "/" and section_names.find(name, Place.WITHIN) else bracket[0]
+
+
+def _unmarked(content: str) -> str:
+    """`[**Chorus**]`"""
+    inner = content.strip()
+    for marks in ("**", "__", "~~", "*", "_", "`"):
+        if len(inner) > 2 * len(marks) and inner.startswith(marks) and inner.endswith(marks):
+            return inner.removeprefix(marks).removesuffix(marks)
+    return content

@@ -1,0 +1,239 @@
+"""Lyrics as people write them, parsed into the sections that are sung one by one: the rules of docs/lyrics.md.
+
+It does not know how a section becomes token ids, nor how many of the sections will be sung. What a line holds is in
+`lyric_lines.py`, which names sections have in `section_names.py`, what people are told in `lyrics_warnings.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from inference.text import lyric_lines
+from inference.text import section_names
+from inference.errors import InvalidField
+from inference.text.lyric_lines import SYLLABLE_CHARACTER, has_words, is_direction, is_name
+from inference.text.section_names import Name
+from inference.song import MAX_SECTIONS
+from inference.text.characters import check_characters, lines, visible
+
+# Four syllables a second is brisk singing. A Han, kana or Hangul character is one syllable; a word of any other script
+# counts as 4/3.
+CHARACTERS_PER_SECOND = 4
+WORDS_PER_SECOND = 3
+
+ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
+
+_LITERAL_LINE_END = re.compile(r"(?:\\{1,4}r)?\\{1,4}n|<br\s*/?>", re.IGNORECASE)
+
+
+class Kind(Enum):
+    """What people are told of a place in their lyrics."""
+
+    LINE_END = auto()  # written as \n
+    TIME_STAMP = auto()  # left out
+    DIRECTION = auto()  # left out
+    WORDLESS = auto()  # left out: a name that is not known, without words
+    UNTAGGED = auto()  # sung, though it looks like a section's name
+    NOT_THE_END = auto()  # an [end] that is not
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that people may want to know: the line (from 1), what stands there, and in which section (from 0)."""
+
+    kind: Kind
+    line: int
+    text: str
+    section: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its tag, the words under it, and the line (from 1) that its tag stands on."""
+
+    tag: str
+    body: str
+    line: int
+    usual: bool = True  # YuE is known to understand the tag
+
+    @property
+    def text(self) -> str:
+        """The section as YuE was trained to read it."""
+        return f"[{self.tag}]\n{self.body.strip()}\n\n"
+
+    @property
+    def singing_seconds(self) -> float:
+        """An estimate, for a warning only: a rapper is faster, a ballad slower."""
+        rest, n_characters = SYLLABLE_CHARACTER.subn(" ", unicodedata.normalize("NFC", self.body))
+        n_words = sum(map(has_words, rest.split()))
+        return n_characters / CHARACTERS_PER_SECOND + n_words / WORDS_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Lyrics:
+    """The sections in their order, and what was noticed on the way."""
+
+    sections: tuple[Section, ...]
+    notes: tuple[Note, ...]
+
+
+def parse(text: str) -> Lyrics:
+    """The sections of `text`. Raises InvalidField, naming the line."""
+    check_characters("lyrics", text, name_line=True)
+    written, literal = _with_line_ends(visible(text))
+    parser = _Parser()
+    if literal:
+        parser.note(Kind.LINE_END, 1, literal)
+    for number, line in enumerate(lines(written), 1):
+        parser.read(number, line)
+    lyrics = parser.finish()
+    if not lyrics.sections:
+        raise InvalidField("lyrics", text, ALLOWED_TEXT, line=1)
+    if len(lyrics.sections) > MAX_SECTIONS:
+        allowed, excess = f"up to {MAX_SECTIONS} sections", lyrics.sections[MAX_SECTIONS]
+        raise InvalidField("lyrics", f"{len(lyrics.sections)} sections", allowed, line=excess.line)
+    return lyrics
+
+
+def _with_line_ends(text: str) -> tuple[str, str]:
+    r"""Where a text has no line end, `\n` is meant to be one: the text with line ends, and how they were written."""
+    found = _LITERAL_LINE_END.search(text)
+    if not found or len(lines(text.strip())) > 1:
+        return text, ""
+    return _LITERAL_LINE_END.sub("\n", text), found[0]
+
+
+@dataclass
+class _Open:
+    """A section that is being read. One without a name stands under a bracket that only may be a tag."""
+
+    tag: str
+    line: int
+    name: Name | None
+    written: str  # the tag, with its bracket
+    body: list[str] = field(default_factory=list)  # first, what stands behind the tag on its line
+
+    @property
+    def has_words(self) -> bool:
+        return any(map(str.strip, self.body))
+
+    @property
+    def takes_directions(self) -> bool:
+        """Whether an unknown name here speaks of this section: directly behind its tag.
+
+        Behind an empty line it may be a section of its own, where this one often has no words.
+        """
+        return self.name is not None and not self.has_words and not (self.name.often_wordless and len(self.body) > 1)
+
+    @property
+    def is_section(self) -> bool:
+        return self.has_words or (self.name is not None and self.name.meaning != section_names.END)
+
+    @property
+    def is_heading(self) -> bool:
+        """Whether this is but the number of a stanza, whose own sections follow: `[1番][Aメロ]`."""
+        return (
+            len(self.body) <= 1
+            and self.name is not None
+            and self.name.meaning == section_names.STANZA
+            and not self.has_words
+        )
+
+    def closed(self) -> Section:
+        body = "\n".join(self.body).strip()
+        bare = body.rstrip(";|/ \n")
+        if body[len(bare) :][:1].isspace():  # `la ;` in front of a tag on the next line
+            body = bare
+        return Section(self.tag, body, self.line, self.name is not None and self.name.usual)
+
+
+class _Parser:
+    """Reads lyrics line by line."""
+
+    def __init__(self) -> None:
+        self._open: list[_Open] = []
+        self._notes: list[tuple[Kind, int, str, int]] = []  # last, how many sections were open
+
+    def note(self, kind: Kind, line: int, text: str = "") -> None:
+        self._notes.append((kind, line, text, len(self._open)))
+
+    def read(self, number: int, line: str) -> None:
+        """The next line, whose number is from 1."""
+        line, had_stamps = lyric_lines.plain(line)
+        if had_stamps:
+            self.note(Kind.TIME_STAMP, number)
+        tags = list(lyric_lines.tags(line))
+        if not tags:
+            self._read_words(number, line)
+            return
+        before = line[: tags[0].start]
+        if has_words(lyric_lines.without_head(before)):
+            self._sing(number, lyric_lines.without_tail(before))
+        line = lyric_lines.without_closing_emphasis(line, before)
+        for tag, after in zip(tags, [*tags[1:], None], strict=True):
+            self._begin(_Open(tag.name.tag, number, tag.name, line[tag.start : tag.end]))
+            words = lyric_lines.without_head(line[tag.end : after.start if after else None])
+            directions, words = lyric_lines.directions(words)
+            for direction in directions:
+                self.note(Kind.DIRECTION, number, _bracketed(direction))
+            words = lyric_lines.without_tail(words) if after else words
+            self._sing(number, words if has_words(words) else "")
+
+    def finish(self) -> Lyrics:
+        """All that was read."""
+        without_words = not any(section.is_section for section in self._open)  # then names are all there is
+        kept: list[_Open] = []
+        places = [0]  # of a note, when so many sections were open: which of those that are kept it stands in
+        for section in self._open:
+            if without_words or section.is_section:
+                kept.append(section)
+            places.append(max(0, len(kept) - 1))
+        for n_open, section in enumerate(self._open, 1):
+            if without_words or section.is_section:
+                continue
+            if section.name is None:
+                self._notes.append((Kind.WORDLESS, section.line, section.written, n_open))
+            elif places[n_open] < len(kept) - 1:
+                self._notes.append((Kind.NOT_THE_END, section.line, section.written, n_open))
+        notes = [Note(kind, line, text, places[n_open]) for kind, line, text, n_open in self._notes]
+        return Lyrics(tuple(section.closed() for section in kept), tuple(sorted(notes, key=lambda note: note.line)))
+
+    def _read_words(self, number: int, line: str) -> None:
+        """A line without tags: words, or brackets by themselves."""
+        contents = lyric_lines.brackets_alone(line)
+        if not contents:
+            if section_names.resembles(line):
+                self.note(Kind.UNTAGGED, number, f"'{line.strip()}'")
+            self._sing(number, line)
+            return
+        left_out = [content for content in contents if self._is_left_out(content)]
+        for content in left_out:
+            self.note(Kind.DIRECTION, number, _bracketed(content))
+        rest = [content for content in contents if not self._is_left_out(content)]
+        if len(rest) == 1 and is_name(rest[0]):
+            self._begin(_Open(rest[0], number, None, _bracketed(rest[0])))
+        elif rest:
+            self._sing(number, " ".join(map(_bracketed, rest)) if left_out else line)
+
+    def _is_left_out(self, content: str) -> bool:
+        """Whether a bracket that stands by itself says how to sing, instead of what."""
+        return is_direction(content) or (is_name(content) and bool(self._open) and self._open[-1].takes_directions)
+
+    def _begin(self, section: _Open) -> None:
+        if section.name and self._open and self._open[-1].is_heading:
+            heading = self._open.pop()
+            self.note(Kind.WORDLESS, heading.line, heading.written)
+        self._open.append(section)
+
+    def _sing(self, number: int, words: str) -> None:
+        if self._open:
+            self._open[-1].body.append(words)
+        elif words.strip():
+            raise InvalidField("lyrics", words, ALLOWED_TEXT, line=number)
+
+
+def _bracketed(content: str) -> str:
+    return f"[{content.strip()}]"

@@ -1,0 +1,103 @@
+"""Genres and sections to the prompt ids that stage 1 is fed, segment by segment.
+
+It does not know the tokenizer (it is given `encode`), the context's length, or what is generated between the prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inference.errors import InvalidField
+from inference.text.lyrics import Section
+from inference.text.characters import check_characters, lines, visible
+from inference.vocabulary import (
+    END_OF_REFERENCE,
+    END_OF_SEGMENT,
+    EOA_ID,
+    SOA_ID,
+    START_OF_REFERENCE,
+    START_OF_SEGMENT,
+    XCODEC_ID,
+    code_ids,
+)
+
+Encode = Callable[[str], list[int]]
+
+INSTRUCTION = "Generate music from the given lyrics segment by segment."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt of every segment to be sung.
+
+    `head` is the text that opens the first one, `starts` says where `[start_of_segment]` begins in each.
+    """
+
+    head: str
+    segments: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+
+def build(
+    encode: Encode,
+    genres: str,
+    sections: Sequence[Section],
+    n_segments: int | None = None,
+    reference_ids: Sequence[int] = (),
+) -> Prompt:
+    """The prompt for the first `n_segments` sections (None: all), or all there are; its head names every section.
+
+    `reference_ids` are the codebook-0 ids of the reference audio. Raises InvalidField.
+    """
+    assert sections, "lyrics without a section are refused where they are parsed"
+    assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
+    check_genres(genres)
+    sung = sections[: sections_sung(n_segments, len(sections))]
+
+    # first: head  [reference]  | [start_of_segment] section <SOA> <xcodec>
+    # later:   [end_of_segment] | [start_of_segment] section <SOA> <xcodec>
+    #                           ^ starts
+    head = _head(genres, sections)
+    lead_of_first = encode(head) + _reference(encode, reference_ids)
+    lead_of_later = encode(END_OF_SEGMENT)
+    leads = [lead_of_first] + [lead_of_later] * (len(sung) - 1)
+    segments = tuple((*lead, *_segment(encode, section)) for lead, section in zip(leads, sung, strict=True))
+    return Prompt(head, segments, tuple(len(lead) for lead in leads))
+
+
+def check_genres(genres: str) -> None:
+    """Raises InvalidField for tags that say nothing or cannot be encoded."""
+    if not genres.strip():
+        raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
+    check_characters("genres", genres)
+
+
+def tidy_genres(genres: str) -> str:
+    r"""Genres on one line, without what nobody sees: the prompt's next lines are lyrics. `\n` is a line end, too."""
+    written = re.sub(r"(?:\\r)?\\n", "\n", visible(genres)).replace("\t", " ")
+    return " ".join(filter(None, map(str.strip, lines(written))))
+
+
+def sections_sung(n_segments: int | None, n_sections: int) -> int:
+    """How many sections are sung: as many as are asked for (None: all), or all there are. Raises InvalidField."""
+    if n_segments is not None and n_segments < 1:
+        raise InvalidField("segments", n_segments, "a whole number from 1")
+    return n_sections if n_segments is None else min(n_segments, n_sections)
+
+
+def _head(genres: str, sections: Sequence[Section]) -> str:
+    lyrics = "\n".join(section.text for section in sections)
+    return f"{INSTRUCTION}\n[Genre] {genres}\n{lyrics}"
+
+
+def _reference(encode: Encode, ids: Sequence[int]) -> list[int]:
+    if not ids:
+        return []
+    return [*encode(START_OF_REFERENCE), SOA_ID, XCODEC_ID, *ids, EOA_ID, *encode(END_OF_REFERENCE)]
+
+
+def _segment(encode: Encode, section: Section) -> list[int]:
+    # Each piece of text on its own: encoded together, their ids would differ.
+    return [*encode(START_OF_SEGMENT), *encode(section.text), SOA_ID, XCODEC_ID]

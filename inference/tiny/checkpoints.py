@@ -1,0 +1,192 @@
+"""What is in the tiny model: a complete set of checkpoints with fabricated weights.
+
+It does not know how a song is sung: it only writes files with the real names, layouts and spellings, but small.
+Whatever changes here, `FORMAT` in `inference/tiny/model_files.py` is counted up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from inference.tiny.layers import (
+    HUBERT_KERNELS,
+    HUBERT_STRIDES,
+    POSITION_GROUPS,
+    POSITION_KERNEL,
+    VOCOS_FFT,
+    CodecWidths,
+    VocosWidths,
+    codec_shapes,
+    llama_shapes,
+    vocos_shapes,
+)
+from inference.tiny.tokenizer import tokenizer_model
+from inference.vocabulary import EOA_ID
+
+# -- language models
+
+MODEL_VOCABULARY_SIZE = 83_968
+STAGE_1_SHARDS = 3
+# How much louder `<EOA>` speaks than a code; with it a section ends by itself after some 300 to 1,500 tokens.
+EOA_GAIN = 1.25
+
+STAGE_1_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16_384,
+}
+STAGE_2_SIZES = {  # of other widths than stage 1, so that the two cannot be mixed up unnoticed
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8_192,
+}
+LLAMA_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "num_hidden_layers": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": MODEL_VOCABULARY_SIZE,
+}
+
+# -- X-Codec and Vocos
+
+
+CODEC_WIDTHS = CodecWidths(
+    encoder=8,
+    decoder=128,
+    acoustic=16,
+    semantic=48,
+    hubert_layers=2,
+    hubert_heads=4,
+    hubert_feed_forward=96,
+    hubert_convolutions=32,
+)
+VOCOS_WIDTHS = VocosWidths(codebook=CODEC_WIDTHS.codebook, hidden=32, feed_forward=96, layers=2)
+
+
+def write(folder: Path) -> None:
+    """Write `stage1/`, `stage2/` and `codec/`, each laid out as its repository is."""
+    tokenizer = tokenizer_model()
+    for stage, sizes, shards in (("stage1", STAGE_1_SIZES, STAGE_1_SHARDS), ("stage2", STAGE_2_SIZES, 1)):
+        config = LLAMA_CONFIG | sizes
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "tokenizer.model").write_bytes(tokenizer)
+        _write_json(folder / stage / "config.json", config)
+        _write_shards(folder / stage, _llama_tensors(stage, config), shards)
+    _write_json(folder / "stage1" / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    write_codec(folder / "codec", CODEC_WIDTHS, VOCOS_WIDTHS)
+
+
+def write_codec(folder: Path, codec_widths: CodecWidths, vocos_widths: VocosWidths) -> None:
+    """Write X-Codec and both vocoders, of any widths, laid out as their repository is."""
+    for name in ("final_ckpt", "decoders", "semantic_ckpts/hf_1_325000"):
+        (folder / name).mkdir(parents=True)
+    _write_json(folder / "semantic_ckpts/hf_1_325000/config.json", _hubert_config(codec_widths))
+    codec = {name: fabricate(f"xcodec.{name}", shape) for name, shape in codec_shapes(codec_widths).items()}
+    torch.save({"codec_model": codec}, folder / "final_ckpt/ckpt_00360000.pth")
+    for track, file in (("vocal", "decoder_131000.pth"), ("instrumental", "decoder_151000.pth")):
+        vocos = {name: fabricate(f"{track}.{name}", shape) for name, shape in vocos_shapes(vocos_widths).items()}
+        vocos["head.istft.window"] = torch.hann_window(VOCOS_FFT)
+        torch.save(vocos, folder / "decoders" / file)
+
+
+def fabricate(key: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
+    """A float32 tensor of `shape` that depends on nothing but `key`, `shape` and `seed`."""
+    generator = np.random.default_rng([zlib.crc32(key.encode()), seed])
+    noise = generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
+    return torch.from_numpy(np.ascontiguousarray(_shaped_like_weights(key, noise), dtype=np.float32))
+
+
+def _shaped_like_weights(key: str, noise: np.ndarray) -> np.ndarray:
+    """Scale `noise` to what a trained tensor of that name looks like, so that signals neither fade nor explode."""
+    if key.endswith("alpha"):  # of the Snake activations
+        return 1.0 + 0.1 * noise
+    if key.endswith("gamma"):  # layer scales
+        return 0.1 + 0.02 * noise
+    if key.endswith("decoder_2.model.6.weight_g"):  # the waveform decoder's last layer: keeps the audio inside ±1
+        return 0.004 * np.abs(1.0 + 0.1 * noise)
+    if key.endswith("weight_g"):
+        return np.abs(1.0 + 0.1 * noise)
+    if "_codebook.embed" in key:
+        return 0.3 * noise
+    if key.endswith(("inited", "cluster_size")):
+        return np.ones_like(noise)
+    if key.endswith("bias"):
+        return 0.01 * noise
+    if "norm" in key and noise.ndim == 1:
+        return 1.0 + 0.05 * noise
+    fan_in = math.prod(noise.shape[1:]) if noise.ndim > 1 else 1
+    return noise / np.sqrt(max(fan_in, 1))
+
+
+def _llama_tensors(stage: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    tensors = {name: fabricate(f"{stage}.{name}", shape) for name, shape in llama_shapes(config).items()}
+    if stage == "stage1":
+        tensors["lm_head.weight"][EOA_ID] *= EOA_GAIN
+    return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+
+
+def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) -> None:
+    """One `model.safetensors`, or `count` numbered files with their index."""
+    if count == 1:
+        _write_safetensors(folder / "model.safetensors", tensors)
+        return
+    weight_map: dict[str, str] = {}
+    for number in range(count):
+        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        names = list(tensors)[number::count]
+        _write_safetensors(folder / file, {name: tensors[name] for name in names})
+        weight_map |= dict.fromkeys(names, file)
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    )
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    # Not `save_file`, whose files nobody but their owner may read, whatever the umask says.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _hubert_config(widths: CodecWidths) -> dict[str, Any]:
+    return {
+        "architectures": ["HubertModel"],
+        "model_type": "hubert",
+        "hidden_size": widths.semantic,
+        "intermediate_size": widths.hubert_feed_forward,
+        "num_hidden_layers": widths.hubert_layers,
+        "num_attention_heads": widths.hubert_heads,
+        "conv_dim": [widths.hubert_convolutions] * len(HUBERT_KERNELS),
+        "conv_kernel": list(HUBERT_KERNELS),
+        "conv_stride": list(HUBERT_STRIDES),
+        "conv_bias": False,
+        "feat_extract_norm": "group",
+        "do_stable_layer_norm": False,
+        "num_conv_pos_embeddings": POSITION_KERNEL,
+        "num_conv_pos_embedding_groups": POSITION_GROUPS,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

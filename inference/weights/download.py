@@ -1,0 +1,270 @@
+"""Gets a model's files onto this machine, in a process of its own that can be ended at any moment.
+
+It does not know what is in the files; it imports no torch, and no Hub library before a download begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from inference import catalog, gpu
+from inference import log_relay
+from inference.weights import hub_settings
+from inference.tiny import model_files
+from inference.weights import sync
+from inference.catalog import TINY, Model, ModelFiles, Repository
+from inference.errors import DownloadError, StorageError, YueError
+from inference.weights.terminal import Terminal
+from inference.weights.transfer import Emit, Patience, Source
+
+log = logging.getLogger(__name__)
+
+PARTS = ("stage1", "stage2", "codec")
+GRACE_SECONDS = 5.0  # between asking the process to end and ending it
+
+ProgressCallback = Callable[[Mapping[str, object]], None]
+"""Hears `repository`, `bytes_done`, `bytes_total`, `overall_done`, `overall_total`, `bytes_per_second`, `seconds_left`
+(None: not known), and while nothing moves also `waiting` ({seconds, reason}) or `proving` (a file)."""
+
+
+def fetch(
+    model: Model,
+    cache: Path,
+    local: Path | str | None = None,
+    device: str = "auto",
+    *,
+    force: bool = False,
+    emit: Emit = lambda event, **fields: None,
+    patience: Patience | None = None,
+    free_bytes: sync.FreeBytes = sync.free_bytes,
+) -> ModelFiles:
+    """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; proven once.
+
+    What was proven by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
+    no source: it is made under `cache`. Where `device` (YUE_DEVICE) is no GPU, a warning is logged before anything is
+    fetched. Raises DownloadError.
+    """
+    if model.name == TINY:
+        return _make_tiny(cache)
+
+    def announce(needed_bytes: int) -> None:
+        if gpu.is_missing(device):
+            log.warning("%s", gpu.warning(model.name, needed_bytes))
+
+    terms = sync.Supply(cache / "proofs", emit, patience or Patience(), force, free_bytes, announce)
+    holdings = [
+        sync.Holding(getattr(model, part), source, terms) for part, source in _sources(model, cache, local).items()
+    ]
+    sync.supply(holdings, terms)
+    folders = {part: holding.folder for part, holding in zip(PARTS, holdings, strict=True)}
+    return ModelFiles(model.name, holdings[0].revision, **folders)
+
+
+class DownloadProcess:
+    """The parent's side: `run` blocks while the child fetches, `cancel` ends it from another thread."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: Path,
+        local: Path | str | None = None,
+        device: str = "auto",
+        *,
+        force: bool = False,
+        first_wait_s: float | None = None,
+    ) -> None:
+        self._command = [*_command(model, cache, local, force, first_wait_s), "--device", device]
+        self._lock = threading.Lock()  # of the two fields below
+        self._child: subprocess.Popen[str] | None = None
+        self._cancelled = False
+
+    def run(self, on_progress: ProgressCallback = lambda progress: None) -> ModelFiles:
+        """The files, once all are here. Raises DownloadError."""
+        child = self._start()
+        assert child.stderr is not None
+        relay = log_relay.relay(child.stderr, __name__)
+        try:
+            return self._listen(child, on_progress)
+        finally:
+            _end(child, relay)
+
+    def cancel(self) -> None:
+        """End the download; `run` then raises DownloadError. What is already here is kept."""
+        with self._lock:
+            self._cancelled = True
+            child = self._child
+        if child is not None:
+            child.terminate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._cancelled:
+                raise DownloadError("the download was cancelled", "cancelled")
+            assert self._child is None, "a download runs once"
+            root = Path(__file__).resolve().parent.parent  # where `-m inference.weights.download` is found
+            pipe = subprocess.PIPE
+            self._child = subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=root, encoding="utf-8", errors="replace"
+            )
+            return self._child
+
+    def _listen(self, child: subprocess.Popen[str], on_progress: ProgressCallback) -> ModelFiles:
+        assert child.stdout is not None
+        progress: dict[str, object] = {}
+        for line in child.stdout:
+            event = json.loads(line)
+            match event.pop("event"):
+                case "progress":
+                    progress = event
+                    on_progress(progress)
+                case "waiting":
+                    on_progress({**progress, "waiting": event})
+                case "proving":
+                    on_progress({**progress, "proving": f"{event['repository']}/{event['file']}"})
+                case "done":
+                    return _from_json(event["files"])
+                case "error":
+                    raise DownloadError(event["message"], event["reason"])
+        if self._cancelled:
+            raise DownloadError("the download was cancelled", "cancelled")
+        message = f"the download's process ended without an answer (exit code {child.wait()}); try again"
+        raise DownloadError(message, "failed")
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it makes: `$XDG_CACHE_HOME/yue-server` or `~/.cache/yue-server`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "yue-server"
+
+
+def main(arguments: list[str], output: IO[str]) -> int:
+    """The child's side: fetch, and write one JSON object a line to `output`, or a bar to a terminal.
+
+    Returns the exit code.
+    """
+    options = _parser().parse_args(arguments)
+    if options.end_with_stdin:
+        log_relay.write_lines()
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+    lock = threading.Lock()  # several files come at once
+    terminal = Terminal(output) if output.isatty() else None
+
+    def emit(event: str, **fields: object) -> None:
+        with lock:
+            if terminal:
+                terminal.emit(event, **fields)
+            else:
+                output.write(json.dumps({"event": event, **fields}) + "\n")
+                output.flush()
+
+    patience = Patience() if options.first_wait_seconds is None else Patience(first_s=options.first_wait_seconds)
+    try:
+        model = catalog.find(options.model, options.revision)
+        local, device = options.local, options.device
+        files = fetch(model, options.cache, local, device, force=options.force, emit=emit, patience=patience)
+    except Exception as error:  # whatever it is, the parent must hear of it
+        if not isinstance(error, YueError):
+            log.error("the download failed", exc_info=error)
+        reason = error.reason if isinstance(error, DownloadError) else "failed"
+        emit("error", error=type(error).__name__, message=str(error), reason=reason)
+        return 1
+    emit("done", files={name: str(value) for name, value in asdict(files).items()})
+    return 0
+
+
+def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, Source]:
+    """For each part, where its files come from."""
+    repositories: dict[str, Repository] = {part: getattr(model, part) for part in PARTS}
+    if local is None:
+        try:
+            from inference.weights.hub import HubSource  # here, because it reads the environment when it is imported
+        except ValueError as error:
+            hub_settings.check(os.environ)
+            raise DownloadError(f"the settings of the Hub's library: {error}", "invalid_setting") from error
+        return {part: HubSource(repository) for part, repository in repositories.items()}
+    from inference.weights.mirror import LocalSource, MirrorSource
+    from storage import Storage, is_address
+
+    if not is_address(str(local)):
+        return {part: LocalSource(repository, part, Path(local)) for part, repository in repositories.items()}
+    try:
+        storage = Storage.at(local)
+    except StorageError as error:
+        raise DownloadError(f"{error}: check YUE_WEIGHTS", "no_repository") from error
+    return {part: MirrorSource(repository, part, storage, cache) for part, repository in repositories.items()}
+
+
+def _make_tiny(cache: Path) -> ModelFiles:
+    try:
+        return model_files.ensure(cache)
+    except OSError as error:
+        reason = f"the tiny model cannot be written to {cache} ({error.strerror})"
+        code = "no_space" if error.errno == errno.ENOSPC else "not_writable"
+        raise DownloadError(f"{reason}; make room there or set XDG_CACHE_HOME to another folder", code) from error
+
+
+def _command(model: Model, cache: Path, local: Path | str | None, force: bool, first_wait_s: float | None) -> list[str]:
+    command = [sys.executable, "-m", "inference.weights.download", "--end-with-stdin"]
+    command += ["--model", model.name, "--cache", str(cache.absolute())]
+    if model.stage1.revision is not None:
+        command += ["--revision", model.stage1.revision]
+    if local is not None:
+        command += ["--local", str(local) if "://" in str(local) else str(Path(local).absolute())]
+    if first_wait_s is not None:
+        command += ["--first-wait-seconds", str(first_wait_s)]
+    return command + (["--force"] if force else [])
+
+
+def _end(child: subprocess.Popen[str], relay: threading.Thread) -> None:
+    """Leave nothing behind: no process, no open pipe, no word that is not logged."""
+    child.terminate()
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+    relay.join(GRACE_SECONDS)
+    with child:  # closes the pipes and waits
+        pass
+
+
+def _from_json(files: Mapping[str, Any]) -> ModelFiles:
+    return ModelFiles(files["model"], files["revision"], **{part: Path(files[part]) for part in PARTS})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m inference.weights.download", description="Fetch a model's files.")
+    parser.add_argument("--model", required=True, help=catalog.ALLOWED_NAMES)
+    parser.add_argument("--revision", help="of stage 1, instead of the pinned one")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for what is made here, not fetched")
+    parser.add_argument("--local", help="folder, or gs://, s3://, az:// address, that holds the weights already")
+    parser.add_argument("--device", default="auto", help="what will generate: auto, cpu, cuda or cuda:N")
+    parser.add_argument("--force", action="store_true", help="ask for the commit and prove every file anew")
+    parser.add_argument("--first-wait-seconds", type=float, help="before the second try, doubled for each one more")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input is closed")
+    return parser
+
+
+def _end_with_stdin() -> None:
+    """The parent holds the other end: when it is gone, however that died, so is this process."""
+    sys.stdin.read()
+    os._exit(1)  # a download cannot be asked to stop: it may be deep inside a library's threads
+
+
+if __name__ == "__main__":
+    lines = sys.stdout
+    with redirect_stdout(sys.stderr):  # whatever else is printed must not get between the lines
+        code = main(sys.argv[1:], lines)
+    os._exit(code)  # not sys.exit, which would wait for the files that were still coming when one failed

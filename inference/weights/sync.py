@@ -1,0 +1,269 @@
+"""All of a model's repositories, whole on this machine: looked at, made room for, fetched, proven, remembered.
+
+It does not know where files come from (a `Source` does) or in which process it runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference.catalog import Repository
+from inference.errors import DownloadError
+from inference.weights.checksums import (
+    POINTER_BYTES,
+    Proven,
+    Record,
+    WantedFile,
+    is_pointer,
+    is_whole,
+    looks_proven,
+    proven,
+    read_record,
+    write_record,
+)
+from inference.weights.transfer import PARTIAL, Emit, Meter, Move, Patience, Source, disk_error, unreadable
+
+CONNECTIONS = 4  # files that are fetched at once
+LOCKED_AGAIN_S = 0.2  # between two looks at a lock that another process holds
+
+log = logging.getLogger(__name__)
+
+FreeBytes = Callable[[Path], int]
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk under `folder`, which need not exist yet, has left."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Everything a fetch needs besides the sources."""
+
+    records: Path  # folder
+    emit: Emit
+    patience: Patience
+    force: bool = False
+    free_bytes: FreeBytes = free_bytes
+    announce: Callable[[int], None] = lambda needed_bytes: None  # hears what will be fetched, before the first byte
+
+
+@dataclass
+class Holding:
+    """One repository, what of it is proven to be here, and what is not."""
+
+    repository: Repository
+    source: Source
+    supply: Supply
+    revision: str = ""
+    files: tuple[WantedFile, ...] = ()
+    stamps: dict[str, Proven] = field(default_factory=dict)  # path -> as it was proven
+
+    def remembered(self) -> bool:
+        """Whether an earlier start proved all files, and nothing has touched them since."""
+        record = None if self.supply.force else read_record(self._record)
+        if record is None:
+            return False
+        self.revision, self.files = record.revision, tuple(stamp.file for stamp in record.files)
+        self.stamps = {stamp.file.path: stamp for stamp in record.files}
+        if record.holds(self.folder) and not self._lacking() and self.source.unchanged(self.files):
+            return True
+        if not self.source.keeps_revisions:
+            self.files = ()  # so that they are listed anew
+        return False
+
+    def look(self) -> None:
+        """Find out what belongs here, and prove what is here already. Raises DownloadError."""
+        if not self.files or self._lacking():
+            patience, emit, source = self.supply.patience, self.supply.emit, self.source
+            self.revision = patience.run(source.title, source.resolve, emit)
+            files = patience.run(source.title, lambda: source.listing(self.revision), emit)
+            self.files = tuple(file for file in files if source.wants(file.path))
+            self._require_all()
+        for file in self.files:
+            path = self.source.store(self.revision, file)
+            stamp = self.stamps.pop(file.path, None)
+            if stamp is None or stamp.file != file or not looks_proven(path, stamp):
+                try:
+                    stamp = self._prove(path, file)
+                except OSError as error:
+                    raise unreadable(error) from error
+            if stamp is not None:
+                self.stamps[file.path] = stamp
+
+    @property
+    def missing(self) -> list[WantedFile]:
+        """What has to be fetched."""
+        return [file for file in self.files if file.path not in self.stamps]
+
+    @property
+    def folder(self) -> Path:
+        """Where all files are, in the end."""
+        return self.source.folder(self.revision)
+
+    def needed_bytes(self) -> int:
+        """What fetching will add to the disk."""
+        paths = [(self.source.store(self.revision, file), file.size_bytes) for file in self.missing]
+        partials = [path.with_name(path.name + PARTIAL) for path, _ in paths]
+        left_bytes = sum(path.stat().st_size for path in partials if path.exists())
+        return max(sum(size for _, size in paths) - left_bytes, 0)
+
+    def moves(self, meter: Meter) -> list[Move]:
+        """The transfers that bring what is missing."""
+        name, source, patience, emit = self.repository.name, self.source, self.supply.patience, self.supply.emit
+
+        def count(number: int, fetched: bool) -> None:
+            meter.add(name, number, fetched)
+
+        return [Move(source, self.revision, file, patience, emit, count) for file in self.missing]
+
+    def finish(self) -> None:
+        """Everything is here: make it appear in its folder, and remember that it was proven."""
+        try:
+            for file in self.files:
+                self.source.link(self.revision, file)
+                path = self.source.store(self.revision, file)
+                self.stamps.setdefault(file.path, proven(path, file))
+        except OSError as error:
+            raise disk_error(self.source.title, error) from error
+        try:
+            write_record(self._record, Record(self.revision, tuple(self.stamps[file.path] for file in self.files)))
+        except OSError as error:  # the weights are here all the same; the next start only looks again
+            log.warning("%s cannot be written (%s): the next start proves all again", self._record, error.strerror)
+
+    @property
+    def _record(self) -> Path:
+        return self.supply.records / f"{self.source.key}.json"
+
+    def _lacking(self) -> list[str]:
+        return self.repository.lacking(file.path for file in self.files)
+
+    def _prove(self, path: Path, file: WantedFile) -> Proven | None:
+        """The stamp of a file that is here and right. A wrong one counts as missing, or is an error."""
+        if not path.exists():
+            return None
+        self.supply.emit("proving", repository=self.repository.name, file=file.path)
+        stamp, pointer = proven(path, file), is_pointer(path)
+        if not pointer and is_whole(path, file):
+            return stamp
+        if self.source.removable:
+            return None
+        if pointer:
+            trouble = f"is a git-lfs pointer, not the file itself; run `git lfs pull` in {self.folder}"
+        elif file.digest is not None:
+            trouble = "is not what the SHA256SUMS of its repository says; copy it there again"
+        else:
+            trouble = "changed while it was looked at; try again when it is complete"
+        raise DownloadError(f"{path} {trouble}", "corrupted")
+
+    def _require_all(self) -> None:
+        lacking = self._lacking()
+        if not self.files:
+            wanted = ", ".join(self.repository.files)
+            message = f"{self.source.title} holds none of the files of a model ({wanted}); check the name"
+            raise DownloadError(message, "missing_file")
+        if lacking:
+            raise DownloadError(f"{self.source.title} lacks {', '.join(lacking)}; check the name", "missing_file")
+
+
+def supply(holdings: list[Holding], terms: Supply) -> None:
+    """Have all repositories whole in their folders. Raises DownloadError."""
+    unsure = [holding for holding in holdings if not holding.remembered()]
+    for holding in unsure:
+        holding.look()
+    missing = [holding for holding in unsure if holding.missing]
+    with _locked(missing, terms.emit):
+        for holding in missing:
+            holding.look()  # another process may have brought it meanwhile
+        _fetch(holdings, [holding for holding in missing if holding.missing], terms)
+        for holding in unsure:
+            holding.finish()
+
+
+def _fetch(holdings: list[Holding], missing: list[Holding], terms: Supply) -> None:
+    if not missing:
+        return
+    for holding in missing:
+        try:
+            holding.source.clean(holding.revision, holding.files)
+            for file in holding.missing:
+                holding.source.store(holding.revision, file).unlink(missing_ok=True)  # it was found to be wrong
+        except OSError as error:
+            raise disk_error(holding.source.title, error) from error
+    terms.announce(_require_room(missing, terms))
+    meter = _meter(holdings, terms.emit)
+    meter.start()
+    _move([move for holding in missing for move in holding.moves(meter)])
+
+
+def _require_room(missing: list[Holding], terms: Supply) -> int:
+    """All that is missing must fit, before the first byte comes; so many bytes it is."""
+    needed = sum(holding.needed_bytes() for holding in missing)
+    folder = missing[0].folder  # all lie in one cache
+    free = terms.free_bytes(folder)
+    if needed > free:
+        names = ", ".join(holding.repository.name for holding in missing)
+        raise DownloadError(
+            f"{names}: {needed:,} bytes are needed, but only {free:,} are free at {folder}; "
+            "make room, or set HF_HOME and XDG_CACHE_HOME to folders on a larger disk",
+            "no_space",
+        )
+    return needed
+
+
+def _meter(holdings: list[Holding], emit: Emit) -> Meter:
+    totals: dict[str, int] = {}
+    done: dict[str, int] = {}
+    for holding in holdings:
+        name = holding.repository.name
+        totals[name] = sum(file.size_bytes for file in holding.files)
+        done[name] = totals[name] - sum(file.size_bytes for file in holding.missing)
+    return Meter(totals, emit, done)
+
+
+def _move(moves: list[Move]) -> None:
+    """Fetch several at once, first those that may be pointers, then the large ones; the first error ends it all."""
+    ordered = sorted(moves, key=lambda move: (move.file.size_bytes >= POINTER_BYTES, -move.file.size_bytes))
+    pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download")
+    try:
+        for future in [pool.submit(move.run) for move in ordered]:
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _locked(holdings: list[Holding], emit: Emit) -> Iterator[None]:
+    """Keep other processes from the same repositories meanwhile; the system lets go when this process ends."""
+    with ExitStack() as stack:
+        for holding in sorted(holdings, key=lambda holding: holding.source.key):  # one order, so no two wait in a ring
+            path = holding.source.lock()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("ab"))
+            except OSError as error:
+                raise disk_error(holding.source.title, error) from error
+            _wait_for(file.fileno(), holding, emit)
+        yield
+
+
+def _wait_for(lock: int, holding: Holding, emit: Emit) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                emit("waiting", seconds=None, reason=f"another process fetches {holding.repository.name}")
+            told = True
+            threading.Event().wait(LOCKED_AGAIN_S)

@@ -1,0 +1,34 @@
+"""What never reaches a route, because it is no HTTP or too long to be read, is refused in the form of all problems.
+
+It knows nothing of threads or connections: `serving/gunicorn/worker.py` sends what is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from http import HTTPStatus
+
+from serving.http.problems import CONTENT_TYPE, problem_of
+from serving.observability.requests import REQUEST_ID
+
+log = logging.getLogger(__name__)
+
+
+def refusal(error: Exception) -> bytes:
+    """The whole HTTP response, after which the connection is closed. What nobody foresaw is logged by `problem_of`."""
+    problem, request_id = problem_of(error), uuid.uuid4().hex
+    # Not its words: they may hold a key.
+    log.info("a request was refused: %s", type(error).__name__, extra={"request_id": request_id})
+    body = json.dumps(problem.as_dict()).encode() + b"\n"
+    headers = {
+        "Content-Type": CONTENT_TYPE,
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        REQUEST_ID: request_id,
+        **problem.headers,
+    }
+    lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -1,0 +1,143 @@
+"""Who may ask, and how much: the server's names, the API key, what only administrators may do, the size of a body.
+
+It does not know what the routes do, and never shows a key or writes one down.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Collection, Sequence
+from hashlib import sha256
+
+from flask import Flask, Request, Response, request
+from pydantic import SecretStr
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from serving.http.hosts import Hosts
+from serving.http.problems import Problem, shown
+from serving.settings import HOSTS_VARIABLE, KEY_VARIABLE, Settings
+
+SCHEME = "Bearer"
+KEY_HEADER = "X-API-Key"
+MOST_VALUES = 200_000  # which take 50 ms; a reference's base64 is one
+STARTS = (b",", b"[", b"{")
+KEY_IN_HEAD = re.compile(rb"\r\n(?:X-API-Key|Authorization):[ \t]*(?:Bearer[ \t]+)?([^ \t\r\n]+)", re.IGNORECASE)
+FOREIGN_PAGE = (
+    "a browser sent this for a page of another site, and this server has no key that tells its users from strangers; "
+    f"allowed: programs, pages of the server itself, and with {KEY_VARIABLE} whoever has the key"
+)
+KEY_WILL_DO = f", or set {KEY_VARIABLE}, with which any name will do"
+ASK_FOR_KEY = {"WWW-Authenticate": f'{SCHEME} realm="yue"'}
+
+
+def install(app: Flask, settings: Settings, open_views: Collection[Callable[..., object]]) -> None:
+    """Let nobody in without a key, where there are keys, but to `open_views`, which show no data.
+
+    On Vertex AI the predict route is open too: there the platform has asked who it is, and lets no header through.
+    Where nobody asks for a key, browsers must not be used by other sites' pages to reach what their owners do not.
+    """
+    keys, hosts = settings.api_keys, Hosts(settings.host, settings.allowed_hosts)
+    keyless = not keys and not settings.aip_mode
+    names_count = bool(settings.allowed_hosts) or (keyless and settings.is_local)
+
+    def is_open() -> bool:
+        return app.view_functions.get(request.endpoint or "") in open_views
+
+    def check_host() -> None:
+        host = request.environ.get("HTTP_HOST")
+        if names_count and not hosts.include(host):
+            raise _not_allowed(host, "" if settings.allowed_hosts else KEY_WILL_DO)
+
+    def check_page() -> None:
+        is_link = request.method == "GET" and is_open() and request.headers.get("Sec-Fetch-Dest") == "document"
+        if keyless and not is_link and hosts.is_foreign_page(request.headers, request.method):
+            raise Problem(403, "cross-site", FOREIGN_PAGE)
+
+    def check_key() -> None:
+        on_vertex = settings.aip_mode and request.path == (settings.predict_route or "/predict")
+        if not keys or on_vertex or is_open() or _opens(keys, request):
+            return
+        detail = f"this server needs a key: send it as Authorization: {SCHEME} KEY, or as {KEY_HEADER}: KEY"
+        raise Problem(401, "unauthorized", detail, headers=ASK_FOR_KEY)
+
+    for check in (check_host, check_page, check_key):
+        app.before_request(check)
+    app.after_request(_take_by_its_name)
+
+
+def check_admin(settings: Settings) -> None:
+    """Raises Problem where whoever was let in may not change models or see everybody's jobs."""
+    if settings.may_administer:
+        return
+    what = "changing models, cancelling their download and listing all jobs are closed"
+    if settings.admin == "off":
+        raise Problem(403, "forbidden", f"{what} here, by YUE_ADMIN=off")
+    detail = (
+        f"{what}, as anybody may reach this server; "
+        f"set {KEY_VARIABLE}, so that only those with the key do, or YUE_ADMIN=on"
+    )
+    raise Problem(403, "forbidden", detail)
+
+
+def read_body() -> bytes:
+    """The request's body. Raises Problem where it is larger than the server takes."""
+    limit = request.max_content_length
+    try:
+        body = request.get_data(cache=False)
+        # A body in chunks says no length, and is cut at the limit: whether more comes has to be looked at.
+        if request.content_length is None and len(body) == limit and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+    except RequestEntityTooLarge as error:
+        detail = f"the body is too large; allowed: up to {limit} bytes (YUE_MAX_REQUEST_BYTES)"
+        raise Problem(413, "request-entity-too-large", detail, {"allowed": limit}) from error
+    except ClientDisconnected as error:
+        raise Problem(408, "request-timeout", "the body did not come to its end in time; send it again") from error
+    return body
+
+
+def check_values(body: bytes) -> None:
+    """Raises Problem where JSON would have so many values that to parse it would hold up everybody else."""
+    values = sum(map(body.count, STARTS))
+    if values > MOST_VALUES:
+        detail = f"the body has more than {MOST_VALUES} lists, objects and commas; send fewer instances in one request"
+        raise Problem(413, "request-entity-too-large", detail, {"allowed": MOST_VALUES})
+
+
+def is_trusted(settings: Settings, head: bytes) -> bool:
+    """Whether the head of a request, as it was sent, has a key, or needs none here for more than a few pages."""
+    if not settings.api_keys or settings.aip_mode:
+        return True
+    return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])
+
+
+def _not_allowed(host: object, otherwise: str) -> Problem:
+    detail = (
+        f"Host: got {shown(host)}; allowed: localhost, this machine's own name and addresses, and the names in "
+        f"{HOSTS_VARIABLE}; set it to have this one too{otherwise}"
+    )
+    return Problem(403, "host-not-allowed", detail, {"field": "Host", "value": shown(host)})
+
+
+def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
+    """Whether one of the keys was sent."""
+    scheme, _, token = asked.headers.get("Authorization", "").partition(" ")
+    sent = [asked.headers.get(KEY_HEADER, "")] + ([token.strip()] if scheme.lower() == SCHEME.lower() else [])
+    return _is_one(keys, sent)
+
+
+def _is_one(keys: Collection[SecretStr], sent: Sequence[str]) -> bool:
+    """Whether one of these is a key. Takes the same time whichever it is, and however much of one is right."""
+    pairs = [(_digest(one), _digest(key.get_secret_value())) for one in sent for key in keys]
+    return any([hmac.compare_digest(one, key) for one, key in pairs])  # a list: `any` alone would stop at the first
+
+
+def _digest(text: str) -> bytes:
+    """Of equal length for all, so that the comparison does not tell how long a key is."""
+    return sha256(text.encode()).digest()
+
+
+def _take_by_its_name(response: Response) -> Response:
+    """A browser must not guess that audio or JSON is a page."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

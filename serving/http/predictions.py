@@ -1,0 +1,209 @@
+"""Predictions: what was begun for each instance as one response, of no more bytes than may be sent.
+
+It knows nothing of routes, nor of how jobs are waited for.
+
+Where audio would make the response too large, a prediction comes without it and says how to get it:
+
+    audio_uri       the first track's address in the bucket
+    url             an address that anyone may read for SIGNED_SECONDS, where the bucket's credentials can make one
+    audio_omitted   one sentence: why, and how to fetch the tracks in pieces
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from flask import Response, jsonify, request
+
+from inference.text import lyrics
+from inference.text import prompt
+from inference.errors import InvalidField, StorageError
+from inference.song import MIME_TYPES, SongRequest
+from serving.http import audio_files
+from serving.http import job_views
+from serving.jobs.job import SUCCEEDED, Job, SizedAudio
+from serving.jobs.service import Jobs
+from serving.http.problems import Problem, invalid, problem_of
+from serving.http.request_models import JobOperation
+
+SIGNED_SECONDS = 3_600
+PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
+TOKENS_PER_SECOND = 100  # of a section's budget
+BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
+SURELY = 0.5  # of the expected length: sections may end early, but hardly all of them by half
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A song that an instance of a request waits for.
+
+    `goes_on` says whether it is still wanted when the client is gone, `piece` which part of its audio is asked for.
+    """
+
+    job: Job
+    wait_seconds: float
+    goes_on: bool = True
+    piece: JobOperation | None = None
+
+
+Outcome = Pending | dict[str, object] | Problem  # an instance, begun
+
+
+class Answers:
+    """Turns outcomes into responses. `limit_bytes` is the largest JSON; None: any."""
+
+    def __init__(self, jobs: Jobs, limit_bytes: int | None, is_bucket: bool) -> None:
+        self._jobs, self._limit_bytes, self._is_bucket = jobs, limit_bytes, is_bucket
+
+    def job_view(self, job: Job) -> dict[str, object]:
+        """A job as it is now, without its audio."""
+        return job_views.job_view(job, self._jobs.outlooks().get(job.id))
+
+    def predictions(self, outcomes: Sequence[Outcome]) -> Response:
+        """One prediction for each instance, in order. Raises Problem where not even one of them went well."""
+        each_bytes = self._limit_bytes and self._limit_bytes // len(outcomes)
+        answers = [self._placed(outcome, index, each_bytes) for index, outcome in enumerate(outcomes)]
+        return _predictions_response(answers)
+
+    def audio(self, job: Job) -> Response:
+        """The song's first track as it is; what there is to say of it is in the headers. Raises Problem."""
+        if job.error:
+            raise problem_of(job.error).having(job_id=job.id)
+        if job.state != SUCCEEDED or job.song is None:
+            response = jsonify(self.job_view(job))
+            response.status_code = 202
+            response.headers["Location"] = f"/jobs/{job.id}"
+            return response
+        track = next(iter(job.song.audio))
+        if self._limit_bytes is not None and job.sizes_bytes[track] > self._limit_bytes:
+            members = {"job_id": job.id, **self._elsewhere(job)}
+            raise Problem(400, "response-too-large", self._omitted(job), members)
+        return audio_files.first_track(job)
+
+    def foresee(self, song: SongRequest, can_be_fetched: bool, instances: int) -> tuple[str, ...]:
+        """What to warn of before the song, one of so many instances, is made.
+
+        Raises Problem where its client would surely never get it.
+        """
+        if self._limit_bytes is None or self._is_bucket:
+            return ()
+        expected, limit = expected_bytes(song), self._limit_bytes // instances
+        if expected <= limit:
+            return ()
+        told = f"the audio is expected to take {expected} bytes as base64, and its answer may have {limit}"
+        if expected * SURELY > limit and not can_be_fetched:
+            detail = (
+                f"{told} (YUE_MAX_RESPONSE_BYTES); ask for fewer segments or tracks or for mp3, or send request_id or "
+                "wait_seconds 0, which says that you fetch the song in pieces: operation result with track and offset"
+            )
+            raise Problem(400, "response-too-large", detail, {"expected": expected, "allowed": limit})
+        return (f"{told}; if so it comes without audio, to be fetched by operation result with track and offset",)
+
+    def _placed(self, outcome: Outcome, index: int, limit_bytes: int | None) -> dict[str, object] | Problem:
+        answer = self._answer(outcome, limit_bytes)
+        return answer.having(instance=f"{request.path}#/instances/{index}") if isinstance(answer, Problem) else answer
+
+    def _answer(self, outcome: Outcome, limit_bytes: int | None) -> dict[str, object] | Problem:
+        if not isinstance(outcome, Pending):
+            return outcome
+        job = outcome.job
+        try:
+            if job.error:
+                return problem_of(job.error).having(job_id=job.id)
+            if job.state != SUCCEEDED:
+                return self.job_view(job)
+            return self._piece(job, outcome.piece, limit_bytes) if outcome.piece else self._whole(job, limit_bytes)
+        except (StorageError, Problem) as error:
+            return problem_of(error).having(job_id=job.id)
+
+    def _whole(self, job: Job, limit_bytes: int | None) -> dict[str, object]:
+        view = self.job_view(job)
+        if limit_bytes is not None:
+            audio_bytes = sum(_base64_bytes(size) for size in job.sizes_bytes.values())
+            if len(json.dumps(view)) + audio_bytes + 64 * len(job.sizes_bytes) > limit_bytes:
+                return {**view, **self._elsewhere(job), "audio_omitted": self._omitted(job)}
+        return job_views.prediction(job)
+
+    def _elsewhere(self, job: Job) -> dict[str, str]:
+        """Where else the first track can be read."""
+        stored = self._jobs.get(job.id).song
+        if stored is None or not isinstance(stored.audio, SizedAudio):
+            return {}
+        track = next(iter(stored.audio))
+        places = {"audio_uri": stored.audio.uri(track), "url": stored.audio.sign(track, SIGNED_SECONDS)}
+        return {name: place for name, place in places.items() if place}
+
+    def _omitted(self, job: Job) -> str:
+        track, size_bytes = next(iter(job.sizes_bytes.items()))
+        return (
+            f"the answer would be larger than {self._limit_bytes} bytes (YUE_MAX_RESPONSE_BYTES); fetch the "
+            f'{size_bytes} bytes of {track} in pieces: {{"job_id": "{job.id}", "operation": "result", '
+            f'"track": "{track}", "offset": 0}}, then from each next_offset on'
+        )
+
+    def _piece(self, job: Job, asked: JobOperation, limit_bytes: int | None) -> dict[str, object]:
+        """A part of a track: as much as was asked for, and as fits."""
+        assert asked.track
+        sizes, offset = job.sizes_bytes, asked.offset or 0
+        if asked.track not in sizes:
+            raise invalid([InvalidField("track", asked.track, ", ".join(sizes))])
+        total = sizes[asked.track]
+        if offset > total:
+            raise invalid([InvalidField("offset", offset, f"a whole number of bytes from 0 to {total}")])
+        room = total if limit_bytes is None else max(3, (limit_bytes - PIECE_OVERHEAD_BYTES) // 4 * 3)
+        content = _read(job, asked.track, offset, min(asked.length or total, room))
+        after = offset + len(content)
+        return {
+            "job_id": job.id,
+            "status": job.state,
+            "track": asked.track,
+            "mime_type": MIME_TYPES[job.song.format] if job.song else None,
+            "bytes": total,
+            "offset": offset,
+            "length": len(content),
+            "next_offset": after if after < total else None,
+            "audio": base64.b64encode(content).decode("ascii"),
+        }
+
+
+def expected_bytes(song: SongRequest) -> int:
+    """About how many bytes of base64 a song takes that uses up its sections' budgets."""
+    sections = prompt.sections_sung(song.segments, len(lyrics.parse(song.lyrics).sections))
+    seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
+    return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
+
+
+def _read(job: Job, track: str, offset: int, length: int) -> bytes:
+    """A part of a track. Raises StorageError."""
+    assert job.song
+    audio = job.song.audio
+    try:
+        with audio.open(track) if isinstance(audio, SizedAudio) else BytesIO(audio[track]) as file:
+            file.seek(offset)
+            return file.read(length)
+    except OSError as error:
+        raise StorageError(f"{track} of job {job.id} cannot be read: {error}", "unavailable") from error
+
+
+def _base64_bytes(size_bytes: int) -> int:
+    return -(-size_bytes // 3) * 4
+
+
+def _predictions_response(answers: Sequence[Mapping[str, Any] | Problem]) -> Response:
+    problems = [answer for answer in answers if isinstance(answer, Problem)]
+    if len(problems) < len(answers):
+        return jsonify(predictions=[{"error": a.as_dict()} if isinstance(a, Problem) else a for a in answers])
+    if len(problems) == 1:
+        raise problems[0]
+    statuses = {problem.status for problem in problems}
+    worst = max(statuses)
+    status = worst if len(statuses) == 1 or worst >= 500 else 400
+    headers = {name: value for problem in problems for name, value in problem.headers.items()}
+    detail = f"none of the {len(problems)} instances could be sung"
+    members = {"errors": [problem.as_dict() for problem in problems]}
+    raise Problem(status, "all-instances-failed", detail, members, headers)

@@ -1,0 +1,350 @@
+"""What an answer holds, for the contract: jobs, predictions, models, health, problems.
+
+It makes no answer: `serving/http/job_views.py`, `serving/models/states.py` and the routes do, and the tests hold theirs against this.
+Every object may get more members in time; a client passes over those that it does not know.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from inference.catalog import ALLOWED_NAMES
+from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
+from serving.jobs.layout import ID
+from serving.http.problem_kinds import KINDS
+
+Natural = Annotated[int, Field(ge=0)]
+Place = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(ge=0)]
+JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
+
+
+def _maybe(description: str, **limits: Any) -> Any:
+    """A member that is there only where it is known."""
+    return Field(None, description=description, **limits)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Problem(_Answer):
+    """An error, as RFC 9457 has it. docs/errors.md lists the types."""
+
+    type: str = Field(
+        description="which kind of problem; never changes its meaning",
+        json_schema_extra={"enum": [kind.type for kind in KINDS.values()]},
+    )
+    title: str = Field(description="the type, for people")
+    status: int = Field(ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had")
+    detail: str = Field(description="one sentence for the person who has to act")
+    instance: str = _maybe("the path, and in /predict the place of the instance in the request")
+    field: str = _maybe("which field is wrong, a dotted path")
+    value: Any = _maybe("what it held, shortened")
+    allowed: Any = _maybe("what would be taken")
+    line: int = _maybe("of the lyrics", ge=1)
+    errors: list[dict[str, Any]] = _maybe("what is wrong, each by itself")
+    job_id: str = _maybe("the job that it is about")
+    error_id: str = _maybe("what to look for in the server's log")
+
+
+class Progress(_Answer):
+    """How far a song is."""
+
+    stage: str = Field(description="the earliest stage that is not done", json_schema_extra={"enum": list(STAGES)})
+    section: Natural = Field(description="which section is sung; 0 outside stage 1")
+    sections: Natural = Field(description="how many will be sung")
+    tokens: Natural = Field(description="of stage 1 so far")
+    rows: Natural = Field(description="of stage 2 so far, each up to 6 s of one track")
+    frames: Natural = Field(description="of stage 2 so far, all rows together")
+    fraction: float = Field(ge=0, le=1, description="of the whole song; never falls")
+    seconds_left: Number | None = Field(description="null while nothing has been measured")
+
+
+class Segment(_Answer):
+    """Where a section stands in the song."""
+
+    tag: str = Field(description="as the lyrics name it, or YuE's name for one in another language")
+    start_seconds: Number
+    end_seconds: Number
+
+
+class Track(_Answer):
+    """One file of a song."""
+
+    mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
+    bytes: Natural = Field(description="the file's size")
+    url: str = Field(description="the path under which this server sends it")
+
+
+class PredictedTrack(Track):
+    """One file of a song, in a prediction."""
+
+    audio: str = _maybe("the file, base64; the first track's is the prediction's own", pattern="^[A-Za-z0-9+/]*=*$")
+
+
+class ToldFile(_Answer):
+    """A file of reference audio, without its audio."""
+
+    name: str | None = _maybe("of a file that was given by its address")
+    bytes: Natural | None = _maybe("of the audio as it is kept until the song is done")
+
+
+class ToldReference(_Answer):
+    """Reference audio, without its audio."""
+
+    audio: ToldFile = _maybe("the file of that field")
+    vocal: ToldFile = _maybe("the file of that field")
+    instrumental: ToldFile = _maybe("the file of that field")
+    start_seconds: Number
+    end_seconds: Number | None
+
+
+class AskedSong(_Answer):
+    """What was asked for, with what was drawn or taken by default."""
+
+    genres: str
+    lyrics: str = Field(description="in the list of jobs only the first of long ones, which end in …")
+    seed: Natural
+    segments: int | None = Field(description="null: all")
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    guidance_scale: list[float]
+    format: str = Field(json_schema_extra={"enum": list(MIME_TYPES)})
+    tracks: list[str]
+    model: str | None = Field(description="null: any")
+    deadline_seconds: Number | None
+    reference: ToldReference | None
+
+
+class _Job(_Answer):
+    job_id: JobId = Field(description="the id of the job")
+    request_id: str | None = Field(description="as the request gave it")
+    model: str = Field(description="what sings it")
+    seed: Natural = Field(description="given or drawn: the same request with the same seed is the same song")
+    warnings: list[str] = Field(description="what was sung otherwise than it was likely meant")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: Progress | None = Field(description="null before it is begun")
+    cancel_requested: bool = Field(description="whether somebody wants it cancelled")
+    deleted: bool = _maybe("of a deletion: true where the job is gone, false where it was not finished")
+    request: AskedSong | None = Field(description="what was asked for; null where that cannot be read any more")
+
+
+class UnfinishedJob(_Job):
+    """A song that waits or is made."""
+
+    status: Literal["queued", "running"]
+    position: Place | None = _maybe("of a queued song: 1 for the next; null where its server is another")
+    expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
+
+
+class SungJob(_Job):
+    """A finished song, without its audio."""
+
+    status: Literal["succeeded"]
+    mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
+    format: str = Field(json_schema_extra={"enum": list(MIME_TYPES)})
+    sample_rate: int = Field(ge=1, description="in Hz")
+    duration_seconds: Number
+    tracks: dict[str, Track] = Field(
+        description="by name, the first that was asked for first",
+        json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
+    )
+    segments: list[Segment] = Field(description="the sections that were sung")
+    timings: dict[str, Number] = Field(description="the seconds of each stage")
+
+
+class UnsungJob(_Job):
+    """A song that did not come to be."""
+
+    status: Literal["failed", "cancelled", "interrupted"]
+    error: Problem
+
+
+class SungPrediction(SungJob):
+    """A finished song."""
+
+    audio: str = Field(description="the first track's file, base64", pattern="^[A-Za-z0-9+/]*=*$")
+    tracks: dict[str, PredictedTrack] = Field(  # type: ignore[assignment]  # each has more than a Track
+        description="by name, the first that was asked for first",
+        json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
+    )
+
+
+class SungElsewhere(SungJob):
+    """A finished song that is too large for an answer."""
+
+    audio_omitted: str = Field(description="why, and how to get it")
+    audio_uri: str = _maybe("where the first track lies in the server's bucket")
+    url: str = _maybe("the same, signed, to be fetched by anybody for an hour")
+
+
+class SongPiece(_Answer):
+    """A part of one track of a finished song."""
+
+    job_id: JobId
+    status: Literal["succeeded"]
+    track: str = Field(json_schema_extra={"enum": list(TRACK_NAMES)})
+    mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
+    bytes: Natural = Field(description="of the whole track")
+    offset: Natural = Field(description="where this part begins")
+    length: Natural = Field(description="bytes of this part")
+    next_offset: Natural | None = Field(description="where the next part begins; null after the last")
+    audio: str = Field(description="this part, base64", pattern="^[A-Za-z0-9+/]*=*$")
+
+
+class Refused(_Answer):
+    """An instance that could not be answered, beside others that could."""
+
+    error: Problem
+
+
+AnyJob = UnfinishedJob | SungJob | UnsungJob
+
+
+class JobList(_Answer):
+    """A page of the jobs: those that are not finished, then the others, each the newest first."""
+
+    jobs: list[AnyJob]
+    next: str | None = Field(description="`before` of the next page; null after the last")
+
+
+class ByteCounts(_Answer):
+    """How much of something is here."""
+
+    bytes_done: Natural = _maybe("so far")
+    bytes_total: Natural = _maybe("in all")
+
+
+class DownloadProgress(ByteCounts):
+    """How far a download is."""
+
+    bytes_per_second: Natural = _maybe("of late")
+    seconds_left: Number | None = _maybe("at that rate")
+    proving: str = _maybe("the file whose digest is being computed")
+    waiting: Any = _maybe("why nothing comes just now")
+    repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
+
+
+class Trouble(_Answer):
+    """What went wrong last with the models."""
+
+    error: str = Field(description="its class")
+    reason: str | None = Field(description="a word for programs, where it was a download")
+    detail: str = Field(description="a sentence for people")
+    permanent: bool = Field(description="another try can only end the same way, until somebody acts")
+    model: str
+    at: datetime
+
+
+class EngineInfo(_Answer):
+    """What the models are loaded into."""
+
+    device: str = _maybe("cpu, or the name of the GPU")
+    dtype: str = _maybe("float32, bfloat16 or float16")
+    quantization: str = _maybe("none or int8")
+    memory_bytes: Natural | None = _maybe("of the GPU, taken by the weights")
+    loading_seconds: Number = _maybe("that the weights took")
+    max_songs: int = _maybe("that are sung together")
+    max_rows: int = _maybe("of stage 2 that are filled in together")
+    recordings: Any = _maybe("which steps are recorded, and why others are not")
+    pid: int = _maybe("of the engine's process")
+
+
+class _Models(_Answer):
+    model: str = Field(description=ALLOWED_NAMES)
+    revision: str | None = Field(description="the commit, where it is known")
+
+
+class ModelsBegun(_Models):
+    """Models on their way."""
+
+    status: Literal["downloading", "loading"]
+    seconds: Number = Field(description="since the attempt began")
+    download: DownloadProgress
+    loading: str | None = Field(description="the part that the engine is loading")
+    replaces: bool = Field(description="whether another model makes room for it")
+
+
+class _Troubles(_Answer):
+    last_error: Trouble | None
+    crashes: Natural = Field(description="engines in a row that ended by themselves")
+    next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
+    gpu: bool = Field(description="whether the machine has a GPU that the settings allow")
+
+
+class ModelsComing(ModelsBegun, _Troubles):
+    """No model is here; one is on its way."""
+
+
+class ModelsReady(_Models, _Troubles):
+    """A model that sings."""
+
+    status: Literal["ready"]
+    seconds: Number = Field(description="from the first byte to ready")
+    engine: EngineInfo
+    next: ModelsBegun = _maybe("the model that will take its place")
+
+
+class ModelsAbsent(_Models, _Troubles):
+    """No model is here, and none is on its way."""
+
+    status: Literal["not_loaded", "error"]
+
+
+ModelsStatus = ModelsReady | ModelsComing | ModelsAbsent
+
+
+class DownloadAnswer(_Answer):
+    """What became of a download."""
+
+    status: Literal["success", "accepted"] = Field(description="accepted: it goes on")
+    message: str
+    models: ModelsStatus
+
+
+class CancelAnswer(_Answer):
+    """What was ended."""
+
+    status: Literal["cancelled", "nothing_to_cancel"]
+    message: str
+    models: ModelsStatus
+
+
+class Health(_Answer):
+    """Whether requests may be sent here."""
+
+    status: Literal["healthy", "starting", "unhealthy", "draining"]
+    models: ModelsStatus
+
+
+class Alive(_Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Readiness(_Answer):
+    """Whether songs are taken."""
+
+    status: Literal["ready", "starting", "unhealthy", "draining"]
+
+
+Prediction = (
+    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
+)
+
+
+class Predictions(_Answer):
+    """One prediction for each instance, in their order."""
+
+    predictions: list[Prediction]

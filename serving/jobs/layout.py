@@ -1,0 +1,153 @@
+"""What the names of a job store's files mean, and its audio, read when it is asked for.
+
+It writes nothing: `serving/jobs/store.py` does, and has the layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO
+
+from serving.jobs.job import SizedAudio
+from storage import Entry, Storage
+
+NOBODY = "nobody"  # the replica under which jobs lie that were handed over
+LAST_MOMENT = 10**14  # in milliseconds; what is subtracted from it sorts the other way round
+ID = re.compile(r"[0-9a-f]{32}")
+NUMBER = "(0|[1-9][0-9]{0,8})"  # as we write it, and no other way
+CLAIM = re.compile(f"claim-{NUMBER}")
+START = re.compile(f"start-{NUMBER}-{NUMBER}")
+LEFTOVER = re.compile(f"reference-[a-z]+|audio-{NUMBER}/.+")  # what an ended job does not need, but for its own audio
+ENDED = re.compile(r"ended/(?P<moment>[0-9]{14})-(?P<job_id>[0-9a-f]{32})-(?P<size_bytes>[0-9]+)")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A finished job, as the list of them has it."""
+
+    path: str
+    job_id: str
+    finished_at: datetime
+    size_bytes: int
+    listed_at: datetime | None = None  # by the storage's clock
+
+    @classmethod
+    def of(cls, entry: Entry) -> Ended | None:
+        """The one that the file stands for; None where it is none of ours."""
+        named = ENDED.fullmatch(entry.path)
+        if not named:
+            return None
+        finished_at = datetime.fromtimestamp((LAST_MOMENT - int(named["moment"])) / 1_000, UTC)
+        return cls(entry.path, named["job_id"], finished_at, int(named["size_bytes"]), entry.modified_at)
+
+    @staticmethod
+    def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
+        """Where it lies: the newest first."""
+        return f"ended/{inverted(finished_at):014d}-{job_id}-{size_bytes}"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """All that is going on: who lives, which jobs are open, and which of them somebody wants cancelled."""
+
+    replicas: Mapping[str, str]  # replica -> the version of its sign of life
+    opened: tuple[tuple[str, str], ...]  # replica, job id
+    wishes: frozenset[str]
+    moment: datetime | None = None  # of the newest sign of life, by the storage's clock
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Surroundings:
+        """What the files under `live` say; those that are none of ours say nothing."""
+        replicas: dict[str, str] = {}
+        opened: list[tuple[str, str]] = []
+        wishes: set[str] = set()
+        moments: list[datetime] = []
+        for entry in entries:
+            match entry.path.split("/")[1:]:
+                case ["replicas", replica] if ID.fullmatch(replica):
+                    replicas[replica] = entry.version
+                    moments += [entry.modified_at] if entry.modified_at else []
+                case ["open", replica, job_id] if ID.fullmatch(job_id) and _is_owner(replica):
+                    opened.append((replica, job_id))
+                case ["cancel", job_id] if ID.fullmatch(job_id):
+                    wishes.add(job_id)
+        return cls(replicas, tuple(opened), frozenset(wishes), max(moments, default=None))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the names in a job's folder say; those that are none of ours say nothing."""
+
+    names: frozenset[str]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it is a job at all."""
+        return "job.json" in self.names
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return "end.json" in self.names
+
+    @property
+    def claim(self) -> int:
+        """The number of the last claim."""
+        return max((int(claim[1]) for name in self.names if (claim := CLAIM.fullmatch(name))), default=0)
+
+    @property
+    def reference_parts(self) -> tuple[str, ...]:
+        """The files of its reference audio; none where not all of them are there."""
+        for parts in (("mix",), ("vocal", "instrumental")):
+            if {f"reference-{part}" for part in parts} <= self.names:
+                return parts
+        return ()
+
+    @property
+    def handed(self) -> bool:
+        """Whether the last claim was given up."""
+        return f"handed-{self.claim}" in self.names
+
+    @property
+    def attempts(self) -> int:
+        """How often the song was begun; not counted is what ended because a replica was told to stop."""
+        begun = [start[1] for name in self.names if (start := START.fullmatch(name))]
+        forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
+        return len(begun) - len(forgiven)
+
+
+def inverted(moment: datetime) -> int:
+    """The moment as a number that is smaller the later it is: names sort the newest first."""
+    return LAST_MOMENT - int(moment.timestamp() * 1_000)
+
+
+def _is_owner(replica: str) -> bool:
+    return replica == NOBODY or ID.fullmatch(replica) is not None
+
+
+class StoredAudio(SizedAudio):
+    """A finished song's tracks, read from the storage."""
+
+    def __init__(self, storage: Storage, paths: Mapping[str, str], sizes_bytes: Mapping[str, int]) -> None:
+        self._storage, self._paths, self.sizes_bytes = storage, paths, sizes_bytes
+
+    def __getitem__(self, track: str) -> bytes:
+        return self._storage.get(self._paths[track])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, track: str) -> IO[bytes]:
+        return self._storage.open(self._paths[track])
+
+    def uri(self, track: str) -> str | None:
+        return self._storage.uri(self._paths[track])
+
+    def sign(self, track: str, seconds: int) -> str | None:
+        return self._storage.sign(self._paths[track], seconds)

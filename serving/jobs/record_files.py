@@ -1,0 +1,56 @@
+"""JSON files in a storage: read, created where there is none yet, and reported where they cannot be read.
+
+It does not know what they say.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from inference.errors import StorageError
+from serving.jobs.schema import Json, Malformed, parsed
+from storage import Storage
+
+log = logging.getLogger(__name__)
+
+MOST_REPORTED = 1_000
+
+
+class RecordFiles:
+    """The JSON files of one storage. Any method may be called from any thread, and raises StorageError."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._reported: set[str] = set()
+
+    def read(self, path: str) -> Json | None:
+        """The JSON in the file; None where there is no such file. Raises Malformed."""
+        try:
+            content = self.storage.get(path)
+        except StorageError as error:
+            if error.kind == "missing":
+                return None
+            raise
+        try:
+            return parsed(content)
+        except ValueError as error:
+            detail = f"{self.storage.name}/{path} is malformed: it holds no JSON object"
+            raise Malformed(detail, "unavailable") from error
+
+    def created(self, path: str, content: bytes) -> bool:
+        """Whether the file was not there before, and is now."""
+        try:
+            self.storage.put(path, content, create=True)
+        except StorageError as error:
+            if error.kind == "exists":
+                return False
+            raise
+        return True
+
+    def report(self, trouble: str) -> None:
+        """Log it once, however often it is met."""
+        if trouble not in self._reported:
+            if len(self._reported) >= MOST_REPORTED:
+                self._reported.clear()
+            self._reported.add(trouble)
+            log.error("%s", trouble)

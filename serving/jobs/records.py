@@ -1,0 +1,291 @@
+"""The JSON form of a job: what was asked for, how far it is, how it ended.
+
+It does not know where the JSON lies, and writes no audio into it; `serving/jobs/schema.py` has what it must look like. A
+server of another version may have written it: what it has beyond ours is passed over, and what it lacks has the
+default, where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+
+from inference.errors import InvalidField, YueError
+from inference.song import Progress, SectionSpan, Song, SongRequest
+from serving.http import request_models
+from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
+from serving.jobs.schema import (
+    REFERENCE_PARTS,
+    Json,
+    Malformed,
+    StoredEnd,
+    StoredJob,
+    StoredProblem,
+    StoredProgress,
+    StoredReference,
+    StoredSteps,
+    well_formed,
+)
+from serving.http.problems import Problem, invalid, problem_of, recorded
+from serving.http.request_models import Instance
+
+JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
+PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
+SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
+TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # as the request calls them
+NOTHING = SongRequest("", "", 0)  # stands for what cannot be read any more
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ends, before it has."""
+
+    state: str
+    song: Song | None = None
+    error: Exception | None = None
+    finished_at: datetime = field(default_factory=now)
+
+    def befall(self, job: Job) -> None:
+        """Make it so."""
+        job.song, job.error, job.finished_at, job.engine = self.song, self.error, self.finished_at, None
+        job.request = without_audio(job.request)
+        job.state = self.state
+
+
+def succeeded(song: Song) -> End:
+    """It was sung."""
+    return End(SUCCEEDED, song=song)
+
+
+def failed(error: Exception) -> End:
+    """It was not. Whatever nobody foresaw becomes a problem here, so that it has one id in every answer."""
+    foreseen = isinstance(error, YueError | Problem)
+    return End(FAILED, error=error if foreseen else problem_of(error))
+
+
+def cancelled(error: Exception) -> End:
+    """Somebody did not want it any more."""
+    return End(CANCELLED, error=error)
+
+
+def interrupted() -> End:
+    """Whoever sang it ended, again and again."""
+    detail = "the servers that sang it ended before it was done, twice; send it again, as a new request"
+    return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
+
+
+def unreadable(reason: str) -> Problem:
+    """Nobody can tell any more what was to be sung."""
+    detail = (
+        f"what was asked for cannot be read any more, so nothing was sung: {reason}; send it again as a new request"
+    )
+    return Problem(500, "song-failed", detail)
+
+
+def lost() -> Problem:
+    """The job's files are gone, and with them whatever was made of it."""
+    detail = "the job is no longer in the storage: it was deleted, or YUE_DATA was; send it again, as a new request"
+    return Problem(503, "storage-failed", detail)
+
+
+def broken_end() -> StoredEnd:
+    """Nobody can tell any more how it ended."""
+    detail = "how the job ended cannot be read any more; send it again, as a new request"
+    problem = Problem(500, "song-failed", detail)
+    return StoredEnd(state="failed", error=StoredProblem(**_problem(problem)))
+
+
+def reference_lost() -> Problem:
+    """A song is not sung in another style than it was asked for."""
+    detail = "the reference audio is lost, so nothing was sung; send it again, as a new request"
+    return Problem(500, "song-failed", detail)
+
+
+def without_audio(request: SongRequest) -> SongRequest:
+    """The request without the megabytes that nobody needs once it is sung."""
+    return replace(request, reference=None)
+
+
+def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
+    """The request whose reference has these files; none while it waits, as the store has them."""
+    if not request.reference:
+        return request
+    mix, vocal, instrumental = map(parts.get, REFERENCE_PARTS)
+    reference = replace(request.reference, mix=mix, vocal=vocal, instrumental=instrumental)
+    return replace(request, reference=reference)
+
+
+def reference_parts(request: SongRequest) -> dict[str, bytes]:
+    """The reference's files, by their names."""
+    given = {part: getattr(request.reference, part) for part in REFERENCE_PARTS} if request.reference else {}
+    return {part: audio for part, audio in given.items() if audio is not None}
+
+
+def told_reference(job: Job) -> Json | None:
+    """What is told of the reference audio: of each file its name, where it has one, and its size as it is kept."""
+    given, told = job.request.reference, dict(job.told_reference or {})
+    if given is None:
+        return told or None
+    sizes = {TOLD_PARTS[part]: len(audio) for part, audio in reference_parts(job.request).items()}
+    files = {part: {"name": None, **told.get(part, {}), "bytes": size_bytes} for part, size_bytes in sizes.items()}
+    return {"start_seconds": given.start_seconds, "end_seconds": given.end_seconds, **told, **files}
+
+
+def ordered(job: Job) -> Json:
+    """What was asked for: nothing of it changes. Of a deadline it has the seconds that are left, no moment."""
+    request = _shallow(without_audio(job.request))
+    if job.request.reference:
+        window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
+        request["reference"] = {"parts": list(reference_parts(job.request)), **window}
+    kept = {name: getattr(job, name) for name in JOB_FIELDS}
+    written = {"created_at": _text(job.created_at), "warnings": job.warnings, "seconds_left": seconds_left(job)}
+    return {**kept, **written, "told_reference": told_reference(job), "request": request}
+
+
+@well_formed("what was asked for")
+def read_ordered(job_id: str, record: Json) -> Job:
+    """The job as it was when it came, without its reference audio.
+
+    A song that no client could ask for is none: the job has the reason as its `error`. Raises Malformed.
+    """
+    stored = StoredJob.model_validate(record)
+    if stored.id != job_id:
+        raise ValueError("another job's record")
+    kept = {name: getattr(stored, name) for name in (*JOB_FIELDS, "warnings", "created_at")}
+    told = stored.told_reference
+    job = Job(NOTHING, told_reference=told.model_dump(exclude_unset=True) if told else None, **kept)
+    _read_deadline(job, stored.seconds_left)
+    try:
+        job.request = _song_request(stored.request)
+        reference = read_reference(record)
+        if reference:
+            job.request = replace(job.request, reference=reference.read({}))
+    except (Malformed, Problem) as error:
+        job.request, job.error = NOTHING, unreadable(str(error))
+    return job
+
+
+@well_formed("its reference audio")
+def read_reference(record: Json) -> StoredReference | None:
+    """Which reference audio was given. Raises Malformed."""
+    reference = record["request"].get("reference")
+    return StoredReference.model_validate(reference) if reference else None
+
+
+def illegible(job_id: str, reason: Exception) -> Job:
+    """A job of which nobody can read what was asked for."""
+    return Job(NOTHING, "", id=job_id, error=unreadable(str(reason)))
+
+
+def progressed(job: Job) -> Json:
+    """How far it is."""
+    return {
+        "state": job.state,
+        "model": job.model,
+        "started_at": _text(job.started_at),
+        "attempts": job.attempts,
+        "progress": asdict(job.progress) if job.progress else None,
+        "seconds_left": seconds_left(job),
+    }
+
+
+@well_formed("how far it is")
+def read_progressed(job: Job, record: Json) -> None:
+    """Tell the job how far it is. Raises Malformed."""
+    stored = StoredProgress.model_validate(record)
+    job.model, job.attempts, job.started_at = stored.model, stored.attempts, stored.started_at
+    job.progress = _steps(stored.progress)
+    _read_deadline(job, stored.seconds_left)
+    job.state = stored.state
+
+
+@well_formed("its deadline")
+def read_deadline(job: Job, record: Json) -> None:
+    """Tell the job how many seconds are left until its deadline. Raises Malformed."""
+    _read_deadline(job, StoredProgress.model_validate(record).seconds_left)
+
+
+def ended(job: Job, end: End) -> Json:
+    """How it ended; all that a view of it needs, but for the audio."""
+    problem = problem_of(end.error) if end.error else None
+    return {
+        **progressed(job),
+        "state": end.state,
+        "finished_at": _text(end.finished_at),
+        "cancel_requested": job.cancel_requested,
+        "song": _song(end.song) if end.song else None,
+        "error": problem and _problem(problem),
+    }
+
+
+@well_formed("how it ended")
+def read_end(record: Json) -> StoredEnd:
+    """How a job ended. Raises Malformed."""
+    return StoredEnd.model_validate(record)
+
+
+def befall(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
+    """Tell the job its end."""
+    job.attempts, job.started_at, job.finished_at = end.attempts, end.started_at, end.finished_at
+    job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)
+    job.cancel_requested = end.cancel_requested
+    if end.song:
+        names = ("format", "sample_rate", "duration_seconds", "seed", "timings", "warnings")
+        kept = {name: getattr(end.song, name) for name in names}
+        segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
+        job.song = Song(audio=audio, segments=segments, **kept)
+    job.error = recorded(end.error.fields()) if end.error else None
+    job.state = end.state
+
+
+def seconds_left(job: Job) -> float | None:
+    """Until the job's deadline. Other servers are told seconds, for moments of this clock mean nothing to them."""
+    return None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
+
+
+def packed(record: Json) -> bytes:
+    """As it is written."""
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def _song_request(given: object) -> SongRequest:
+    """The song that is asked for, held to the ranges of a request. Raises Problem, which names what is wrong."""
+    known = {name: value for name, value in request_models.as_object(given).items() if name in SONG_FIELDS}
+    wanted = request_models.read(Instance, known)
+    if wanted.seed is None or wanted.seed < 0:
+        raise invalid([InvalidField("seed", known.get("seed"), "a whole number from 0")])
+    asked = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name)) is not None}
+    values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    return SongRequest(**values)
+
+
+def _song(song: Song) -> Json:
+    kept = {each.name: getattr(song, each.name) for each in fields(song) if each.name not in ("audio", "segments")}
+    return {
+        **kept,
+        "sizes_bytes": {name: len(audio) for name, audio in song.audio.items()},
+        "segments": [asdict(span) for span in song.segments],
+    }
+
+
+def _problem(problem: Problem) -> Json:
+    return {name: getattr(problem, name) for name in PROBLEM_FIELDS}
+
+
+def _shallow(request: SongRequest) -> Json:
+    return {each.name: getattr(request, each.name) for each in fields(request)}
+
+
+def _steps(stored: StoredSteps | None) -> Progress | None:
+    return Progress(**dict(stored)) if stored else None
+
+
+def _read_deadline(job: Job, left: float | None) -> None:
+    job.deadline = None if left is None else time.monotonic() + left
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None

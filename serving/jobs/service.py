@@ -1,0 +1,269 @@
+"""Songs as jobs: sent once, sung by this server or another, found again and cancelled by id through any of them.
+
+It knows nothing of HTTP, nor of how models are loaded, songs are made, or jobs are written.
+In memory are only the jobs that this server has to bring to their end (`serving/jobs/queue.py`); all others are read
+from the store, whoever sang them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from inference.errors import LASTING, StorageError
+from serving.jobs import records
+from serving.jobs.queue import Backlog
+from serving.jobs.job import QUEUED, RUNNING, Job, about
+from serving.jobs.listing import JobList, JobQuery, Page
+from serving.jobs.schema import Malformed
+from serving.jobs.store import JobStore
+from serving.jobs.maintenance import Keep, Keeper
+from serving.jobs.wait_estimates import Outlook
+from serving.http.problems import being_accepted, conflict, not_found
+from serving.jobs.dispatcher import Models, Singers
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0  # between two looks at a job that another server has
+ACCEPTED_SECONDS = 5.0  # that a request waits for another one with its request id to be accepted
+SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
+
+
+class Jobs:
+    """All the jobs. Every method may be called from any thread; what uses the store raises StorageError.
+
+    Nothing is looked after before `start`; without it the keeper's rounds are the caller's business.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        store: JobStore,
+        max_queue: int,
+        keep: Keep | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models, self._store = models, store
+        self._backlog = Backlog(store, max_queue)
+        self._singers = Singers(models, self._backlog, store)
+        self._list = JobList(store, self._backlog)
+        self.keeper = Keeper(store, self._backlog, keep or Keep(), clock)
+        self._asking = threading.Condition()
+        self._asked: set[str] = set()  # request ids of jobs that are being submitted
+
+    def start(self) -> None:
+        """Look after the jobs that were left by servers that ended, also by this one's earlier lives."""
+        self.keeper.start()
+
+    @property
+    def backlog(self) -> Backlog:
+        """The jobs in memory, for those who measure."""
+        return self._backlog
+
+    def submit(self, job: Job, complete: Callable[[Job], None] = lambda job: None) -> Job:
+        """Queue a job; one with the same request id that is known anywhere already is returned instead.
+
+        `complete` may take its time to add what the job lacks, and its errors refuse the job; one that is known
+        already lacks nothing. A job that is returned is written: it comes to an end, whatever becomes of this server.
+        Raises Problem: the queue is full, the request id belongs to another request, or the server is stopping.
+        """
+        with self._alone(job.request_id):
+            while not (known := self._known(job)):
+                self._backlog.check_room(job)
+                complete(job)
+                job.told_reference = records.told_reference(job)
+                if self._backlog.take_in(job):
+                    words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
+                    with about(job):
+                        log.info("job %s: queued", job.id, extra=words)  # which are withheld, unless a setting says so
+                    return job
+            return known
+
+    def get(self, job_id: str) -> Job:
+        """That job. Raises Problem where there is none."""
+        job = self._backlog.find(job_id) or self._store.read(job_id)
+        if job is None:
+            raise not_found(f"no job {job_id!r} is here; finished ones are forgotten in time", job_id=job_id)
+        return job
+
+    def page(self, query: JobQuery) -> Page:
+        """A page of the list of all jobs. Raises Problem where the query begins behind a job that is not here."""
+        return self._list.page(query)
+
+    def list(self) -> list[Job]:
+        """The first page."""
+        return self.page(JobQuery()).jobs
+
+    def outlooks(self) -> Mapping[str, Outlook]:
+        """What the jobs that wait here can expect, by job id."""
+        return self._backlog.outlooks()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no song is begun any more."""
+        return self._backlog.draining
+
+    @property
+    def busy(self) -> bool:
+        """Whether a song is sung here."""
+        return any(job.state == RUNNING for job in self._backlog.living())
+
+    def is_left(self, job: Job) -> bool:
+        """Whether this server, which is stopping, will not bring the job any further."""
+        backlog = self._backlog
+        return backlog.draining and not job.finished and not (backlog.has(job) and job.state == RUNNING)
+
+    def wait_for_change(self, job: Job, seconds: float) -> None:
+        """Wait until there is something new of the job, so long at most, or until it is left.
+
+        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
+        """
+        before, backlog = _shown(job), self._backlog
+        if backlog.has(job):
+
+            def is_over() -> bool:
+                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
+
+            self.wait_until(is_over, self._until_late(job, seconds))
+            self._check(job)
+            backlog.expire()
+        else:
+            self.wait_until(lambda: backlog.draining, min(LOOK_SECONDS, seconds))
+            self._look_again(job)
+
+    def wait(self, job: Job, seconds: float) -> bool:
+        """Wait until the job is finished, so long at most; whether it is. The job is told what others do to it.
+
+        Nobody waits for a job that this server, which is stopping, gives to others.
+        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
+        """
+        end = time.monotonic() + seconds
+        while not self._waited(job, end - time.monotonic()):
+            self._look_again(job)
+            if job.finished or time.monotonic() >= end:
+                break
+            self.wait_until(lambda: self._backlog.draining, min(LOOK_SECONDS, end - time.monotonic()))
+        return job.finished
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a change makes `condition` true, so long at most; whether it is."""
+        return self._backlog.wait_until(condition, seconds)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once while it is queued here, soon while it is sung. A finished one stays as it is."""
+        job = self.get(job_id)
+        if not job.finished and not self._backlog.cancel(job):
+            job.cancel_requested = True
+            self._store.wish_cancelled(job_id)  # it outlives this server, and reaches another
+        return job
+
+    def delete(self, job_id: str) -> tuple[Job, bool]:
+        """Forget a finished job, on all servers; cancel one that is not. The job, and whether it is forgotten."""
+        job = self.get(job_id)
+        if not job.finished:
+            return self.cancel(job_id), False
+        if self._backlog.has(job):
+            raise StorageError(f"job {job_id} has ended, but that cannot be written yet", "unavailable")
+        self._store.delete(job_id)
+        with about(job):
+            log.info("job %s: deleted", job_id)
+        return job, True
+
+    def drain(self) -> None:
+        """Take no more songs and begin none; those that are queued are given to other servers."""
+        self._backlog.drain()
+        self.keeper.wake()
+
+    def close(self, seconds: float = 0.0) -> None:
+        """End the songs, after giving them so long to be done, the models with them, and the threads.
+
+        What is not finished is given to other servers.
+        """
+        self.drain()
+        self.wait_until(lambda: not self.busy, seconds)
+        self._backlog.close()
+        self._models.close()  # which is what wakes a singer that waits for an engine
+        self._singers.join()
+        self.keeper.stop()
+
+    @contextmanager
+    def _alone(self, request_id: str | None) -> Iterator[None]:
+        """One at a time with the same request id. Raises Problem."""
+        if request_id is None:
+            yield
+            return
+        with self._asking:
+            if not self._asking.wait_for(lambda: request_id not in self._asked, ACCEPTED_SECONDS):
+                raise being_accepted()
+            self._asked.add(request_id)
+        try:
+            yield
+        finally:
+            with self._asking:
+                self._asked.remove(request_id)
+                self._asking.notify_all()
+
+    def _known(self, job: Job) -> Job | None:
+        """The job that has its request id already."""
+        key = self._store.keys.find(job.request_id) if job.request_id else None
+        if key is None or job.request_id is None:
+            return None
+        known = self._backlog.find(key.job_id) or self._read_if_anybody_can(key.job_id)
+        if known is None:  # somebody has deleted it
+            self._store.keys.release(job.request_id, key)
+        elif key.fingerprint != job.fingerprint:
+            detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
+            raise conflict(detail, field="request_id")  # the job's id is the right to see and cancel it
+        return known
+
+    def _read_if_anybody_can(self, job_id: str) -> Job | None:
+        """The job; None where there is none, or none that anybody can read or will end. Raises StorageError."""
+        try:
+            return self._store.read(job_id)
+        except Malformed:
+            if job_id in (opened for _, opened in self._store.surroundings().opened):
+                raise  # its server, or the next one, brings it to an end
+            return None
+
+    def _waited(self, job: Job, seconds: float) -> bool:
+        """Wait as long as the job is this server's; whether there is nothing more to wait for."""
+        backlog = self._backlog
+
+        def is_over() -> bool:
+            return job.finished or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
+
+        end = time.monotonic() + seconds
+        while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
+            backlog.expire()
+        self._check(job)
+        return job.finished or self.is_left(job) or backlog.has(job)
+
+    def _look_again(self, job: Job) -> None:
+        """Tell a job of another server how it is now. Raises StorageError where the next look would tell no more."""
+        try:
+            self._backlog.look_again(job)
+        except StorageError as error:
+            if error.kind in LASTING:
+                raise
+            log.warning("job %s: cannot be looked at: %s", job.id, error)
+
+    def _is_stuck(self, job: Job) -> bool:
+        return self._backlog.hindrance(job) is not None
+
+    def _check(self, job: Job) -> None:
+        """Raises StorageError where the job gets no further."""
+        hindrance = self._backlog.hindrance(job)
+        if hindrance:
+            raise hindrance
+
+    def _until_late(self, job: Job, seconds: float) -> float:
+        """So many seconds, or those until the job's deadline passes while it waits."""
+        left = records.seconds_left(job) if job.state == QUEUED else None
+        return seconds if left is None else min(seconds, left + SLACK_SECONDS)
+
+
+def _shown(job: Job) -> tuple[object, ...]:
+    return job.state, job.progress, job.cancel_requested

@@ -1,0 +1,382 @@
+"""Jobs in a storage: every word that a folder or bucket holds about them, and what it means.
+
+It starts no threads, decides nothing by a clock, and knows nothing of HTTP, queues or engines.
+
+    jobs/<id>/job.json              what was asked for, and the replica that took it: claim 0; created, never changed
+    jobs/<id>/reference-<part>      the reference audio, until the end
+    jobs/<id>/claim-<n>             created: from now on the job belongs to the replica named in it
+    jobs/<id>/start-<n>-<k>         the k-th time that the song was begun, under claim n
+    jobs/<id>/leaving-<n>           the replica of claim n was told to stop; the start does not count
+    jobs/<id>/handed-<n>            claim n is given up
+    jobs/<id>/progress.json         how far it is, for other replicas
+    jobs/<id>/audio-<n>/<track>.<format>
+    jobs/<id>/end.json              created: its one end, written after its audio
+    keys/                           `serving/jobs/request_keys.py`
+    ended/<moment>-<id>-<bytes>     finished jobs, the newest first
+    live/replicas/<replica>         written anew again and again
+    live/open/<replica>/<id>        jobs that have no end yet, by the replica that looks after them
+    live/cancel/<id>                somebody wants it cancelled
+
+"Created" files are written only where there is none; so of several replicas one succeeds, and that decides.
+Every method raises StorageError. A crash between any two writes leaves what `recover` understands.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+from inference.errors import StorageError
+from serving.jobs import records
+from serving.jobs.job import Job, now
+from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, StoredAudio, Surroundings
+from serving.jobs.records import End
+from serving.jobs.schema import Json, Malformed, StoredEnd
+from serving.jobs.record_files import RecordFiles
+from serving.jobs.liveness import own_process
+from serving.jobs.request_keys import Key, RequestKeys
+from storage import Storage
+
+log = logging.getLogger(__name__)
+
+FOLDERS = ("jobs", "keys", "ended", "live")
+
+
+class JobStore:
+    """One replica's view of the storage. Any method may be called from any thread."""
+
+    def __init__(self, storage: Storage, replica: str | None = None) -> None:
+        self.storage = storage
+        self.replica = replica or uuid.uuid4().hex
+        self._beats = 0
+        self._files = RecordFiles(storage)
+        self.keys = RequestKeys(self._files)
+
+    # Taking a job
+
+    def create(self, job: Job) -> bool:
+        """Accept the job as this replica's; False where its request id belongs to another job by now.
+
+        The marker comes first, so that nothing is ever left that nobody finds; the key last, so that it never names
+        a job that is not there.
+        """
+        if not self._beats:
+            self.beat()  # or the others would take the job from one who does not seem to live
+        self.storage.put(self._marker(job.id), b"")
+        for part, audio in records.reference_parts(job.request).items():
+            self.storage.put(_in(job.id, f"reference-{part}"), audio)
+        order = {**records.ordered(job), "replica": self.replica}
+        if not self._files.created(_in(job.id, "job.json"), records.packed(order)):
+            raise StorageError(f"{self.storage.name}: writing the job took so long that it was given up", "unavailable")
+        if not self._keeps_key(job):
+            self.withdraw(job.id)
+            return False
+        return True
+
+    def withdraw(self, job_id: str) -> None:
+        """Undo a job that was never accepted."""
+        self._clear(job_id, keep=())
+        self._close(job_id)
+
+    # Looking at jobs
+
+    def read(self, job_id: str) -> Job | None:
+        """The job as far as it is known here, without its reference audio; None where there is none.
+
+        Raises Malformed where nobody can read it and it has not ended. One whose song cannot be made has its `error`.
+        """
+        if not ID.fullmatch(job_id):  # it would be a path to somewhere else
+            return None
+        order = self._order(job_id)
+        if order is None or order.get("abandoned"):
+            return None
+        end = self._end(job_id)
+        try:
+            job = records.read_ordered(job_id, order)
+        except Malformed as error:
+            if not end:
+                self._files.report(f"job {job_id}: {error}")
+                raise
+            job = records.illegible(job_id, error)
+        if end:
+            records.befall(job, end, self._audio(job, end))
+            return job
+        self._read_progress(job)
+        job.cancel_requested = self.storage.exists(f"live/cancel/{job_id}")
+        return job
+
+    def ended(self, limit: int | None = None) -> list[Ended]:
+        """The finished jobs, the newest first."""
+        return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry))]
+
+    def surroundings(self) -> Surroundings:
+        """All that is going on, in one listing."""
+        return Surroundings.of(self.storage.entries("live"))
+
+    # What a replica says of itself
+
+    def beat(self) -> None:
+        """Give a sign of life; it is another every time."""
+        self._beats += 1
+        self.storage.put(f"live/replicas/{self.replica}", records.packed({**own_process(), "beats": self._beats}))
+
+    def lives(self, replica: str) -> bool:
+        """Whether that replica says that it lives. What it says may be old."""
+        return self.storage.exists(f"live/replicas/{replica}")
+
+    def process(self, replica: str) -> Json:
+        """Which process that replica is; nothing if it is not there."""
+        try:
+            record = self._files.read(f"live/replicas/{replica}")
+        except Malformed:  # it is there, and may write it anew
+            record = {}
+        return {} if record is None else {"replica": replica, **record}
+
+    def bury(self, replica: str) -> None:
+        """Remove a replica that is no more, its own also."""
+        self.storage.delete(f"live/replicas/{replica}")
+
+    # What the owner of a job says of it
+
+    def start(self, job: Job) -> bool:
+        """The song is begun, for the `attempts`-th time; False where another replica has taken the job meanwhile."""
+        if not self.still_owned(job):
+            return False
+        self.storage.put(_in(job.id, f"start-{job.claim}-{job.attempts}"), b"")
+        self.note(job)
+        return True
+
+    def reference(self, job_id: str) -> dict[str, bytes]:
+        """The files of its reference audio, by their names. Raises Problem where they are lost."""
+        parts = self.folder(job_id).reference_parts
+        if not parts:
+            raise records.reference_lost()
+        return {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
+
+    def note(self, job: Job) -> None:
+        """How far it is."""
+        self.storage.put(_in(job.id, "progress.json"), records.packed(records.progressed(job)))
+
+    def still_owned(self, job: Job) -> bool:
+        """Whether nobody has taken the job from this replica, and it is open."""
+        folder = self.folder(job.id)
+        return folder.ordered and not folder.ended and folder.claim == job.claim
+
+    def leaving(self, job: Job) -> None:
+        """This replica was told to stop while it sings the job."""
+        self.storage.put(_in(job.id, f"leaving-{job.claim}"), b"")
+
+    def hand_over(self, job: Job) -> None:
+        """Give the job up, for any replica to take."""
+        self.note(job)
+        self.storage.put(_in(job.id, f"handed-{job.claim}"), b"")
+        self.storage.put(f"live/open/{NOBODY}/{job.id}", b"")
+        self.storage.delete(self._marker(job.id))
+
+    def wish_cancelled(self, job_id: str) -> None:
+        """Tell whoever owns the job."""
+        self.storage.put(f"live/cancel/{job_id}", b"")
+
+    def drop_wish(self, job_id: str) -> None:
+        """That job is over."""
+        self.storage.delete(f"live/cancel/{job_id}")
+
+    def end(self, job: Job, end: End) -> bool:
+        """Write the job's end; False where it has another already, which stands.
+
+        May be called again, with the same end, after a StorageError.
+        """
+        folder = f"audio-{job.claim}"
+        if end.song:
+            for track, audio in end.song.audio.items():
+                self.storage.put(_in(job.id, f"{folder}/{track}.{end.song.format}"), audio)
+        size_bytes = sum(map(len, end.song.audio.values())) if end.song else 0
+        who = {"replica": self.replica, "claim": job.claim}
+        record = {**records.ended(job, end), **who, "bytes": size_bytes}
+        if not self._files.created(_in(job.id, "end.json"), records.packed(record)):
+            stands = self._end(job.id)
+            if not stands or (stands.replica, stands.claim) != (self.replica, job.claim):  # else it is this very one
+                self._clear(job.id, keep=(), only=f"{folder}/")
+                return False
+        try:
+            self._settle(job.id, records.read_end(record))
+        except StorageError as error:  # the marker is there still: some keeper does it later
+            log.warning("job %s: its end is written, and what is left of it is not cleared away yet: %s", job.id, error)
+        return True
+
+    # What becomes of jobs that nobody looks after
+
+    def folder(self, job_id: str) -> Folder:
+        """What is in the job's folder."""
+        start = len(_in(job_id, ""))
+        return Folder(frozenset(entry.path[start:] for entry in self.storage.entries(f"jobs/{job_id}")))
+
+    def recover(self, job_id: str, is_lost: Callable[[str], bool]) -> Job | None:
+        """The job, claimed for this replica, if its owner is lost and it is to be sung; else None.
+
+        An ended job is cleared away, and one that was never accepted is undone. This replica's own jobs count as
+        lost: it asks only for those that it does not know of. One that cannot be sung any more has its `error`.
+        """
+        folder = self.folder(job_id)
+        if folder.ended:
+            end = self._end(job_id)
+            if end:  # else it is being forgotten right now
+                self._settle(job_id, end)
+            return None
+        order = self._order(job_id) if folder.ordered else None
+        if order is None or not (folder.handed or self._is_free(job_id, folder, order, is_lost)):
+            return None
+        if order.get("abandoned"):
+            self._clear_abandoned(job_id)
+            return None
+        job = self._ordered(job_id, order)
+        self._read_progress(job, records.read_deadline)
+        if not self._keeps_key(job):
+            self.withdraw(job_id)
+            return None
+        return job if self._claimed(job, folder) else None
+
+    def abandon(self, job_id: str) -> None:
+        """Give up a job that is not all written; whoever writes it still will find that it is too late."""
+        word = records.packed({"abandoned": True, "replica": self.replica})
+        if self._files.created(_in(job_id, "job.json"), word):
+            self._clear_abandoned(job_id)
+
+    def forget(self, ended: Ended) -> None:
+        """Remove a finished job: the key first, then what makes it a job, and last what tells that it is here."""
+        self._remove(ended.job_id)
+        self.storage.delete(ended.path)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job at once. Others may do the same meanwhile."""
+        listed = [each.path for each in self.ended() if each.job_id == job_id]
+        self._remove(job_id)
+        self._close(job_id)  # it may have ended just now
+        self.drop_wish(job_id)
+        for path in listed:
+            self.storage.delete(path)
+
+    def tidy(self) -> None:
+        """Remove what no listing shows."""
+        for folder in FOLDERS:
+            self.storage.tidy(folder)
+
+    def _remove(self, job_id: str) -> None:
+        """Remove a job's key and its files."""
+        order = self._order(job_id) or {}
+        request_id = order.get("request_id")
+        if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
+            self.keys.release(request_id, Key(job_id, str(order.get("fingerprint"))))
+        self._clear(job_id, keep=("end.json",))
+        self.storage.delete(_in(job_id, "end.json"))
+
+    def _is_free(self, job_id: str, folder: Folder, order: Json, is_lost: Callable[[str], bool]) -> bool:
+        if folder.claim:
+            owner = self.storage.get(_in(job_id, f"claim-{folder.claim}")).decode(errors="replace")
+        else:
+            owner = str(order.get("replica"))
+        owners = [owner]
+        if not ID.fullmatch(owner):  # the markers tell it too
+            owners = [replica for replica, opened in self.surroundings().opened if opened == job_id]
+        return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
+
+    def _order(self, job_id: str) -> Json | None:
+        """What was asked for; nothing of it where that is malformed."""
+        try:
+            return self._files.read(_in(job_id, "job.json"))
+        except Malformed as error:
+            self._files.report(f"job {job_id}: {error}")
+            return {}
+
+    def _end(self, job_id: str) -> StoredEnd | None:
+        """How it ended; that nobody can tell any more is an end too."""
+        try:
+            record = self._files.read(_in(job_id, "end.json"))
+            return None if record is None else records.read_end(record)
+        except Malformed as error:
+            self._files.report(f"job {job_id}: {error}")
+            return records.broken_end()
+
+    def _ordered(self, job_id: str, order: Json) -> Job:
+        """The job that is to be sung; with an `error` where that cannot be any more."""
+        try:
+            job = records.read_ordered(job_id, order)
+        except Malformed as error:
+            return records.illegible(job_id, error)
+        if job.request.reference and not self.folder(job_id).reference_parts:
+            job.error = records.reference_lost()
+        return job
+
+    def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = records.read_progressed) -> None:
+        try:
+            progress = self._files.read(_in(job.id, "progress.json"))
+            if progress:
+                read(job, progress)
+        except Malformed as error:  # it is written anew as the song goes on
+            self._files.report(f"job {job.id}: {error}")
+
+    def _claimed(self, job: Job, folder: Folder) -> bool:
+        job.claim, job.attempts = folder.claim + 1, folder.attempts
+        while not self._files.created(_in(job.id, f"claim-{job.claim}"), self.replica.encode()):
+            now_there = self.folder(job.id)
+            if now_there.claim >= job.claim or not now_there.ordered:
+                return False
+            job.claim += 1  # a folder of that name lies there
+        if self.storage.exists(_in(job.id, "end.json")):  # its owner was only slow
+            return False
+        self.storage.put(self._marker(job.id), b"")
+        self._close(job.id, keep=self._marker(job.id))
+        self.note(job)
+        return True
+
+    def _keeps_key(self, job: Job) -> bool:
+        """Give the job its request id, if it has one and that is free; whether it has it now."""
+        return not job.request_id or self.keys.take(job.request_id, Key(job.id, job.fingerprint))
+
+    def _clear_abandoned(self, job_id: str) -> None:
+        """Leave nothing but the word that it is too late, until that is as old as a job gets."""
+        self._clear(job_id, keep=("job.json",))
+        self._list_ended(job_id, now(), 0)
+        self._close(job_id)
+
+    def _settle(self, job_id: str, end: StoredEnd) -> None:
+        """Clear away what an ended job does not need; its marker last."""
+        kept = f"audio-{end.claim}/"
+        for name in self.folder(job_id).names:
+            if LEFTOVER.fullmatch(name) and not name.startswith(kept):
+                self.storage.delete(_in(job_id, name))
+        self._list_ended(job_id, end.finished_at or now(), end.bytes)
+        self.drop_wish(job_id)
+        self._close(job_id)
+
+    def _list_ended(self, job_id: str, finished_at: datetime, size_bytes: int) -> None:
+        self.storage.put(Ended.path_of(job_id, finished_at, size_bytes), b"")
+
+    def _clear(self, job_id: str, keep: tuple[str, ...], only: str = "") -> None:
+        """Delete the files in a job's folder, what makes it a job first."""
+        names = {name for name in self.folder(job_id).names if name.startswith(only)} - set(keep)
+        for name in sorted(names, key=lambda name: (name != "job.json", name)):
+            self.storage.delete(_in(job_id, name))
+
+    def _close(self, job_id: str, keep: str = "") -> None:
+        """Remove the job's markers, whoever has put them."""
+        for replica, opened in self.surroundings().opened:
+            marker = f"live/open/{replica}/{job_id}"
+            if opened == job_id and marker != keep:
+                self.storage.delete(marker)
+
+    def _audio(self, job: Job, end: StoredEnd) -> StoredAudio:
+        sizes_bytes = dict(end.song.sizes_bytes) if end.song else {}
+        kind = end.song.format if end.song else ""
+        paths = {track: _in(job.id, f"audio-{end.claim}/{track}.{kind}") for track in sizes_bytes}
+        return StoredAudio(self.storage, paths, {**sizes_bytes})
+
+    def _marker(self, job_id: str) -> str:
+        return f"live/open/{self.replica}/{job_id}"
+
+
+def _in(job_id: str, name: str) -> str:
+    assert ID.fullmatch(job_id), f"no id: {job_id!r}"
+    return f"jobs/{job_id}/{name}"

@@ -1,0 +1,4 @@
+"""Logs, metrics and traces.
+
+What operators see of the server.
+"""

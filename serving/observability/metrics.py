@@ -1,0 +1,186 @@
+"""What the server counts and measures, as Prometheus reads it.
+
+It knows nothing of HTTP but the names of what it counts. What an object knows itself is asked of it when somebody
+looks, never written down beside it; a look waits for no lock that is held long and reads no storage.
+
+Every name begins with `yue_`, and every label has few values: route templates, never paths; states; stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from inference.song import STAGES
+from model_manager import ModelManager
+from serving.models.states import DOWNLOADING, ERROR, LOADING, NOT_LOADED, READY, Attempt, Loaded
+from serving.jobs.queue import Backlog
+from serving.jobs.job import FINISHED, SUCCEEDED, Job
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+OTHER = "other"  # whatever is not one of a few
+_REQUEST_BUCKETS_S = (0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 60, 120, 300, 600, 1_200, 3_600)
+_SONG_BUCKETS_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_200, 3_600)
+_FACTOR_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8, 16, 32)
+_RATE_BUCKETS = (1, 5, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1_000)
+
+
+class Metrics:
+    """One app's numbers, in a registry of their own."""
+
+    def __init__(self, manager: ModelManager, backlog: Backlog, seats: Callable[[], int], max_seats: int) -> None:
+        disable_created_metrics()  # a time of birth for each series, which nobody asks for
+        self.registry = CollectorRegistry()
+        self.requests = RequestMetrics.on(self.registry)
+        self.songs = SongMetrics.on(self.registry)
+        self.registry.register(_Models(manager))
+        self.registry.register(_Backlog(backlog, seats, max_seats))
+        ProcessCollector(namespace="yue", registry=self.registry)
+        backlog.on_end = self.songs.note
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """What is counted with each request."""
+
+    count: Counter
+    seconds: Histogram
+    streams: Gauge
+
+    @classmethod
+    def on(cls, registry: CollectorRegistry) -> RequestMetrics:
+        """In that registry."""
+        route = ("route", "method")
+        return cls(
+            Counter("yue_http_requests", "Requests that were answered", (*route, "status_class"), registry=registry),
+            Histogram(
+                "yue_http_request_seconds",
+                "From a request to the start of its answer",
+                route,
+                buckets=_REQUEST_BUCKETS_S,
+                registry=registry,
+            ),
+            Gauge("yue_event_streams", "Event streams that are open", registry=registry),
+        )
+
+    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One request was answered; `route` is a template."""
+        method = method if method in METHODS else OTHER
+        self.count.labels(route, method, f"{status // 100}xx").inc()
+        self.seconds.labels(route, method).observe(seconds)
+
+
+@dataclass(frozen=True)
+class SongMetrics:
+    """What is known of songs once they have ended. A stage's time ends where the next begins."""
+
+    ended: Counter
+    waiting: Histogram
+    stages: Histogram
+    tokens: Counter
+    audio: Counter
+    token_rate: Histogram
+    factor: Histogram
+
+    @classmethod
+    def on(cls, registry: CollectorRegistry) -> SongMetrics:
+        """In that registry."""
+
+        def histogram(name: str, about: str, buckets: Iterable[float], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(name, about, labels, buckets=tuple(buckets), registry=registry)
+
+        songs = cls(
+            Counter("yue_jobs_ended", "Jobs whose end was written here", ("state",), registry=registry),
+            histogram("yue_job_waiting_seconds", "From a job's coming to its last begin", _SONG_BUCKETS_S),
+            histogram("yue_song_stage_seconds", "Of each stage of a song that was sung", _SONG_BUCKETS_S, ("stage",)),
+            Counter("yue_stage1_tokens", "Tokens of stage 1, of songs that were sung", registry=registry),
+            Counter("yue_audio_seconds", "Audio of songs that were sung", registry=registry),
+            histogram("yue_stage1_tokens_per_second", "Of a song, alone or in company", _RATE_BUCKETS),
+            histogram("yue_real_time_factor", "Seconds of audio for each second of singing", _FACTOR_BUCKETS),
+        )
+        for state in FINISHED:
+            songs.ended.labels(state)
+        for stage in STAGES:
+            songs.stages.labels(stage)
+        return songs
+
+    def note(self, job: Job) -> None:
+        """That job has ended."""
+        self.ended.labels(job.state).inc()
+        if job.started_at:
+            self.waiting.observe(max(0.0, (job.started_at - job.created_at).total_seconds()))
+        if job.state == SUCCEEDED and job.song:
+            self._note_song(job, job.song.timings, job.song.duration_seconds)
+
+    def _note_song(self, job: Job, timings: dict[str, float], audio_s: float) -> None:
+        for stage in STAGES:
+            if stage in timings:
+                self.stages.labels(stage).observe(timings[stage])
+        self.audio.inc(audio_s)
+        if sung_s := sum(timings.values()):
+            self.factor.observe(audio_s / sung_s)
+        tokens = job.progress.tokens if job.progress else 0
+        self.tokens.inc(tokens)
+        if tokens and timings.get("stage1"):
+            self.token_rate.observe(tokens / timings["stage1"])
+
+
+class _Models(Collector):
+    """Where the models are."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator[Metric]:
+        state, loaded, attempt = self._manager.glance()
+        states = GaugeMetricFamily("yue_models_state", "1 for the state that the models are in", labels=("state",))
+        for each in (NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR):
+            states.add_metric((each,), each == state)
+        yield states
+        yield GaugeMetricFamily("yue_engine_ready", "Whether songs can be sung at once", loaded is not None)
+        yield from self._engine(loaded)
+        yield from _download(attempt)
+        tally = self._manager.tally
+        yield CounterMetricFamily("yue_engine_starts", "Engines that became ready", tally.engine_starts)
+        yield CounterMetricFamily("yue_engine_crashes", "Engines that ended by themselves", tally.engine_crashes)
+        yield CounterMetricFamily("yue_models_failures", "Models that could not be made ready", tally.failed_attempts)
+
+    def _engine(self, loaded: Loaded | None) -> Iterator[Metric]:
+        labels = ("model", "device", "dtype", "quantization")
+        about = GaugeMetricFamily("yue_engine_info", "1, with what sings", labels=labels)
+        memory = GaugeMetricFamily("yue_gpu_memory_bytes", "Of the GPU, when the models were ready", labels=())
+        if loaded:
+            info = loaded.engine.info()
+            about.add_metric((loaded.model.name, *(str(info.get(name, "")) for name in labels[1:])), 1)
+            memory_bytes = info.get("memory_bytes")
+            if isinstance(memory_bytes, int):
+                memory.add_metric((), memory_bytes)
+        yield about
+        yield memory
+
+
+class _Backlog(Collector):
+    """What waits and what is sung."""
+
+    def __init__(self, backlog: Backlog, seats: Callable[[], int], max_seats: int) -> None:
+        self._backlog, self._seats, self._max_seats = backlog, seats, max_seats
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._backlog.counts()
+        yield GaugeMetricFamily("yue_jobs_queued", "Jobs that wait to be sung", counts.queued)
+        yield GaugeMetricFamily("yue_jobs_running", "Jobs that are sung", counts.running)
+        yield GaugeMetricFamily("yue_jobs_unsaved", "Jobs whose end cannot be written yet", counts.unsaved)
+        yield GaugeMetricFamily("yue_seats_taken", "Requests that wait for a song or for models", self._seats())
+        yield GaugeMetricFamily("yue_seats", "How many requests may wait at once", self._max_seats)
+
+
+def _download(attempt: Attempt | None) -> Iterator[Metric]:
+    progress = attempt.download if attempt else {}
+    for ours, theirs, what in (("done", "bytes_done", "are here"), ("wanted", "bytes_total", "are needed")):
+        value = progress.get(theirs)
+        known = float(value) if isinstance(value, int | float) else 0.0
+        yield GaugeMetricFamily(f"yue_download_{ours}_bytes", f"Of what is being downloaded, so many {what}", known)

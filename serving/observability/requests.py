@@ -1,0 +1,118 @@
+"""What is known of each request from outside: its id, its trace, its line in the log, its place in the metrics.
+
+It knows nothing of what the routes do, and nothing of how lines look (`serving/observability/logs.py`) or numbers are kept
+(`serving/observability/metrics.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from urllib.parse import quote
+
+from flask import Flask, Response, g, request
+from prometheus_client.exposition import choose_encoder
+from structlog.contextvars import bind_contextvars, clear_contextvars
+from werkzeug.datastructures import Headers
+
+from model_manager import ModelManager
+from serving.jobs.service import Jobs
+from serving.observability.metrics import Metrics
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+METRICS = "yue_metrics"  # where `install` leaves the Metrics in app.extensions
+UNMATCHED = "unmatched"  # the route of whatever is no route
+LONGEST_PATH = 200  # characters of a path that are logged
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(-.*)?")
+_CLOUD_TRACE = re.compile(r"(?P<trace>[0-9a-fA-F]{32})(/(?P<span>[0-9]{1,20}))?(;o=(?P<flags>[0-9]))?")
+
+
+def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, seats_taken: Callable[[], int]) -> None:
+    """Give each request of the app an id, a line and a count, and the app the route /metrics."""
+    metrics = Metrics(manager, jobs.backlog, seats_taken, settings.max_waiters)
+    app.extensions[METRICS] = metrics
+    quiet = {"/health", "/livez", "/readyz", "/metrics", settings.health_route}  # asked every few seconds, by machines
+
+    def expose() -> Response:
+        """Numbers for Prometheus."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(metrics.registry), content_type=content_type)
+
+    def end(response: Response) -> Response:
+        seconds, route = time.monotonic() - g.began, request.url_rule.rule if request.url_rule else UNMATCHED
+        response.headers[REQUEST_ID] = g.request_id
+        metrics.requests.note(route, request.method, response.status_code, seconds)
+        if response.mimetype == "text/event-stream":
+            metrics.requests.streams.inc()
+            response.call_on_close(metrics.requests.streams.dec)
+        _log(response, seconds, route in quiet)
+        response.call_on_close(clear_contextvars)
+        return response
+
+    app.add_url_rule("/metrics", "GET /metrics", expose, methods=["GET"])
+    # The first of all, whatever was added before: what refuses a request is to be seen too.
+    app.before_request_funcs.setdefault(None, []).insert(0, _begin)
+    app.after_request_funcs.setdefault(None, []).insert(0, end)  # which are called in reverse
+
+
+def trace_of(headers: Headers) -> dict[str, object]:
+    """The trace that a request belongs to, by W3C's header or by Google's; nothing where there is none."""
+    w3c = _TRACEPARENT.fullmatch(headers.get("traceparent", "").strip())
+    if w3c and int(w3c["trace"], 16) and int(w3c["span"], 16):
+        return {"trace_id": w3c["trace"], "span_id": w3c["span"], "trace_sampled": bool(int(w3c["flags"], 16) & 1)}
+    google = _CLOUD_TRACE.fullmatch(headers.get("X-Cloud-Trace-Context", "").strip())
+    if not google or not int(google["trace"], 16):
+        return {}
+    span = int(google["span"] or 0)
+    named = {"span_id": f"{span:016x}"} if 0 < span < 1 << 64 else {}
+    return {"trace_id": google["trace"].lower(), **named, "trace_sampled": google["flags"] == "1"}
+
+
+def request_id_of(headers: Headers) -> str:
+    """The id that the client gave, if it can be logged as it is; else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _begin() -> None:
+    g.began = time.monotonic()
+    g.request_id = request_id_of(request.headers)
+    clear_contextvars()  # of the request that this thread had before
+    bind_contextvars(request_id=g.request_id, **trace_of(request.headers))
+
+
+def _level(status: int, quiet: bool) -> int:
+    """Who probes a server hears 503 for as long as it loads: that is no reason to warn."""
+    if quiet:
+        return logging.DEBUG if status < 400 else logging.INFO
+    return logging.WARNING if status >= 500 else logging.INFO
+
+
+def _log(response: Response, seconds: float, quiet: bool) -> None:
+    status, path = response.status_code, quote(request.path)[:LONGEST_PATH]  # no control characters at a terminal
+    http = {
+        "requestMethod": request.method,
+        "requestUrl": path,
+        "status": status,
+        "latency": f"{seconds:.6f}s",
+        "protocol": request.environ.get("SERVER_PROTOCOL"),
+        "userAgent": request.headers.get("User-Agent", "")[:LONGEST_PATH],
+    }
+    if response.content_length is not None:
+        http["responseSize"] = str(response.content_length)
+    log.log(
+        _level(status, quiet),
+        "%s %s %d %.0f ms",
+        request.method,
+        path,
+        status,
+        1_000 * seconds,
+        extra={"httpRequest": http},
+    )

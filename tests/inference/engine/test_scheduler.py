@@ -1,0 +1,431 @@
+"""Many songs at once: each is what it would be alone, whoever else sings and whenever it came."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+
+from inference.engine.scheduler import ENCODING_WAIT_S, Engine, Limits, Outcome
+from inference.errors import Cancelled, EngineError, InvalidField, YueError
+from inference.models.llama import Llama
+from inference.engine.stage2_batch import Orchestra
+from inference.engine.pipeline import Pipeline, SongInProgress
+from inference.text.prompt import Prompt
+from inference.song import MAX_NEW_TOKENS, Progress, Reference, Song, SongRequest
+from inference.engine.stage1 import Composition, Stage1Settings
+from inference.engine.stage2 import Piece
+from tests.support.language_models import small_llama
+from tests.support.songs import request, tone
+
+
+@pytest.fixture(scope="module")
+def small(tiny_pipeline: Pipeline) -> Pipeline:
+    """The tiny model with smaller language models."""
+    tiny = tiny_pipeline
+    composer, upsampler = small_llama("stage1"), small_llama("stage2")
+    return Pipeline("small", tiny.tokenizer, composer, upsampler, tiny.codec, tiny.vocoders)
+
+
+def ignore(progress: Progress) -> None:
+    """An observer who does not look."""
+
+
+def different_songs(n: int) -> list[SongRequest]:
+    """Songs that differ in everything that could leak from one to another."""
+    dice = random.Random(5)
+    return [
+        request(
+            seed=i,
+            genres=dice.choice(["folk calm", "metal male loud", "jazz"]),
+            max_new_tokens=dice.choice([100, 130, 220]),
+            segments=dice.choice([1, 2, 3]),
+            temperature=dice.choice([0.0, 0.8, 1.0, 1.3]),
+            top_k=dice.choice([0, 5, 50]),
+            top_p=dice.choice([0.5, 0.93, 1.0]),
+            guidance_scale=dice.choice([(1.5, 1.2), (1.0, 1.0), (1.0, 2.0)]),
+            tracks=("vocal", "instrumental"),
+        )
+        for i in range(n)
+    ]
+
+
+def run(engine: Engine, until_idle: Callable[[int], None] = lambda step: None) -> dict[str, Outcome]:
+    """Step until nothing is left; `until_idle(step)` may add or cancel songs before each step."""
+    outcomes: dict[str, Outcome] = {}
+    step = 0
+    while step == 0 or not engine.idle:
+        until_idle(step)
+        for outcome in engine.step():
+            assert outcome.song_id not in outcomes, "a song ends once"
+            outcomes[outcome.song_id] = outcome
+        step += 1
+    return outcomes
+
+
+def audio_of(outcome: Outcome) -> dict[str, bytes]:
+    assert isinstance(outcome.result, Song), outcome.result
+    return outcome.result.audio
+
+
+def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipeline) -> None:
+    songs = different_songs(8)
+    alone = [Engine(tiny_pipeline, Limits(1, 1)).sing(song).audio for song in songs]
+    dice = random.Random(11)
+    for _ in range(2):
+        engine = Engine(tiny_pipeline, Limits(songs=5, rows=7))
+        arrivals = sorted((dice.randrange(20), i) for i in range(8))
+        order = [i for _, i in arrivals]
+
+        def arrive(step: int, arrivals: list[tuple[int, int]] = arrivals, engine: Engine = engine) -> None:
+            while arrivals and (arrivals[0][0] <= step or engine.idle):
+                _, i = arrivals.pop(0)
+                engine.add(str(i), songs[i], ignore)
+
+        outcomes = run(engine, arrive)
+        assert len(outcomes) == 8
+        for i in order:
+            assert audio_of(outcomes[str(i)]) == alone[i], f"song {i}"
+
+
+def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None:
+    long_song = request(seed=1, max_new_tokens=800, segments=2, tracks=("vocal",))
+    alone = Engine(tiny_pipeline).sing(long_song)
+    assert alone.duration_seconds > 6.0
+    engine = Engine(tiny_pipeline, Limits(songs=2, rows=1))
+    engine.add("long", long_song, ignore)
+    engine.add("short", request(), ignore)
+    assert audio_of(run(engine)["long"]) == alone.audio
+
+
+def test_more_songs_than_places_are_all_sung(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline, Limits(songs=2, rows=2))
+    for i in range(5):
+        engine.add(str(i), request(seed=i, segments=1), ignore)
+    outcomes = run(engine)
+    assert {song_id for song_id, outcome in outcomes.items() if isinstance(outcome.result, Song)} == set("01234")
+
+
+def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    engine.add("bad", request(lyrics="no tag"), ignore)
+    engine.add("good", request(segments=1), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["bad"].result, InvalidField)
+    assert isinstance(outcomes["good"].result, Song)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ((SongInProgress, "_composition"), AssertionError("a budget that no row has room for")),
+        ((SongInProgress, "_composition"), RuntimeError("Overflow when unpacking long long")),
+        ((Composition, "begin_section"), IndexError("list index out of range")),
+        ((SongInProgress, "new_pieces"), ValueError("a piece has 1 to 300 frames, not 0")),
+        ((SongInProgress, "tell_progress"), ZeroDivisionError("division by zero")),
+        ((SongInProgress, "decode_part"), AssertionError("a piece has its codes when it is done")),
+        ((SongInProgress, "finish"), TypeError("a song without spans")),
+    ],
+)
+def test_a_mistake_in_one_song_ends_it_and_no_other(
+    small: Pipeline, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], error: Exception
+) -> None:
+    owner, name = place
+    real = getattr(owner, name)
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if (self.request.seed if owner is SongInProgress else self.seed) == 1:
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, name, failing)
+    monkeypatch.setattr(Composition, "seed", property(lambda self: self.noise._generator.initial_seed()), raising=False)
+    engine = Engine(small, Limits(songs=2, rows=4))
+    for seed in range(2):
+        engine.add(str(seed), request(seed=seed, segments=1, max_new_tokens=4), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["1"].result, YueError) and str(error) in str(outcomes["1"].result)
+    assert isinstance(outcomes["0"].result, Song)
+    assert (engine.n_free_songs, engine.n_free_rows) == (engine.limits.songs, engine.limits.rows)
+
+
+def test_a_fault_of_the_device_is_no_mistake_in_one_song(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(song: SongInProgress) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(SongInProgress, "decode_part", fail)
+    monkeypatch.setattr(Engine, "_answers", lambda engine: False)
+    engine = Engine(small)
+    engine.add("song", request(segments=1, max_new_tokens=4), ignore)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(engine)
+
+
+def test_a_section_that_the_model_has_no_room_for_is_refused(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    for name, budget in (("million", 10**9), ("beyond", MAX_NEW_TOKENS + 1)):
+        engine.add(name, request(max_new_tokens=budget), ignore)
+    assert all(isinstance(outcome.result, InvalidField) for outcome in run(engine).values())
+    few = Prompt("", ((1, 2, 3),), (0,))
+    with pytest.raises(InvalidField, match="up to 4094"):
+        Composition(few, Stage1Settings(max_new_tokens=5_000), 1, context=4_096)
+
+
+@pytest.mark.parametrize("stage", ["prompt", "stage1", "stage2"])
+def test_a_cancelled_song_leaves_its_place_at_once(tiny_pipeline: Pipeline, stage: str) -> None:
+    engine = Engine(tiny_pipeline, Limits(songs=1, rows=2))
+    seen: list[str] = []
+    engine.add("first", request(max_new_tokens=400, segments=1), lambda progress: seen.append(progress.stage))
+    engine.add("second", request(segments=1), ignore)
+    while stage not in seen:
+        engine.step()
+    engine.cancel("first")
+    engine.cancel("unknown")
+    outcomes = run(engine)
+    assert isinstance(outcomes["first"].result, Cancelled)
+    assert isinstance(outcomes["second"].result, Song)
+
+
+def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) -> None:
+    """Memory runs out in the middle of stage 1, as an allocation in a forward would."""
+    engine = Engine(tiny_pipeline)
+    songs = {str(i): request(seed=i, segments=1) for i in range(3)}
+    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    for name, song in songs.items():
+        engine.add(name, song, ignore)
+    engine.step()
+    with memory_that_runs_out(tiny_pipeline.composer, at_forward=2):
+        outcomes = run(engine)
+    assert isinstance(outcomes["2"].result, EngineError)  # the one that came last
+    assert all(audio_of(outcomes[name]) == alone[name] for name in "01")
+    engine.add("next", songs["2"], ignore)
+    assert audio_of(run(engine)["next"]) == alone["2"]
+
+
+@contextmanager
+def memory_that_runs_out(llama: Llama, at_forward: int) -> Iterator[None]:
+    """Once, at so many forwards from now."""
+    real_forward, numbers = llama.forward, count()
+
+    def failing_forward(*arguments: object) -> torch.Tensor:
+        if next(numbers) == at_forward:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real_forward(*arguments)  # type: ignore[arg-type]
+
+    llama.forward = failing_forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del llama.forward
+
+
+def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
+    tiny_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(tiny_pipeline)
+    for name in "01":
+        engine.add(name, request(seed=int(name), segments=1), ignore)
+    with memory_that_runs_out(tiny_pipeline.composer, at_forward=0):
+        outcomes = run(engine)
+    assert isinstance(outcomes["0"].result, EngineError)
+    assert isinstance(outcomes["1"].result, Song)
+    assert [vars(record)["job_id"] for record in caplog.records if record.levelname == "ERROR"] == ["0"]
+
+
+def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
+    engine = Engine(tiny_pipeline)
+    engine.add("song", request(), ignore)
+    head = tiny_pipeline.composer.model.lm_head.weight
+    kept = head[50_000].clone()
+    head[50_000] = torch.nan
+    try:
+        with pytest.raises(EngineError, match="not numbers"):
+            run(engine)
+    finally:
+        head[50_000] = kept
+
+
+def test_no_place_is_lost_over_many_random_lives(tiny_pipeline: Pipeline) -> None:
+    dice = random.Random(3)
+    engine = Engine(tiny_pipeline, Limits(songs=3, rows=3))
+    made = 0
+
+    def live(step: int) -> None:
+        nonlocal made
+        if made < 40 and dice.random() < 0.5:
+            engine.add(str(made), request(seed=made, segments=dice.choice([1, 2]), max_new_tokens=100), ignore)
+            made += 1
+        if dice.random() < 0.3:
+            engine.cancel(str(dice.randrange(40)))
+
+    ended = 0
+    for step in range(10_000):
+        live(step)
+        ended += len(engine.step())
+        if made == 40 and engine.idle:
+            break
+    assert ended == 40
+    assert (engine.n_free_songs, engine.n_free_rows) == (3, 3)
+
+
+def test_a_reference_is_heard_by_its_own_song_only(tiny_pipeline: Pipeline) -> None:
+    plain, referred = request(segments=1), request(segments=1, reference=Reference(mix=tone(2.0)))
+    alone = [Engine(tiny_pipeline).sing(song).audio for song in (plain, referred)]
+    engine = Engine(tiny_pipeline)
+    engine.add("plain", plain, ignore)
+    engine.add("referred", referred, ignore)
+    outcomes = run(engine)
+    assert [audio_of(outcomes[name]) for name in ("plain", "referred")] == alone
+
+
+def step_until_encoding(engine: Engine, seen: list[str]) -> None:
+    """Until the song whose stages are `seen` is being encoded."""
+    while "encode" not in seen:
+        assert not engine.step()
+
+
+class HeldEncoder:
+    """Encodes as ever, but not before it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let_go = threading.Event()
+        real = SongInProgress.encode
+
+        def encode(song: SongInProgress) -> dict[str, bytes]:
+            assert self.let_go.wait(60)
+            return real(song)
+
+        monkeypatch.setattr(SongInProgress, "encode", encode)
+
+
+def test_the_others_are_sung_while_a_song_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    songs = {"first": request(segments=1), "second": request(seed=1, segments=1)}
+    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    encoder = HeldEncoder(monkeypatch)
+    engine = Engine(tiny_pipeline)
+    for name, song in songs.items():
+        seen: list[str] = []
+        engine.add(name, song, lambda progress, seen=seen: seen.append(progress.stage))  # type: ignore[misc]
+        step_until_encoding(engine, seen)
+    assert not engine.idle
+    began = time.monotonic()
+    assert not engine.step() and not engine.step()
+    assert time.monotonic() - began >= 2 * ENCODING_WAIT_S, "it waits where there is nothing else to do"
+    encoder.let_go.set()
+    outcomes = run(engine)
+    assert {name: audio_of(outcome) for name, outcome in outcomes.items()} == alone
+
+
+def test_a_song_can_be_cancelled_while_it_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = HeldEncoder(monkeypatch)
+    engine = Engine(tiny_pipeline)
+    seen: list[str] = []
+    engine.add("song", request(segments=1), lambda progress: seen.append(progress.stage))
+    step_until_encoding(engine, seen)
+    engine.cancel("song")
+    (outcome,) = engine.step()
+    assert isinstance(outcome.result, Cancelled)
+    assert engine.idle
+    encoder.let_go.set()
+    assert isinstance(engine.sing(request(segments=1)), Song)
+
+
+def test_what_cannot_be_encoded_ends_its_own_song(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = SongInProgress.encode
+
+    def encode(song: SongInProgress) -> dict[str, bytes]:
+        if song.request.seed == 1:
+            raise MemoryError("no room for the file")
+        return real(song)
+
+    monkeypatch.setattr(SongInProgress, "encode", encode)
+    engine = Engine(tiny_pipeline)
+    for seed in range(2):
+        engine.add(str(seed), request(seed=seed, segments=1), ignore)
+    outcomes = run(engine)
+    assert isinstance(outcomes["0"].result, Song)
+    assert isinstance(outcomes["1"].result, EngineError) and "no room for the file" in str(outcomes["1"].result)
+
+
+def test_the_encoder_ends_with_the_engine(tiny_pipeline: Pipeline) -> None:
+    before = set(threading.enumerate())
+    engine = Engine(tiny_pipeline)
+    engine.sing(request(segments=1))
+    (thread,) = set(threading.enumerate()) - before
+    del engine
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+SHORT_PIECE = 40  # frames, for tests of the order of work
+
+
+class Watch:
+    """Counts the frames that stage 2 plays, for however many pieces together, where pieces are short."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.frames = 0
+        real = Orchestra._play
+
+        def play(orchestra: Orchestra, playing: Sequence[Piece]) -> int:
+            n_frames = real(orchestra, playing)
+            self.frames += n_frames
+            return n_frames
+
+        monkeypatch.setattr(Orchestra, "_play", play)
+        monkeypatch.setattr("inference.engine.pipeline.PIECE_FRAMES", SHORT_PIECE)
+
+
+def in_pieces(n: int, seed: int = 0) -> SongRequest:
+    """A song of so many short pieces of each track."""
+    return request(seed=seed, segments=1, max_new_tokens=2 * SHORT_PIECE * n)
+
+
+def decoded(engine: Engine, song_id: str) -> bool:
+    """Whether the beginning of the song can be heard."""
+    return engine._songs[song_id]._decoded_frames > 0
+
+
+def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    engine.add("song", in_pieces(5), ignore)
+    n_tokens = 0
+    while not decoded(engine, "song"):
+        engine.step()
+        n_tokens = engine._songs["song"].composition.n_tokens
+    assert watch.frames == SHORT_PIECE
+    assert n_tokens == 2 * SHORT_PIECE, "stage 1 pauses for the first piece"
+    run(engine)
+    assert watch.frames == 2 * SHORT_PIECE
+
+
+def test_songs_that_sing_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    for name in "abc":
+        engine.add(name, in_pieces(4), ignore)
+    run(engine)
+    assert watch.frames == 2 * SHORT_PIECE
+
+
+def test_a_song_that_comes_later_has_its_beginning_early(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, engine = Watch(monkeypatch), Engine(small)
+    engine.add("early", in_pieces(12), ignore)
+    while not decoded(engine, "early"):
+        engine.step()
+    engine.step()
+    engine.add("late", in_pieces(3, seed=1), ignore)
+    sung_before = engine._songs["early"].composition.n_tokens
+    while not decoded(engine, "late"):
+        engine.step()
+    early = engine._songs["early"].composition
+    assert not early.finished
+    assert early.n_tokens > sung_before, "the others are not held up"
+    assert watch.frames >= 2 * SHORT_PIECE
+    assert len(run(engine)) == 2

@@ -1,0 +1,354 @@
+"""What lyrics become by the rules of docs/lyrics.md: sections, warnings, or an error that names the line."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inference.errors import InvalidField
+from inference.text.lyrics import Kind, Section, parse
+from tests.support.lyrics_page import told
+
+
+def tags(text: str) -> list[str]:
+    return [section.tag for section in parse(text).sections]
+
+
+def bodies(text: str) -> list[str]:
+    return [section.body for section in parse(text).sections]
+
+
+def refusal(text: str) -> InvalidField:
+    with pytest.raises(InvalidField) as caught:
+        parse(text)
+    assert caught.value.field == "lyrics"
+    return caught.value
+
+
+def test_a_section_is_its_tag_and_its_stripped_words() -> None:
+    (section,) = parse("\n[verse]\n\n  one \n\n two  \n\n").sections
+    assert (section.tag, section.body, section.line) == ("verse", "one \n\n two", 2)
+    assert section.text == "[verse]\none \n\n two\n\n"
+    assert Section("verse", "\n one \n", 1).text == "[verse]\none\n\n"
+
+
+def test_last_section_is_kept_without_a_final_newline() -> None:
+    assert bodies("[verse]\na\n[outro]\nlast words") == ["a", "last words"]
+
+
+KNOWN_TAGS = [
+    *("intro", "verse", "pre-chorus", "chorus", "post-chorus", "pre-hook", "hook", "refrain", "bridge", "breakdown"),
+    *(
+        "break",
+        "interlude",
+        "instrumental",
+        "inst",
+        "solo",
+        "drop",
+        "rap",
+        "outro",
+        "end",
+        "intro-short",
+        "inst-medium",
+    ),
+    *("Verse 1", "VERSE", "verse2", "verse_2", "Verse A", "Verse One", "Chorus: softly", "chorus - B", "Chorus x2"),
+    *(
+        "Pre Chorus",
+        "prechorus 2",
+        "Pre\u2011Chorus",
+        "Pre – Chorus",
+        " verse ",
+        "Verse 1: Ann & Bo, Cy",
+        "Bridge (slow)",
+    ),
+]
+
+
+@pytest.mark.parametrize("tag", KNOWN_TAGS)
+@pytest.mark.parametrize("before", ["", "b ", "b", "[oh] ", "b\n"])
+def test_a_known_tag_is_kept_as_written_wherever_it_stands(tag: str, before: str) -> None:
+    lyrics = parse(f"[verse]\na\n{before}[{tag}] la la")
+    assert [section.tag for section in lyrics.sections] == ["verse", tag]
+    assert lyrics.sections[1].body == "la la"
+    assert lyrics.sections[0].body == f"a\n{before}".strip()
+    assert not lyrics.notes
+
+
+def test_tags_right_behind_each_other_are_sections_of_their_own() -> None:
+    sections = parse("[verse]\na\n[bridge][outro] [rap] bye").sections
+    assert [(s.tag, s.body, s.line) for s in sections] == [
+        ("verse", "a", 1),
+        ("bridge", "", 3),
+        ("outro", "", 3),
+        ("rap", "bye", 3),
+    ]
+
+
+REPEAT_MARKS = ["[x2]", "[X 3]", "[2x]", "[×2]", "[repeat]", "[Repeat x2]", "[bis]", "[Repeat Chorus]"]
+OTHER_BRACKETS = ["[]", "[ ]", "[!]", "[...]", "[Hey!]", "[la] la", "[la][la]", "[G] [D]", "[verses] la", "<SOA>"]
+WITHIN_WORDS = [
+    *("la [laughs] la", "the [red] balloon", "my [heart, soul]", "we go [to the chorus]", "la [everyone sings chorus]"),
+    *(
+        "[end_of_segment] la",
+        "(ooh) la",
+        "we [break it down] now",
+        "la [drop the beat]",
+        "「サビ」と言った",
+        "【啦】 la",
+    ),
+]
+
+
+@pytest.mark.parametrize("line", [*REPEAT_MARKS, *OTHER_BRACKETS, *WITHIN_WORDS])
+def test_any_other_bracket_is_sung(line: str) -> None:
+    lyrics = parse(f"[verse]\na\n{line}\nb")
+    assert [section.body for section in lyrics.sections] == [f"a\n{line}\nb"]
+    assert told(f"[verse]\na\n{line}\nb") == ()
+
+
+@pytest.mark.parametrize("mark", [mark for mark in REPEAT_MARKS if mark != "[Repeat Chorus]"])
+def test_a_repeat_mark_behind_a_tag_is_sung(mark: str) -> None:
+    assert bodies(f"[chorus] {mark}\nla") == [f"{mark}\nla"]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *("whisper", "verses", "मुखड़ा", "l'envoi", "end_of_segment", "起", "男", "Part 1", "A"),
+        *("Guitar Solo", "Extended Guitar Solo", "Final Chorus", "2nd Verse", "Half-Time Chorus", "Bass Drop"),
+    ],
+)
+def test_an_unknown_name_alone_on_its_line_is_kept_with_a_warning(tag: str) -> None:
+    text = f"[verse]\na\n  [{tag}] \nb"
+    assert [(s.tag, s.body) for s in parse(text).sections] == [("verse", "a"), (tag, "b")]
+    (warning,) = told(text)
+    assert f"line 3): [{tag}]" in warning and "known to understand" in warning
+
+
+@pytest.mark.parametrize("tag", ["Guitar Solo", "Instrumental Break", "Final Chorus", "Bass Drop"])
+def test_a_known_name_with_words_in_front_needs_none_under_it(tag: str) -> None:
+    assert tags(f"[verse]\na\n[{tag}]\n\n[outro]\nb") == ["verse", tag, "outro"]
+
+
+def test_an_instrument_behind_an_instrumental_tag_makes_no_second_section() -> None:
+    assert tags("[verse]\na\n[Instrumental] [Guitar Solo]\n[outro]\nb") == ["verse", "Instrumental", "outro"]
+
+
+@pytest.mark.parametrize(
+    "end", ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\\n", "\\r\\n", "\\\\n", "<br>", "<BR/>"]
+)
+def test_every_line_end_is_one(end: str) -> None:
+    lyrics = parse(end.join(["[verse]", "a", "", "b", "[chorus]", "c", ""]))
+    assert [(s.tag, s.body, s.line) for s in lyrics.sections] == [("verse", "a\n\nb", 1), ("chorus", "c", 5)]
+
+
+def test_line_ends_are_spelled_out_only_where_there_are_no_others() -> None:
+    assert bodies("[verse]\na \\n b") == ["a \\n b"]
+    assert bodies("\n[verse]\\na\n") == ["a"]
+
+
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u202c\u2066\x00\x1b"
+
+
+@pytest.mark.parametrize("character", INVISIBLE)
+def test_invisible_characters_hide_no_tag(character: str) -> None:
+    c = character
+    text = f"{c}[{c}ver{c}se{c}]{c}\na{c}\n{c}[chorus{c}]\nb\n【副{c}歌】\nc"
+    assert [(s.tag, s.body) for s in parse(text).sections] == [("verse", "a"), ("chorus", "b"), ("chorus", "c")]
+
+
+@pytest.mark.parametrize("word", ["می\u200cخواهم", "क्\u200dष", "👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥"])
+def test_joiners_that_are_needed_stay(word: str) -> None:
+    assert bodies(f"[verse]\n{word}") == [word]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "**[Chorus]**",
+            "### [Chorus]",
+            "## **[Chorus]**",
+            "_[Chorus]_",
+            "`[Chorus]`",
+            "> [Chorus]",
+            "> **[Chorus]**",
+        ),
+        *("- [Chorus]", "* [Chorus]", "2. [Chorus]", "[**Chorus**]", "[_Chorus_]", "~~[Chorus]~~", "([Chorus])"),
+        *(
+            "[[Chorus]]",
+            "♪ [Chorus] ♪",
+            "=== [Chorus] ===",
+            "[Chorus]:",
+            "**[Chorus]:**",
+            "\\[Chorus\\]",
+            "[Chorus]<br>",
+        ),
+        *("---\n[Chorus]", "[Chorus] ;", ";\n[Chorus]", "|\n[Chorus]", "```\n[Chorus]\n```"),
+    ],
+)
+def test_marks_around_a_tag_are_dropped(line: str) -> None:
+    for first in ("[verse]\na\n", ""):
+        lyrics = parse(f"{first}{line}\nb")
+        assert lyrics.sections[-1].tag == "Chorus" and lyrics.sections[-1].body == "b"
+        assert [section.body for section in lyrics.sections[:-1]] == (["a"] if first else [])
+        assert not lyrics.notes
+
+
+@pytest.mark.parametrize("line", ["- I said", "*la*", "_la_ la", "> la", "1. la", "la;", "-", "…", "♪", "*I* [x2]"])
+def test_marks_elsewhere_are_sung(line: str) -> None:
+    assert bodies(f"[verse]\na\n{line}\nb") == [f"a\n{line}\nb"]
+
+
+@pytest.mark.parametrize("words", ["(ooh) la", "'la'", "*la* la", "-la", "…la", "[x2] la", '"la"', "la (oh)!"])
+def test_words_behind_a_tag_keep_their_marks(words: str) -> None:
+    assert bodies(f"[verse] {words}") == [words]
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [
+        *("[Soft harmonica, warm guitar]", "[Mood: sad]", "[the crowd is cheering]", "[Soft; slow]", "[Fade out...]"),
+        *(
+            "[轻柔的钢琴，温暖]",
+            "【作词：方】",
+            "[轻柔的钢琴声慢慢响起来]",
+            "[00:00 - 00:15]",
+            "[oh, no]",
+            "**[Mood: sad]**",
+        ),
+        *("[ti: Song [live]]", "[Soft, slow] [warm, low]", "[key: C]"),
+    ],
+)
+def test_a_stage_direction_is_left_out_wherever_it_stands(direction: str) -> None:
+    text = f"{direction}\n[verse]\na\n{direction}\nb\n[chorus]\n{direction}\nc\n{direction}"
+    assert bodies(text) == ["a\nb", "c"]
+    (warning,) = told(text)
+    assert warning.startswith("lyrics (lines 1, 4, 7, 9): ") and "left out" in warning
+
+
+def test_directions_beside_a_name_leave_the_name() -> None:
+    assert tags("[verse]\na\n[Loud, big] [Whisper]\nb") == ["verse", "Whisper"]
+
+
+@pytest.mark.parametrize("line", ["[Male Vocal]", "[Male Vocal] [Soft]", "\n[Male Vocal]\n", "[G] [D]\n[Em] [C]"])
+def test_names_directly_behind_a_tag_belong_to_it(line: str) -> None:
+    assert [(s.tag, s.body) for s in parse(f"[Verse 1]\n{line}\na").sections] == [("Verse 1", "a")]
+    assert "left out" in "".join(told(f"[Verse 1] {line}\na"))
+
+
+@pytest.mark.parametrize("tag", ["solo", "Instrumental Break", "intro", "间奏"])
+def test_behind_an_empty_line_a_name_is_not_of_a_section_that_needs_no_words(tag: str) -> None:
+    assert bodies(f"[verse]\na\n[{tag}]\n\n[Spoken]\nb") == ["a", "", "b"]
+    assert bodies(f"[verse]\na\n[{tag}]\n[Spoken]\nb") == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["[Guitar melody]", "[abrupt silence]", "[The End]", "[Fade Out]", "[Produced by X]"])
+def test_a_name_without_words_is_no_section(name: str) -> None:
+    assert bodies(f"{name}\n\n[verse]\na\n\n{name}\n[chorus]\nb\n{name}\n\n") == ["a", "b"]
+
+
+def test_names_are_sections_where_there_is_nothing_else() -> None:
+    assert tags("[piano melody]\n\n[strings swell]") == ["piano melody", "strings swell"]
+    assert tags("[end]") == ["end"]
+
+
+@pytest.mark.parametrize("end", ["[end]", "[End]", "[END.]", "[结束]", "**[end]**", "[End of song]"])
+def test_an_end_without_words_is_no_section(end: str) -> None:
+    assert bodies(f"[verse]\na\n\n{end}\n") == ["a"]
+    assert told(f"[verse]\na\n\n{end}\n") == ()
+    assert bodies(f"[verse]\na\n{end}\nb") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "stamp", ["[00:12.34]", "[00:12]", "[1:02.345]", "[00:12.00][01:15.00]", "[00:12:34]", "<00:12.34>"]
+)
+def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
+    assert bodies(f"{stamp}[verse]\n{stamp}la {stamp}la\n{stamp} lo\n{stamp}\nlu") == ["la la\nlo\n\nlu"]
+    (warning,) = told(f"[verse]\n{stamp}la\n{stamp} la")
+    assert warning == "lyrics (lines 2–3): time stamps are left out"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t\r\n", "\ufeff", "\u3000\n", "\u200b", "\\n", "[Soft, slow]"])
+def test_lyrics_of_nothing_are_refused(text: str) -> None:
+    assert refusal(text).line == 1
+
+
+def test_lyrics_without_any_tag_are_refused_at_their_first_words() -> None:
+    error = refusal("\n\nla la\nla")
+    assert (error.line, error.value) == (3, "la la")
+    assert "[verse]" in str(error)
+
+
+def test_text_before_the_first_tag_is_refused_where_it_stands() -> None:
+    error = refusal("\nTitle\n[verse]\na")
+    assert (error.line, error.value) == (2, "Title")
+    assert "line 2" in str(error) and "before the first" in str(error)
+    assert refusal("[Soft, slow]\nla [verse] a").line == 2
+
+
+def test_half_a_surrogate_pair_is_refused_where_it_stands() -> None:
+    error = refusal("[verse]\r\na \ud83d b")
+    assert (error.line, error.value) == (2, "a \\ud83d b")
+    assert "surrogate" in str(error)
+
+
+KNOWN = st.sampled_from(["verse", "Chorus 2", "pre-chorus", "OUTRO", "bridge: slow"])
+UNKNOWN = st.sampled_from(["whisper", "my part", "起"])
+# No mark of any kind in front and none inside that says something: whatever else a user may type is a line of words.
+VISIBLE = st.characters(
+    exclude_categories=["Cs", "Cc", "Cf"],
+    exclude_characters="\u2028\u2029\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0[]［］【】〔〕〖〗<",
+)
+WORDS = st.text(VISIBLE, min_size=1).map("la".__add__)
+BLANK = st.sampled_from(["", " ", "\t"])
+# The same examples on every run, and none of them fails for being slow on a busy machine.
+STEADY = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@STEADY
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(KNOWN, UNKNOWN),
+            st.lists(st.one_of(WORDS, BLANK, st.sampled_from(["[x2]", "la [oh] la", "[la] la"])), min_size=1).filter(
+                lambda lines: lines[0].startswith("la")
+            ),
+        ),
+        min_size=1,
+    )
+)
+def test_every_line_of_words_stands_in_exactly_its_section(song: list[tuple[str, list[str]]]) -> None:
+    text = "\n".join(f"[{tag}]\n" + "\n".join(lines) for tag, lines in song)
+    sections = parse(text + "\n").sections
+    assert [section.tag for section in sections] == [tag for tag, _ in song]
+    for section, (_, lines) in zip(sections, song, strict=True):
+        sung = [line.strip() for line in section.body.split("\n")]
+        assert [line for line in sung if line] == [line.strip() for line in lines if line.strip()]
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            *("[", "]", "\n", "\r\n", " ", "verse", "[verse]", "[Chorus 2]", "[x2]", "[other]", "\n[bridge]", "la"),
+            *("[a, b]", "[00:12]", "**", "### ", ";", "副歌", "【副歌】", "(Chorus)\n", "[end]", "\\n", "\u200b"),
+        ]
+    ),
+    st.characters(),
+)
+SPOKEN_OF = (Kind.DIRECTION, Kind.WORDLESS, Kind.NOT_THE_END)
+
+
+@STEADY
+@given(st.lists(PIECES, max_size=30).map("".join))
+def test_any_text_is_refused_or_its_words_are_sung_or_spoken_of(text: str) -> None:
+    try:
+        lyrics = parse(text)
+    except InvalidField as error:
+        assert error.field == "lyrics" and error.line is not None
+        return
+    spoken_of = [note.text for note in lyrics.notes if note.kind in SPOKEN_OF]
+    kept = "".join([*(f"[{section.tag}]{section.body}" for section in lyrics.sections), *spoken_of])
+    for word in "la", "other", "(Chorus)", "[x2]":
+        assert kept.count(word) == text.count(word)

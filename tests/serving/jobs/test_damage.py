@@ -1,0 +1,362 @@
+"""Foreign files, damaged records and values out of range in a storage cost the one job that they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from inference.errors import StorageError
+from inference.song import MAX_NEW_TOKENS, Reference, SongRequest
+from serving.jobs.job import FINISHED, Job
+from serving.jobs.maintenance import SWEEP_SECONDS, Keep
+from serving.http.problems import Problem
+from storage import Storage
+from tests.support.fakes import LYRICS, FakeClock, Served, new_folder
+from tests.support.replicas import Replica, lose
+
+ROUNDS = 4
+NESTED = b'{"a":' * 100_000
+GARBAGE = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"{}",
+    b"\xff\xfe\x00",
+    NESTED,
+    b"[" * 100_000,
+    b'{"request": "\\ud800"}',
+    b'{"id": null, "request": [], "job_id": null, "fingerprint": [], "replica": {}, "state": 7, "song": 1}',
+]
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage.at(new_folder())
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def change(storage: Storage, path: str, edit: Callable[[Any], object]) -> None:
+    record = json.loads(storage.get(path))
+    edit(record)
+    storage.put(path, json.dumps(record).encode())
+
+
+def set_field(*path: str | int, to: object) -> Callable[[Any], None]:
+    def edit(record: Any) -> None:
+        for name in path[:-1]:
+            record = record[name]
+        record[path[-1]] = to
+
+    return edit
+
+
+OUT_OF_RANGE = [
+    ("max_new_tokens", 1_000_000_000),
+    ("max_new_tokens", MAX_NEW_TOKENS + 1),
+    ("max_new_tokens", 0),
+    ("max_new_tokens", "3000"),
+    ("temperature", -1),
+    ("temperature", "hot"),
+    ("top_p", 0),
+    ("top_p", 1.5),
+    ("top_k", -1),
+    ("top_k", 10**6),
+    ("repetition_penalty", 0),
+    ("seed", -1),
+    ("seed", None),
+    ("seed", 2**70),
+    ("seed", True),
+    ("segments", 0),
+    ("segments", 5_000),
+    ("guidance_scale", [1.5]),
+    ("guidance_scale", [0, 100]),
+    ("guidance_scale", [1.5, 1.2, 1.1]),
+    ("guidance_scale", {"a": 1}),
+    ("format", "aiff"),
+    ("tracks", []),
+    ("tracks", ["drums"]),
+    ("tracks", ["mix", "mix"]),
+    ("tracks", "mix"),
+    ("genres", ""),
+    ("genres", "a" * 1_001),
+    ("genres", 7),
+    ("lyrics", "no tag"),
+    ("lyrics", "[verse]\n" * 5_000),
+    ("lyrics", "[verse]\n" + "a" * 20_000),
+    ("lyrics", ["[verse]"]),
+    ("reference", {"parts": ["mix"], "start_seconds": 9, "end_seconds": 1}),
+    ("reference", {"parts": ["mix"], "start_seconds": -5, "end_seconds": 10**9}),
+    ("reference", {"parts": ["mix", "vocal"], "start_seconds": 0, "end_seconds": 30}),
+    ("reference", {"parts": ["../../keys"], "start_seconds": 0, "end_seconds": 30}),
+    ("reference", {"parts": [], "start_seconds": 0, "end_seconds": 30}),
+    ("reference", 7),
+]
+
+
+def test_what_is_stored_is_held_to_the_ranges_of_a_request(storage: Storage, clock: FakeClock) -> None:
+    """Each such job fails alone, with its reason; no engine ever hears of it."""
+    lost, server = Replica(storage, clock, max_queue=99), Replica(storage, clock, max_queue=99)
+    good = lost.submit("good")
+    reference = Reference(mix=b"audio")
+    damaged = {}
+    for field, value in OUT_OF_RANGE:
+        request = SongRequest("pop", LYRICS, 1, reference=reference if field == "reference" else None)
+        job = lost.jobs.submit(Job(request, "tiny", request_id=f"key-{len(damaged)}", fingerprint="1"))
+        change(storage, f"jobs/{job.id}/job.json", set_field("request", field, to=value))
+        damaged[job.id] = field, value
+    lose(clock, server)
+    assert [job.id for job in server.backlog.living()] == [good.id]
+    for job_id, (field, value) in damaged.items():
+        ended = server.jobs.get(job_id)
+        assert ended.state == "failed" and field in str(ended.error), (field, value, ended.state, ended.error)
+        assert ended.request_id
+    assert server.jobs.get(good.id).state == "queued"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds_left", "soon"),
+        ("seconds_left", -1),
+        ("created_at", "yesterday"),
+        ("created_at", "9999-12-31T23:59:59+00:00"),
+        ("request_id", "two words"),
+        ("warnings", [1]),
+        ("model", None),
+        ("origin", {"trace_id": ["x"]}),
+        ("id", "0" * 32),
+        ("id", "../../keys"),
+        ("request", None),
+    ],
+)
+def test_a_job_of_which_another_field_is_wrong_fails_alone(
+    storage: Storage, clock: FakeClock, field: str, value: object
+) -> None:
+    lost, server = Replica(storage, clock), Replica(storage, clock)
+    job, good = lost.submit("key"), lost.submit(None)
+    change(storage, f"jobs/{job.id}/job.json", set_field(field, to=value))
+    lose(clock, server)
+    assert [each.id for each in server.backlog.living()] == [good.id]
+    assert (server.jobs.get(job.id).state, server.submit("key").id) == ("failed", job.id)
+
+
+def test_foreign_files_in_a_jobs_folder_are_passed_over(storage: Storage, clock: FakeClock) -> None:
+    lost, server, last = (Replica(storage, clock) for _ in range(3))
+    job = lost.submit(None)
+    names = "claim-1.bak claim-x claim- claim-01 claim--1 claim-1/x claim-9²  start-x start-1 start-0-1.bak start-a-b"
+    names += " end.json.tmp end.json.bak old/end.json handed-x leaving-0~ audio-x/mix.mp3 reference-.txt .DS_Store"
+    for name in names.split():
+        storage.put(f"jobs/{job.id}/{name}", b"x")
+    lose(clock, server)
+    assert [each.id for each in server.backlog.living()] == [job.id]
+    server.begin()
+    lose(clock, last)
+    (adopted,) = last.backlog.living()
+    assert (adopted.id, adopted.claim, adopted.attempts) == (job.id, 3, 1)  # claim-1 is a folder
+    last.begin()
+    last.finish()
+    heard = Replica(storage, clock).jobs.get(job.id)
+    assert heard.state == "succeeded" and heard.song and heard.song.audio["mix"]
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_job_that_nobody_can_read_hides_no_other_and_is_reported_once(
+    storage: Storage, clock: FakeClock, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    owner, server = Replica(storage, clock), Replica(storage, clock)
+    unread, other = owner.submit("key"), owner.submit(None)
+    storage.put(f"jobs/{unread.id}/job.json", content)
+    for _ in range(ROUNDS):
+        owner.store.beat()
+        server.look_after()
+        assert other.id in {job.id for job in server.jobs.list()}
+    assert len([line for line in caplog.messages if unread.id in line]) <= 2
+    assert not [record for record in caplog.records if record.exc_info]
+    lose(clock, server)
+    assert server.jobs.get(unread.id).state == "failed" and server.backlog.find(other.id)
+    assert server.submit("key").state == "failed"
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeClock, content: bytes) -> None:
+    server, other = Replica(storage, clock, Keep(limit_bytes=0)), Replica(storage, clock)
+    job = server.submit("key")
+    server.begin()
+    server.finish()
+    storage.put(f"jobs/{job.id}/end.json", content)
+    ended = other.jobs.get(job.id)
+    assert ended.state == "failed" and "how the job ended cannot be read" in str(ended.error)
+    assert other.submit("key").id == job.id
+    assert job.id in {each.id for each in other.jobs.list()}
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_job_whose_end_is_broken_before_it_ends_is_settled_and_forgotten(
+    storage: Storage, clock: FakeClock, content: bytes
+) -> None:
+    server = Replica(storage, clock, Keep(limit_bytes=0))
+    job = server.submit(None)
+    server.begin()
+    storage.put(f"jobs/{job.id}/end.json", content)
+    server.finish()
+    assert (job.state, server.backlog.living()) == ("failed", [])
+    server.look_after()
+    assert not storage.entries("live/open")
+    for _ in range(2):
+        server.submit(None)
+        server.begin()
+        server.finish()
+    clock.advance(SWEEP_SECONDS)
+    server.look_after()
+    assert not storage.entries(f"jobs/{job.id}")
+
+
+@pytest.mark.parametrize(
+    "content", [*GARBAGE, b'{"job_id": "../x", "fingerprint": "1"}', b'{"job_id": 7, "fingerprint": "1"}']
+)
+def test_a_key_that_nobody_can_read_is_reported_and_taken_over(
+    storage: Storage, clock: FakeClock, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    one, other = Replica(storage, clock), Replica(storage, clock)
+    first = one.submit("key")
+    (path,) = (entry.path for entry in storage.entries("keys"))
+    storage.put(path, content)
+    second = other.submit("key")
+    assert second.id != first.id and path in caplog.text
+    assert one.submit("key").id == other.submit("key").id == second.id
+    with pytest.raises(Problem, match="another request"):
+        one.submit("key", seed=2)
+    other.begin()
+    other.finish()
+    other.store.forget(next(iter(other.store.ended())))
+    third = one.submit("key")
+    assert third.id not in (first.id, second.id) and other.submit("key").id == third.id
+
+
+def test_a_key_whose_job_nobody_can_read_nor_end_is_taken_over(storage: Storage, clock: FakeClock) -> None:
+    server = Replica(storage, clock)
+    job = server.submit("key")
+    server.backlog.let_go(job)
+    storage.put(f"jobs/{job.id}/job.json", b"")
+    storage.delete(f"live/open/{server.store.replica}/{job.id}")
+    assert server.submit("key").id != job.id
+
+
+def test_a_song_out_of_range_in_the_storage_is_answered_with_its_reason_over_http() -> None:
+    served = Served(may_fetch=False)
+    storage = Storage.at(served.app.extensions["yue"].settings.data)
+    lost = Replica(storage, FakeClock())
+    job = lost.submit("key")
+    change(storage, f"jobs/{job.id}/job.json", set_field("request", "max_new_tokens", to=10**9))
+    lost.jobs.close()
+    jobs = served.app.extensions["yue"].jobs
+    jobs.keeper.wake()
+    assert jobs.wait(jobs.get(job.id), 10)
+    answer = served.client.get(f"/jobs/{job.id}").json
+    assert answer["status"] == "failed"
+    assert "max_new_tokens: got 1000000000; allowed: a whole number from 100 to 6000" in answer["error"]["detail"]
+    jobs.close()
+
+
+def whole_storage() -> Iterator[str]:
+    """The paths of a storage in which every kind of file is."""
+    storage, clock = Storage.at(new_folder()), FakeClock()
+    lost, other = Replica(storage, clock), Replica(storage, clock)
+    done, running, handed, waiting = (lost.submit(name) for name in ("a", "b", "c", None))
+    lost.begin()
+    lost.finish()
+    lost.begin()
+    lost.store.note(running)
+    lost.store.leaving(running)
+    lost.store.hand_over(handed)
+    lost.jobs.submit(Job(SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio")), "tiny"))
+    other.jobs.cancel(waiting.id)
+    assert done.state == "succeeded"
+    storage.put(f"jobs/{waiting.id}/claim-1", lost.store.replica.encode())
+    for entry in storage.entries():
+        yield entry.path
+    yield storage.name
+
+
+def random_json(chance: random.Random, depth: int = 0) -> Any:
+    kind = chance.randrange(9 if depth < 3 else 6)
+    if kind < 6:
+        return chance.choice([None, True, -1, 0, 10**30, 1.5, "", "x", "a" * 32, "é\u2028", "succeeded", "2026-01-01"])
+    if kind < 7:
+        return [random_json(chance, depth + 1) for _ in range(chance.randrange(3))]
+    names = ["id", "request", "state", "song", "error", "claim", "replica", "bytes", "job_id", "progress", "pid", "x"]
+    return {chance.choice(names): random_json(chance, depth + 1) for _ in range(chance.randrange(6))}
+
+
+def damage(chance: random.Random, content: bytes) -> bytes:
+    """Other bytes, other JSON, or the same JSON with another value somewhere."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return chance.randbytes(chance.randrange(60))
+    if kind == 1:
+        return json.dumps(random_json(chance)).encode()
+    if kind == 2:
+        cut = chance.randrange(len(content) + 1)
+        return content[:cut] + chance.randbytes(chance.randrange(3)) + content[cut + 1 :]
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return b"{}"
+    place = record
+    while isinstance(place, dict) and place:
+        name = chance.choice(sorted(place))
+        if not isinstance(place[name], dict) or not place[name] or chance.random() < 0.5:
+            place[name] = random_json(chance)
+            break
+        place = place[name]
+    return json.dumps(record).encode()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_damage_is_never_unforeseen_and_never_endless(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """One file of every third kind is damaged; the servers go on, sing what is whole, and say what is not."""
+    chance = random.Random(seed)
+    random.seed(seed)
+    *paths, name = whole_storage()
+    storage, clock = Storage.at(name), FakeClock()
+    for path in chance.sample(paths, max(1, len(paths) // 3)):
+        storage.put(path, damage(chance, storage.get(path)))
+    server = Replica(storage, clock, max_queue=99)
+    lose(clock, server)
+    lose(clock, server)
+    caplog.clear()
+    for _ in range(ROUNDS):
+        lose(clock, server)
+        for _ in range(3):
+            server.begin()
+            server.finish()
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    for job_id in {path.split("/")[1] for path in paths if path.startswith("jobs/")}:
+        with suppress(Problem, StorageError):  # it is nowhere, or nobody can read it
+            assert server.jobs.get(job_id).state in FINISHED
+    assert isinstance(server.jobs.list(), list)
+    for key in ("a", "b", "c"):
+        try:
+            server.submit(key)
+        except Problem as problem:
+            assert problem.status == 409
+    served = Served(data=name)
+    caplog.set_level(logging.ERROR)
+    caplog.clear()
+    assert served.client.get("/jobs").status_code == 200
+    for job in served.client.get("/jobs").json["jobs"]:
+        assert served.client.get(f"/jobs/{job['job_id']}").status_code in (200, 404, 503)
+    served.app.extensions["yue"].jobs.close()
+    assert not [record for record in caplog.records if record.exc_info], caplog.text

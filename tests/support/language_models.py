@@ -1,0 +1,51 @@
+"""Small language models with fabricated weights, for tests."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inference.models.llama import Llama
+from inference.tiny.checkpoints import fabricate
+from inference.vocabulary import EOA_ID
+
+# The network whose outputs the parity numbers hold.
+PARITY_CONFIG = {
+    "vocab_size": 83_968,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16_384,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+def parity_network(stage: str, eoa_gain: float = 1.0) -> LlamaForCausalLM:
+    """The plain transformers model with the fabricated weights of `stage` ("stage1" or "stage2")."""
+    model = LlamaForCausalLM(LlamaConfig(**PARITY_CONFIG))
+    tensors = {key: fabricate(f"{stage}.{key}", value.shape) for key, value in model.state_dict().items()}
+    tensors["lm_head.weight"][EOA_ID] *= eoa_gain
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)
+
+
+def parity_llama(stage: str, eoa_gain: float = 1.0) -> Llama:
+    """The same, ready to decode rows."""
+    return Llama(parity_network(stage, eoa_gain))
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own for a test's random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
+def small_llama(stage: str) -> Llama:
+    """A language model with the real vocabulary that is as fast as one can be: a single layer, sixteen wide."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 4_096}
+    model = LlamaForCausalLM(LlamaConfig(**PARITY_CONFIG | sizes))
+    tensors = {key: fabricate(f"{stage}.{key}", value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict(tensors)
+    return Llama(model.eval().requires_grad_(False))
