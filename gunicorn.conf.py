@@ -14,8 +14,8 @@ from typing import Any
 
 from inference.weights import hub_settings
 from serving.gunicorn import listening
-from serving.observability import logs
 from serving.gunicorn.worker import SLOW_CONNECTIONS
+from serving.observability import logs
 from serving.settings import InvalidSettings, read_settings, unknown_variables
 
 try:
@@ -60,9 +60,11 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker how patient it is, whom it answers first, and how it refuses."""
+    from serving.gunicorn import (
+        memory,
+        refusals,  # which the master can do without
+    )
     from serving.http import access
-    from serving.gunicorn import memory
-    from serving.gunicorn import refusals# which the master can do without
 
     memory.return_large_blocks()
     worker.network_seconds = _settings.network_seconds

@@ -32,15 +32,15 @@ from serving.models.states import (
     LOADING,
     NOT_LOADED,
     READY,
-    SOUND_SECONDS,
+    STABLE_SECONDS,
     Attempt,
+    Backoff,
+    Counters,
     Engine,
-    Loaded,
+    LastError,
+    LoadedModel,
     MakeFetch,
-    Setbacks,
     StartEngine,
-    Tally,
-    Trouble,
     cancelled,
 )
 
@@ -69,15 +69,15 @@ class ModelManager:
         # Guards the fields below, held for moments only; notified when a song leaves its engine or an attempt ends.
         self._guard = threading.Condition(threading.Lock())
         self._model = model
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._attempt: Attempt | None = None
-        self._trouble: Trouble | None = None  # of the last attempt, or of an engine that ended
+        self._last_error: LastError | None = None  # of the last attempt, or of an engine that ended
         self._unloaded = NOT_LOADED  # the status while nothing is loaded or being loaded
         self._engine_ended = False  # by itself, and nothing was begun since
         self._clock = clock
-        self._setbacks = Setbacks(clock)  # since an engine sang for long
+        self._backoff = Backoff(clock)  # since an engine sang for long
         self._stopping = False
-        self.tally = Tally()
+        self.counters = Counters()
 
     @property
     def model(self) -> Model:
@@ -91,7 +91,7 @@ class ModelManager:
     def crash_loop(self) -> bool:
         """Whether so many engines ended by themselves, one after the other, that the next most likely will."""
         with self._guard:
-            return self._setbacks.crash_loop
+            return self._backoff.crash_loop
 
     @property
     def refuses_songs(self) -> bool:
@@ -120,12 +120,12 @@ class ModelManager:
         with self._guard:
             if self._living() or self._attempt or self._stopping:
                 return
-            if (self._engine_ended or self._unloaded == ERROR) and not self._setbacks.seconds_left:
+            if (self._engine_ended or self._unloaded == ERROR) and not self._backoff.seconds_left:
                 self._begin(self._model)
 
     def load(
         self, model: str | None = None, revision: str | None = None, force: bool = False, at_once: bool = True
-    ) -> Future[Loaded]:
+    ) -> Future[LoadedModel]:
         """Have that model ready (None: the one that is set up). The future may be done already.
 
         `force` proves its files, fetches again what is not right, and loads anew. A second call for the same model
@@ -141,8 +141,8 @@ class ModelManager:
                     f"model {attempt.model.name} is being loaded; ask for {wanted.name} when that is done or cancelled"
                 )
             if loaded and not attempt and loaded.model == wanted and not force:
-                self._trouble = None
-                ready: Future[Loaded] = Future()
+                self._last_error = None
+                ready: Future[LoadedModel] = Future()
                 ready.set_result(loaded)
                 return ready
             if not attempt and not at_once and (pause_s := self._pause_s()):
@@ -161,7 +161,7 @@ class ModelManager:
         return attempt.model
 
     @contextmanager
-    def borrowed(self) -> Iterator[Loaded]:
+    def borrowed(self) -> Iterator[LoadedModel]:
         """The models for as long as a song takes: an engine that is replaced meanwhile is closed after it."""
         loaded = self._borrow()
         try:
@@ -190,7 +190,7 @@ class ModelManager:
             return {**attempt.status(), **troubles}
         return {"status": unloaded, "model": model.name, "revision": model.stage1.revision, **troubles}
 
-    def glance(self) -> tuple[str, Loaded | None, Attempt | None]:
+    def snapshot(self) -> tuple[str, LoadedModel | None, Attempt | None]:
         """The state, what is loaded and lives, and what is on its way, as they are this instant.
 
         It waits for no lock and looks after nothing: `status` does.
@@ -220,7 +220,7 @@ class ModelManager:
         if loaded:
             loaded.engine.close()
 
-    def _ensure(self) -> Loaded:
+    def _ensure(self) -> LoadedModel:
         while True:
             with self._guard:
                 loaded = self._living()
@@ -252,24 +252,24 @@ class ModelManager:
 
     def _crashed(self, pause_s: float) -> EngineCrashed:
         """Why no engine is started for so long. The guard is held."""
-        return EngineCrashed(self._setbacks.crashes, str(self._trouble and self._trouble.error), pause_s)
+        return EngineCrashed(self._backoff.crashes, str(self._last_error and self._last_error.error), pause_s)
 
     def _pause_s(self) -> float:
         """How long songs must not start an engine. Other failures cost little; songs try again at once. Guard held."""
-        crashed = self._setbacks.crashes and self._trouble and isinstance(self._trouble.error, EngineError)
-        return self._setbacks.seconds_left if crashed else 0.0
+        crashed = self._backoff.crashes and self._last_error and isinstance(self._last_error.error, EngineError)
+        return self._backoff.seconds_left if crashed else 0.0
 
-    def _troubles(self, loaded: Loaded | None) -> dict[str, object]:
+    def _troubles(self, loaded: LoadedModel | None) -> dict[str, object]:
         """What went wrong, as `status` shows it. The guard is held."""
-        sound = loaded is not None and self._clock() - loaded.ready_at > SOUND_SECONDS
-        waiting = not loaded and not self._attempt and self._setbacks.crashes
+        sound = loaded is not None and self._clock() - loaded.ready_at > STABLE_SECONDS
+        waiting = not loaded and not self._attempt and self._backoff.crashes
         return {
-            "last_error": self._trouble.as_dict() if self._trouble else None,
-            "crashes": 0 if sound else self._setbacks.crashes,
+            "last_error": self._last_error.as_dict() if self._last_error else None,
+            "crashes": 0 if sound else self._backoff.crashes,
             "next_try_seconds": round(self._pause_s(), 1) if waiting else None,
         }
 
-    def _borrow(self) -> Loaded:
+    def _borrow(self) -> LoadedModel:
         while True:
             loaded = self._ensure()
             with self._guard:
@@ -277,19 +277,19 @@ class ModelManager:
                     loaded.users += 1
                     return loaded
 
-    def _living(self) -> Loaded | None:
+    def _living(self) -> LoadedModel | None:
         """What is loaded, if its engine still lives. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
             # Its pipe and process id are given back; even that may take a moment, for which nobody who asks waits.
             threading.Thread(target=self._loaded.engine.close, name="engine-closer", daemon=True).start()
             ended = EngineError(f"the engine's process ended by itself: it {self._loaded.engine.ending}")
-            self._trouble = Trouble(ended, self._loaded.model)
-            self._setbacks.engine_ended(self._loaded.ready_at)
-            self.tally.engine_crashes += 1
+            self._last_error = LastError(ended, self._loaded.model)
+            self._backoff.engine_ended(self._loaded.ready_at)
+            self.counters.engine_crashes += 1
             self._loaded, self._engine_ended = None, True
-            self._unloaded = ERROR if self._setbacks.crash_loop else NOT_LOADED
+            self._unloaded = ERROR if self._backoff.crash_loop else NOT_LOADED
             self.models_loaded.clear()
-            log.warning("%s; %d in a row", ended, self._setbacks.crashes)
+            log.warning("%s; %d in a row", ended, self._backoff.crashes)
         return self._loaded
 
     def _begin(self, model: Model, force: bool = False) -> Attempt:
@@ -316,7 +316,7 @@ class ModelManager:
             else:
                 self._take_over(attempt, loaded)
 
-    def _made(self, attempt: Attempt) -> Loaded:
+    def _made(self, attempt: Attempt) -> LoadedModel:
         """The steps of an attempt: fetch the files, start an engine on them."""
         log.info("model %s: downloading", attempt.model.name)
         self.models_downloading.set()
@@ -328,7 +328,7 @@ class ModelManager:
         attempt.state = LOADING
         self._make_room(attempt)
         engine = self._start_engine(files, attempt.note_part)
-        return Loaded(attempt.model, files, engine, time.monotonic() - attempt.began, self._clock())
+        return LoadedModel(attempt.model, files, engine, time.monotonic() - attempt.began, self._clock())
 
     def _make_room(self, attempt: Attempt) -> None:
         """Close the old engine, between two songs, where a GPU's memory may not hold both."""
@@ -345,17 +345,17 @@ class ModelManager:
         log.info("model %s: makes room", old.model.name)
         old.engine.close()
 
-    def _take_over(self, attempt: Attempt, loaded: Loaded) -> None:
+    def _take_over(self, attempt: Attempt, loaded: LoadedModel) -> None:
         with self._guard:
-            self.tally.engine_starts += 1
+            self.counters.engine_starts += 1
             wanted = not attempt.ended  # else cancelled or closed meanwhile, and nobody waits any more
             replaced = self._loaded if wanted else loaded
             if wanted:
                 attempt.ended = True
                 if loaded.model != self._model:
-                    self._setbacks.forget()  # they were another model's
+                    self._backoff.forget()  # they were another model's
                 self._attempt, self._loaded, self._model = None, loaded, loaded.model
-                self._trouble = self._trouble if attempt.restores else None
+                self._last_error = self._last_error if attempt.restores else None
                 self.models_loaded.set()
             if replaced:
                 replaced.retired = True
@@ -372,14 +372,14 @@ class ModelManager:
                 return
             unforeseen = None if isinstance(error, DownloadError) else error  # whose words say it all
             log.error("model %s: not loaded: %s", attempt.model.name, error, exc_info=unforeseen)
-            self.tally.failed_attempts += 1
-            self._setbacks.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
+            self.counters.failed_attempts += 1
+            self._backoff.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
             self._end(attempt, error, ERROR)
 
     def _end(self, attempt: Attempt, error: Exception, unloaded: str) -> None:
         """End an attempt without an engine; what had to make room for it sings again. The guard is held."""
         attempt.ended = True
-        self._attempt, self._trouble, self._unloaded = None, Trouble(error, attempt.model), unloaded
+        self._attempt, self._last_error, self._unloaded = None, LastError(error, attempt.model), unloaded
         old = attempt.displaced
         if old and self._loaded is old:
             old.retired = False

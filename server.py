@@ -18,34 +18,28 @@ from flask.typing import ResponseReturnValue
 
 from inference import catalog, gpu
 from inference.catalog import Model
-from inference.weights.download import DownloadProcess, cache_folder
 from inference.errors import StorageError
-from inference.song import MIME_TYPES, SongRequest
 from inference.process.engine_process import EngineSeries
+from inference.song import MIME_TYPES, SongRequest
+from inference.weights.download import DownloadProcess, cache_folder
 from model_manager import ModelManager
-from serving.models.states import ERROR, NOT_LOADED, READY, Fetch
-from serving.http import accept
-from serving.http import events
-from serving.http import access
-from serving.http import openapi
-from serving.http import request_models
-from serving.observability import requests
-from serving.http import audio_files
-from serving.http import job_views
-from serving.http.predictions import Answers, Outcome, Pending
-from serving.jobs.job import Job
+from serving.http import accept, access, audio_files, events, job_views, openapi, request_models
 from serving.http.job_query import read_query
-from serving.jobs.store import JobStore
-from serving.jobs.service import Jobs
 from serving.http.json_body import read_json
-from serving.jobs.maintenance import Keep
 from serving.http.open_views import OpenViews
-from serving.http.song_instances import Order, read_order
-from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_seat, problem_of
+from serving.http.predictions import Answers, Outcome, Pending
+from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_wait_slot, problem_of
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
+from serving.http.song_instances import SongInstance, read_song_instance
+from serving.http.wait_slots import PEEK_SECONDS, WaitSlots, is_gone
+from serving.jobs.job import Job
+from serving.jobs.maintenance import Retention
+from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
+from serving.models.states import ERROR, NOT_LOADED, READY, Fetch
+from serving.observability import requests
 from serving.settings import STARTUP, Settings, read_settings
-from serving.http.wait_slots import PEEK_SECONDS, Seats, is_gone
 from storage import Storage, is_bucket
 
 log = logging.getLogger(__name__)
@@ -93,7 +87,7 @@ def create_app(
     app.extensions[SERVICES] = app.extensions[STOPPABLE] = services = Services(settings, manager, jobs, give_up)
     _add_routes(app, services)
     pages = openapi.install(app, settings.max_instances)
-    requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.seats.free)
+    requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.wait_slots.free)
     opened = services.opened
     access.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
     app.register_error_handler(Exception, _problem_response)
@@ -111,8 +105,8 @@ def close_app(app: Flask, seconds: float = 0.0) -> None:
 
 def make_jobs(settings: Settings, manager: ModelManager) -> Jobs:
     """The real ones, kept where the settings say. Raises StorageError."""
-    keep = Keep(settings.keep_hours, settings.keep_bytes)
-    return Jobs(manager, JobStore(Storage.at(settings.data)), settings.max_queue, keep)
+    retention = Retention(settings.keep_hours, settings.keep_bytes)
+    return Jobs(manager, JobStore(Storage.at(settings.data)), settings.max_queue, retention)
 
 
 def make_manager(settings: Settings) -> ModelManager:
@@ -126,7 +120,7 @@ def make_manager(settings: Settings) -> ModelManager:
 
 
 View = Callable[..., ResponseReturnValue]
-Wanted = Order | JobOperation | ModelsOperation | Problem  # an instance, read
+Wanted = SongInstance | JobOperation | ModelsOperation | Problem  # an instance, read
 
 
 class Services:
@@ -135,7 +129,7 @@ class Services:
     def __init__(self, settings: Settings, manager: ModelManager, jobs: Jobs, give_up: Callable[[str], None]) -> None:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
-        self.seats = Seats(settings.max_waiters)
+        self.wait_slots = WaitSlots(settings.max_waiters)
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
@@ -159,10 +153,10 @@ class Services:
         models = self.manager.status()
         if self.jobs.draining:
             return jsonify(status="draining", models=models), 503, AGAIN
-        trouble = models["last_error"]
+        last_error = models["last_error"]
         must_be_ready = self.settings.loading == STARTUP and self.settings.aip_mode
-        if must_be_ready and models["status"] == ERROR and isinstance(trouble, dict) and trouble["permanent"]:
-            self._give_up(trouble["detail"])
+        if must_be_ready and models["status"] == ERROR and isinstance(last_error, dict) and last_error["permanent"]:
+            self._give_up(last_error["detail"])
         if self.settings.loading == STARTUP and models["status"] in (NOT_LOADED, ERROR):
             self.manager.recover()
             models = self.manager.status()
@@ -207,7 +201,7 @@ class Services:
         wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
         as_audio = self._wants_audio(wanted)
         began = time.monotonic()
-        references = SharedReferences(self.references, [each for each in wanted if isinstance(each, Order)])
+        references = SharedReferences(self.references, [each for each in wanted if isinstance(each, SongInstance)])
         begin = partial(self._begin, began=began, instances=len(wanted), references=references)
         outcomes = [begin(wanted[0])]
         if company and isinstance(outcomes[0], Problem) and outcomes[0].kind == "conflict":
@@ -217,8 +211,8 @@ class Services:
     def list_jobs(self) -> Response:
         """All jobs, page by page: those that are not finished, then the others, each the newest first."""
         access.check_admin(self.settings)
-        page, outlooks = self.jobs.page(read_query(request.args)), self.jobs.outlooks()
-        jobs = [job_views.shortened(job_views.job_view(job, outlooks.get(job.id))) for job in page.jobs]
+        page, wait_estimates = self.jobs.page(read_query(request.args)), self.jobs.wait_estimates()
+        jobs = [job_views.shortened(job_views.job_view(job, wait_estimates.get(job.id))) for job in page.jobs]
         return jsonify(jobs=jobs, next=page.following)
 
     def show_job(self, job_id: str) -> Response:
@@ -230,11 +224,11 @@ class Services:
         job, last_id = self.jobs.get(job_id), request.headers.get("Last-Event-ID")
         if job.finished and last_id == events.end_id(job):
             return Response(status=204)  # which tells a browser not to come back
-        if not self.seats.take():
-            raise no_seat()
+        if not self.wait_slots.take():
+            raise no_wait_slot()
         told = events.stream(self.jobs, job, last_id, partial(is_gone, request.environ))
         response = Response(told, mimetype=events.CONTENT_TYPE, headers=UNBUFFERED)
-        response.call_on_close(self.seats.give_back)
+        response.call_on_close(self.wait_slots.give_back)
         return response
 
     def cancel_job(self, job_id: str) -> Response:
@@ -255,7 +249,7 @@ class Services:
                 return request_models.read(JobOperation, instance)
             if request_models.is_models_operation(instance):
                 return request_models.read(ModelsOperation, instance)
-            return read_order(instance, parameters, self.manager.model, key, company)
+            return read_song_instance(instance, parameters, self.manager.model, key, company)
         except Exception as error:
             return problem_of(error)
 
@@ -268,7 +262,7 @@ class Services:
         """Whether the client would rather have the song's bytes than JSON. Raises Problem where it can have neither."""
         formats: tuple[str, ...] = ()
         only = wanted[0]
-        if len(wanted) == 1 and isinstance(only, Order):
+        if len(wanted) == 1 and isinstance(only, SongInstance):
             formats = only.formats
         if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result" and not only.track:
             formats = (self.jobs.get(only.job_id).request.format,)
@@ -286,7 +280,7 @@ class Services:
         """Do what one of so many instances asks for, as far as it can be done without waiting for a song."""
         try:
             match wanted:
-                case Order():
+                case SongInstance():
                     return self._submit(wanted, instances, references)
                 case JobOperation(operation="result"):
                     return Pending(self.jobs.get(wanted.job_id), 0, piece=wanted if wanted.track else None)
@@ -308,7 +302,7 @@ class Services:
             return problem_of(error)
         raise AssertionError(f"no answer to {wanted!r}")
 
-    def _submit(self, order: Order, instances: int, references: SharedReferences) -> Pending:
+    def _submit(self, order: SongInstance, instances: int, references: SharedReferences) -> Pending:
         model = self.manager.model.name
         wait_seconds = self.settings.wait_seconds if order.wait_seconds is None else order.wait_seconds
         can_be_fetched = bool(order.request_id) or not wait_seconds
@@ -327,8 +321,8 @@ class Services:
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
         """Give each song its time, counted from the start of the request, as long as the client is there."""
         pending = [outcome for outcome in outcomes if isinstance(outcome, Pending)]
-        with self.seats.seat() as seated:
-            for index, each in enumerate(outcomes if seated else ()):
+        with self.wait_slots.slot() as may_wait:
+            for index, each in enumerate(outcomes if may_wait else ()):
                 if not isinstance(each, Pending):
                     continue
                 try:
@@ -364,8 +358,8 @@ class Services:
         at_once = self.settings.may_administer
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force, at_once)
         if wanted.wait and not outcome.done():
-            with self.seats.seat() as seated:
-                end = began + (self.settings.wait_seconds if seated else 0)
+            with self.wait_slots.slot() as may_wait:
+                end = began + (self.settings.wait_seconds if may_wait else 0)
                 self._await(lambda seconds: wait([outcome], seconds).done, end)
         if not outcome.done():
             message = "Models are being downloaded and loaded; /models/status tells how far they are"

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from inference.engine import stage2_batch
+from inference.engine.stage1 import Composition, Stage1Settings
 from inference.engine.stage1_batch import compose
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
-from inference.engine.stage1 import Composition, Stage1Settings
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, PIECE_FRAMES, SOA_ID, XCODEC_ID
 

@@ -1,4 +1,4 @@
-"""Times the whole engine with 1, 2, 4, 8 and 16 songs together, beside the published way, in one run.
+"""Times the whole engine with 1, 2, 4, 8 and 16 songs max_songs, beside the published way, in one run.
 
     python -m benchmarks.engine                 # two CPU cores, minutes
     python -m benchmarks.engine --size full     # the real networks' sizes; needs a GPU
@@ -28,17 +28,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
-from inference.tiny import tokenizer
-from inference.tiny import checkpoints
+from inference.engine.cuda_graphs import Recorder
+from inference.engine.pipeline import DECODERS, Pipeline, resolve, set_up
+from inference.engine.scheduler import Limits, Scheduler, measured_limits
+from inference.errors import YueError
 from inference.models import vocoder
 from inference.models.codec import Codec
-from inference.engine.scheduler import Engine, Limits, measured_limits
-from inference.errors import YueError
 from inference.models.llama import BLOCK_TOKENS, Llama
-from inference.engine.pipeline import DECODERS, Pipeline, resolve, set_up
-from inference.engine.cuda_graphs import Recorder
 from inference.song import Progress, Song, SongRequest
 from inference.text.tokenizer import Tokenizer
+from inference.tiny import checkpoints, tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
 
 VOCABULARY = checkpoints.MODEL_VOCABULARY_SIZE
@@ -96,7 +95,7 @@ HEADINGS = (
 )
 
 
-class TimedEngine(Engine):
+class TimedEngine(Scheduler):
     """The engine, with a clock on each kind of its work."""
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
@@ -106,7 +105,7 @@ class TimedEngine(Engine):
         self.first_part_at: float | None = None
 
     def prepare(self) -> None:
-        """Record what songs take that begin and end together, as these do."""
+        """Record what songs take that begin and end max_songs, as these do."""
         fewest = {"stage1": self.limits.songs, "stage2": min(len(TRACKS) * self.limits.songs, self.limits.rows)}
         for stage, static in self._statics.items():
             for bucket in static.recordings.missing:
@@ -122,11 +121,11 @@ class TimedEngine(Engine):
             return "plain"
         return "recorded" if self.missing_steps == missing_before else "recorded, some on the way"
 
-    def _sing(self) -> None:
-        self._clocked("stage1", super()._sing)
+    def _run_stage1(self) -> None:
+        self._clocked("stage1", super()._run_stage1)
 
-    def _play(self) -> None:
-        self._clocked("stage2", super()._play)
+    def _run_stage2(self) -> None:
+        self._clocked("stage2", super()._run_stage2)
 
     def _decode_one_part(self) -> None:
         decodes = any(song.can_decode for song in self._songs.values())
@@ -352,7 +351,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--songs", type=_numbers, help="how many together, such as 1,8; else as the size has it")
+    parser.add_argument("--songs", type=_numbers, help="how many max_songs, such as 1,8; else as the size has it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--plot", type=Path, help="PNG file for a plot of throughput against songs")

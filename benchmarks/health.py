@@ -55,7 +55,7 @@ LONGEST_DRAIN_SECONDS = 20
 
 
 class Prober:
-    """Asks /health at a steady pace until it is stopped; what the server said it was doing sorts the answers."""
+    """Asks /health at a steady estimator until it is stopped; what the server said it was doing sorts the answers."""
 
     def __init__(self, server: RealServer) -> None:
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
@@ -150,7 +150,7 @@ def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
                 status, answer = server.ask("/download-models", {})
                 assert status == 200, answer
                 prober.phase = "singing"
-                status, prediction = server.sing(**SONG)
+                status, prediction = server.generate(**SONG)
                 assert status == 200, prediction
                 prober.phase = BURST
                 with Askers(server.port):

@@ -69,7 +69,7 @@ def measure(requests: int) -> dict[str, tuple[list[float], list[float]]]:
     with ExitStack() as servers:
         ours = servers.enter_context(RealServer({}, LIGHT_APP))
         ours.wait_until_answered()
-        job_id = ours.sing(**SONG)[1]["job_id"]
+        job_id = ours.generate(**SONG)[1]["job_id"]
         until(lambda: ours.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded")
         body = {"instances": [{"job_id": job_id, "operation": "status"}]}
         questions: dict[str, bytes | None] = {"/health": None, "/predict": json.dumps(body).encode()}

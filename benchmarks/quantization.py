@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.decode import small_network
 from benchmarks.sizes import SIZES
+from inference.engine.sampling import unguided
 from inference.models import quantization
 from inference.models.quantization import Int8Linear
-from inference.engine.sampling import unguided
 from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, SOA_ID, XCODEC_ID
 
 TEXT_TOKENS = 100  # read before the first step that is measured

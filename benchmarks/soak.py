@@ -197,7 +197,7 @@ def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bo
     other = berths[1].server.ask(f"/jobs/{job_id}")[1]
     assert other == job, f"one server says {job}, the other {other}"
     assert client.submit(number, berths[1], 0)["job_id"] == job_id
-    answers = [berth.server.sing(job_id=job_id, operation="result") for berth in berths]
+    answers = [berth.server.generate(job_id=job_id, operation="result") for berth in berths]
     assert answers[0][0] == answers[1][0], f"one server says {answers[0]}, the other {answers[1]}"
     if job["status"] == "succeeded":
         one, two = (base64.b64decode(answer["audio"]) for _, answer in answers)

@@ -89,7 +89,7 @@ class Client:
         self._berths, self._found, self._seed = berths, found, seed
 
     def take_all(self, numbers: queue.Queue[int | None]) -> None:
-        """Order songs as they come, until there is a None."""
+        """SongInstance songs as they come, until there is a None."""
         while (number := numbers.get()) is not None:
             try:
                 self._order(number)

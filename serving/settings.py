@@ -17,9 +17,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference import catalog
-from inference.weights.download import cache_folder
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
+from inference.weights.download import cache_folder
 from serving.gunicorn.descriptors import most_connections
 from storage import is_address
 

@@ -11,13 +11,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.deploy.cloud.person import Person
 
-from inference.tiny import model_files
 from inference.catalog import ModelFiles
-from inference.engine.scheduler import Engine
-from inference.options import EngineOptions
 from inference.engine.pipeline import Pipeline
+from inference.engine.scheduler import Scheduler
+from inference.options import EngineOptions
+from inference.tiny import model_files
+from tests.deploy.cloud.person import Person
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
@@ -65,9 +65,9 @@ def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_pipeline: Pipeline) -> Engine:
+def tiny_engine(tiny_pipeline: Pipeline) -> Scheduler:
     """The tiny model, ready to sing."""
-    return Engine(tiny_pipeline)
+    return Scheduler(tiny_pipeline)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def waits_for_the_song(manager: ModelManager) -> bool:
 
 def sing(manager: ModelManager) -> Song:
     with manager.borrowed() as loaded:
-        return loaded.engine.sing("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
+        return loaded.engine.generate("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
 
 
 def test_a_hundred_callers_share_one_fetch_and_one_engine() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import base64
 import resource
 import subprocess
@@ -18,12 +16,12 @@ from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app, create_app
 from serving.jobs.listing import JobQuery, Page
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
 from serving.settings import RESERVED_THREADS, Settings
 from storage import Storage
 from tests.support.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, new_folder, problem
-
+from tests.support.paths import PROJECT
 
 MP3 = {"Accept": "audio/mpeg"}
 

@@ -16,8 +16,8 @@ import soundfile
 import soxr
 from scipy.signal import lfilter
 
-from inference.errors import EngineError, InvalidField
 from inference.audio.file_formats import recognised
+from inference.errors import EngineError, InvalidField
 from inference.song import Reference
 from inference.vocabulary import CODEC_RATE_HZ, VOCODER_RATE_HZ
 

@@ -12,32 +12,28 @@ import numpy as np
 import torch
 
 from inference.audio import mixing
-from inference.models import checkpoints
-from inference.text import lyrics
-from inference.text import lyrics_warnings
-from inference.text import prompt
-from inference.models import quantization
-from inference.engine import stage1
-from inference.models import vocoder
 from inference.catalog import ModelFiles
-from inference.models.codec import Codec
-from inference.errors import DeviceMissing
-from inference.models.llama import Llama
-from inference.options import EngineOptions
-from inference.engine.progress import Meter, RestShare, expected_tokens
+from inference.engine import stage1
+from inference.engine.progress import ProgressTracker, RestShare, expected_tokens
 from inference.engine.sampling import Sampling
-from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
 from inference.engine.stage1 import Composition, Stage1Settings
 from inference.engine.stage2 import Piece
+from inference.errors import DeviceMissing
+from inference.models import checkpoints, quantization, vocoder
+from inference.models.codec import Codec
+from inference.models.llama import Llama
+from inference.models.vocoder import Vocos
+from inference.options import EngineOptions
+from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
+from inference.text import lyrics, lyrics_warnings, prompt
 from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
-from inference.models.vocoder import Vocos
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
 SHORTENED = "the song is longer than the model's memory: its later sections were sung without the earliest ones"
 # What the codec and the vocoder see to either side of a frame: 11 and 29 frames. With so many more, a part of a track
 # sounds as it does in the whole.
-CONTEXT_FRAMES = 32
+DECODE_CONTEXT_FRAMES = 32
 # What comes behind stage 1, for each second of it, before a song has shown it: a GPU fills in many pieces at once.
 REST_SHARE = {"cuda": 0.15, "cpu": 0.8}
 
@@ -109,15 +105,15 @@ class SongInProgress:
         self.words = lyrics.parse(request.lyrics)
         seconds = [section.singing_seconds for section in self.words.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
-        self.meter = Meter(lengths, request.max_new_tokens, observe, pipeline.rest_share)
-        self.meter.enter("prompt")
+        self.progress = ProgressTracker(lengths, request.max_new_tokens, observe, pipeline.rest_share)
+        self.progress.enter("prompt")
         self._pipeline = pipeline
         self.composition = self._composition()
         self.pieces: dict[str, list[Piece]] = {track: [] for track in TRACKS}
         self._codec_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 16 kHz
         self._vocoder_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 44.1 kHz
         self._decoded_frames = 0
-        self.meter.enter("stage1")
+        self.progress.enter("stage1")
 
     @property
     def in_stage_2(self) -> bool:
@@ -132,24 +128,24 @@ class SongInProgress:
     @property
     def awaits_first_piece(self) -> bool:
         """Whether nothing of this song can be heard before stage 2 goes on."""
-        return self.in_stage_2 and not self._played_frames
+        return self.in_stage_2 and not self._stage2_frames
 
     @property
-    def fully_played(self) -> bool:
+    def stage2_done(self) -> bool:
         """Whether stage 2 has nothing more to do for this song."""
-        return self.composition.finished and self._played_frames == self._piece_frames == self.composition.n_frames
+        return self.composition.finished and self._stage2_frames == self._piece_frames == self.composition.n_frames
 
     @property
     def fully_decoded(self) -> bool:
         """Whether every frame has become sound."""
-        return self.fully_played and self._decoded_frames == self.composition.n_frames
+        return self.stage2_done and self._decoded_frames == self.composition.n_frames
 
     @property
     def can_decode(self) -> bool:
         """Whether the next part has all the codes that its sound depends on."""
         end = self._next_end()
-        whole = self.fully_played
-        return self._decoded_frames < end and (whole or self._played_frames >= end + CONTEXT_FRAMES)
+        whole = self.stage2_done
+        return self._decoded_frames < end and (whole or self._stage2_frames >= end + DECODE_CONTEXT_FRAMES)
 
     def new_pieces(self) -> list[Piece]:
         """The pieces that stage 1 has completed since the last call, of both tracks."""
@@ -168,13 +164,13 @@ class SongInProgress:
     def tell_progress(self) -> None:
         """Let the observer know how far the song is."""
         if not self.composition.finished:
-            self.meter.sung(len(self.composition.sections), self.composition.n_tokens)
+            self.progress.sung(len(self.composition.sections), self.composition.n_tokens)
         every = [piece for pieces in self.pieces.values() for piece in pieces]
         frames = sum(piece.n_done for piece in every)
         finished = self.composition.finished
-        expected = len(TRACKS) * self.composition.n_frames if finished else self.meter.expected_tokens
-        self.meter.upsampled(sum(piece.done for piece in every), frames, frames / expected)
-        self.meter.decoded(len(TRACKS) * self._decoded_frames / expected)
+        expected = len(TRACKS) * self.composition.n_frames if finished else self.progress.expected_tokens
+        self.progress.upsampled(sum(piece.done for piece in every), frames, frames / expected)
+        self.progress.decoded(len(TRACKS) * self._decoded_frames / expected)
 
     def decode_part(self) -> None:
         """Make sound of the next part of both tracks.
@@ -184,10 +180,10 @@ class SongInProgress:
 
         Raises FloatingPointError where the networks' numbers are none.
         """
-        if self.fully_played and self.meter.stage == "stage2":
-            self.meter.enter("decode")
+        if self.stage2_done and self.progress.stage == "stage2":
+            self.progress.enter("decode")
         first, end = self._decoded_frames, self._next_end()
-        left, right = max(0, first - CONTEXT_FRAMES), min(end + CONTEXT_FRAMES, self._played_frames)
+        left, right = max(0, first - DECODE_CONTEXT_FRAMES), min(end + DECODE_CONTEXT_FRAMES, self._stage2_frames)
         for track, vocos in zip(TRACKS, self._pipeline.vocoders, strict=True):
             codes = torch.cat([piece.codes for piece in self.pieces[track] if piece.done], dim=1)[:, left:right]
             for parts, waveform in (
@@ -213,7 +209,7 @@ class SongInProgress:
 
     def finish(self, files: dict[str, bytes]) -> Song:
         """The song, whose tracks are these files."""
-        self.meter.finish()
+        self.progress.finish()
         frames = self.composition.section_frames
         return Song(
             audio=files,
@@ -222,7 +218,7 @@ class SongInProgress:
             duration_seconds=sum(frames) / FRAME_RATE_HZ,
             seed=self.request.seed,
             segments=self._spans(frames),
-            timings=self.meter.timings,
+            timings=self.progress.timings,
             warnings=(*self._warnings(), *([SHORTENED] if self.composition.shortened else [])),
         )
 
@@ -231,14 +227,14 @@ class SongInProgress:
         return sum(piece.n_frames for piece in self.pieces[TRACKS[0]])
 
     @property
-    def _played_frames(self) -> int:
+    def _stage2_frames(self) -> int:
         """Frames from the beginning whose eight codes are there in both tracks."""
         return min(_leading_frames(pieces) for pieces in self.pieces.values())
 
     def _next_end(self) -> int:
         """Where the next part ends: at fixed places, so that a song sounds the same however its pieces come."""
         parts = len(self._codec_parts[TRACKS[0]])
-        end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
+        end = (parts + 1) * PIECE_FRAMES - DECODE_CONTEXT_FRAMES
         return min(end, self.composition.n_frames) if self.composition.finished else end
 
     def _composition(self) -> Composition:

@@ -65,7 +65,7 @@ def counted_down(shown: float | None, elapsed_s: float, estimate: float) -> floa
     return min(estimate, shown - pace * elapsed_s)
 
 
-class Meter:
+class ProgressTracker:
     """One song's progress. `observe` is called with each change; what it raises ends the song.
 
     Stages overlap: the shown one is the earliest that is not done, and the time until the next begins is its time.

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.log_relay import JOB
-from inference.engine.stage1_batch import Choir, StaticVoices
+from inference.engine.cuda_graphs import Recorder
+from inference.engine.pipeline import Pipeline, SongInProgress
+from inference.engine.stage1_batch import RecordedStage1Step, Stage1Batch
+from inference.engine.stage2 import ROW_TOKENS
+from inference.engine.stage2_batch import RecordedStage2Step, Stage2Batch
 from inference.errors import Cancelled, EngineError, YueError
+from inference.log_relay import JOB
 from inference.models.llama import Llama
 from inference.options import EngineOptions
-from inference.engine.stage2_batch import Orchestra, StaticFrames
-from inference.engine.pipeline import Pipeline, SongInProgress
-from inference.engine.cuda_graphs import Recorder
 from inference.song import MAX_NEW_TOKENS, Progress, Song, SongRequest
-from inference.engine.stage2 import ROW_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ RESERVED_BYTES = 4 << 30  # of the GPU, for activations, recorded steps and the 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EndedSong:
     """How a song ended."""
 
     song_id: str
     result: Song | YueError
 
 
-class Engine:
+class Scheduler:
     """Songs join and leave at any time; `step` takes all of them a little further. One thread calls it.
 
     A second thread encodes, so that the device goes on meanwhile. It ends with the engine.
@@ -64,14 +64,14 @@ class Engine:
     def __init__(self, pipeline: Pipeline, limits: Limits | None = None, recorder: Recorder | None = None) -> None:
         self.limits = limits or measured_limits(pipeline.composer, pipeline.upsampler)
         self._pipeline = pipeline
-        self._choir = Choir(pipeline.composer, self.limits.songs, recorder)
-        self._orchestra = Orchestra(pipeline.upsampler, self.limits.rows, recorder)
+        self._stage1 = Stage1Batch(pipeline.composer, self.limits.songs, recorder)
+        self._stage2 = Stage2Batch(pipeline.upsampler, self.limits.rows, recorder)
         self._songs: dict[str, SongInProgress] = {}  # every song that has not ended, in the order they came
-        self._waiting: deque[str] = deque()  # for a place in the choir
-        self._singing: set[str] = set()
+        self._waiting: deque[str] = deque()  # for a place in the batch
+        self._in_stage1: set[str] = set()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._encodings: dict[str, Future[dict[str, bytes]]] = {}
-        self._ended: list[Outcome] = []
+        self._ended: list[EndedSong] = []
 
     @property
     def idle(self) -> bool:
@@ -81,12 +81,12 @@ class Engine:
     @property
     def n_free_songs(self) -> int:
         """How many more songs can join at once."""
-        return self._choir.n_free
+        return self._stage1.n_free
 
     @property
     def n_free_rows(self) -> int:
         """How many more stage-2 rows can play at once."""
-        return self._orchestra.n_free
+        return self._stage2.n_free
 
     def prepare_next(self) -> bool:
         """Record one more step for songs to come, the smallest bucket first; whether there was one left.
@@ -121,7 +121,7 @@ class Engine:
         if song_id in self._songs:
             self._end(song_id, Cancelled("the song was cancelled"))
 
-    def step(self) -> list[Outcome]:
+    def step(self) -> list[EndedSong]:
         """A few tokens of stage 1, a few frames of stage 2, one part decoded; the songs that have ended since.
 
         What goes wrong with one song ends that song. What is raised concerns all of them, and leaves none in a known
@@ -129,16 +129,16 @@ class Engine:
         """
         self._admit()
         if not self._stage_1_may_pause():
-            self._sing()
+            self._run_stage1()
             self._hand_over()
-        self._play()
+        self._run_stage2()
         self._tell_progress()
         self._decode_one_part()
         self._collect_encoded()
         ended, self._ended = self._ended, []
         return ended
 
-    def sing(self, request: SongRequest, observe: Callable[[Progress], None] = lambda progress: None) -> Song:
+    def generate(self, request: SongRequest, observe: Callable[[Progress], None] = lambda progress: None) -> Song:
         """One song, on its own. Raises its YueError, or what `observe` raises."""
         assert self.idle, "others are being sung"
         self.add("", request, observe)
@@ -155,24 +155,24 @@ class Engine:
         raise outcome.result
 
     @property
-    def _statics(self) -> dict[str, StaticVoices | StaticFrames]:
-        both = {"stage1": self._choir.static, "stage2": self._orchestra.static}
+    def _statics(self) -> dict[str, RecordedStage1Step | RecordedStage2Step]:
+        both = {"stage1": self._stage1.static, "stage2": self._stage2.static}
         return {stage: static for stage, static in both.items() if static}
 
     def _admit(self) -> None:
-        while self._waiting and self._choir.n_free:
+        while self._waiting and self._stage1.n_free:
             song_id = self._waiting.popleft()
             with self._ending_alone(song_id):
-                self._choir.join(self._songs[song_id].composition)
-                self._singing.add(song_id)
+                self._stage1.join(self._songs[song_id].composition)
+                self._in_stage1.add(song_id)
 
-    def _sing(self) -> None:
+    def _run_stage1(self) -> None:
         taken = 0
         while taken < TOKENS_A_STEP:
             try:
-                taken += self._choir.step()
+                taken += self._stage1.step()
             except torch.OutOfMemoryError as error:
-                self._sacrifice(self._singing, error)
+                self._sacrifice(self._in_stage1, error)
             except Exception as error:
                 reading = self._reading()
                 if reading is None or not self._concerns_one_song(error):
@@ -181,38 +181,38 @@ class Engine:
 
     def _reading(self) -> str | None:
         """The song whose prompt is being read, or was when something went wrong."""
-        return next((name for name, song in self._songs.items() if song.composition is self._choir.reading), None)
+        return next((name for name, song in self._songs.items() if song.composition is self._stage1.reading), None)
 
     def _hand_over(self) -> None:
         """Give stage 2 what has been sung."""
-        for song_id in sorted(self._singing):
+        for song_id in sorted(self._in_stage1):
             song = self._songs[song_id]
             with self._ending_alone(song_id):
                 for piece in song.new_pieces():
-                    self._orchestra.join(piece)
+                    self._stage2.join(piece)
                 if song.composition.finished:
-                    self._singing.discard(song_id)
-                    song.meter.enter("stage2")
+                    self._in_stage1.discard(song_id)
+                    song.progress.enter("stage2")
 
     def _stage_1_may_pause(self) -> bool:
         """Whether all who sing await their first piece: it is heard sooner then, and nobody else is held up."""
-        return bool(self._singing) and all(self._songs[song_id].awaits_first_piece for song_id in self._singing)
+        return bool(self._in_stage1) and all(self._songs[song_id].awaits_first_piece for song_id in self._in_stage1)
 
     def _waiting_pieces_may_begin(self) -> bool:
         """A pass costs the same for few rows as for many: so wait for many, unless somebody waits for these.
 
         That is a song without its first piece, or one that is all sung. All are at last: no piece waits forever.
         """
-        if self._orchestra.n_waiting >= self._orchestra.n_free:
+        if self._stage2.n_waiting >= self._stage2.n_free:
             return True
         waiting = (song for song in self._songs.values() if song.waits_for_stage_2)
         return any(song.composition.finished or song.awaits_first_piece for song in waiting)
 
-    def _play(self) -> None:
+    def _run_stage2(self) -> None:
         begin, taken = self._waiting_pieces_may_begin(), 0
         while taken < FRAMES_A_STEP:
             try:
-                taken += self._orchestra.step(begin)
+                taken += self._stage2.step(begin)
             except torch.OutOfMemoryError as error:
                 self._sacrifice({song_id for song_id, song in self._songs.items() if song.in_stage_2}, error)
 
@@ -223,7 +223,7 @@ class Engine:
             with self._ending_alone(song_id):
                 song.decode_part()
                 if song.fully_decoded:
-                    song.meter.enter("encode")
+                    song.progress.enter("encode")
                     self._encodings[song_id] = self._encoder.submit(song.encode)
             return
 
@@ -251,7 +251,7 @@ class Engine:
             if song_id in self._songs:
                 self._end(song_id, _as_ours(song_id, error))
             else:
-                self._ended.append(Outcome(song_id, _as_ours(song_id, error)))
+                self._ended.append(EndedSong(song_id, _as_ours(song_id, error)))
 
     def _concerns_one_song(self, error: Exception) -> bool:
         """Whether the others can go on. The device fails in RuntimeErrors, once and for all, or in numbers."""
@@ -283,26 +283,26 @@ class Engine:
         song = self._songs.pop(song_id)
         if song_id in self._waiting:
             self._waiting.remove(song_id)
-        if song_id in self._singing:
-            self._singing.discard(song_id)
-            self._choir.leave(song.composition)
+        if song_id in self._in_stage1:
+            self._in_stage1.discard(song_id)
+            self._stage1.leave(song.composition)
         if encoding := self._encodings.pop(song_id, None):
             encoding.cancel()  # one that has begun goes on, unheard
         for pieces in song.pieces.values():
             for piece in pieces:
-                self._orchestra.leave(piece)
-        self._ended.append(Outcome(song_id, result))
+                self._stage2.leave(piece)
+        self._ended.append(EndedSong(song_id, result))
 
 
-def make_engine(pipeline: Pipeline, options: EngineOptions) -> Engine:
+def make_engine(pipeline: Pipeline, options: EngineOptions) -> Scheduler:
     """The engine as the options want it. Raises EngineError where the device has no room for a song."""
     limits = chosen_limits(pipeline, options.max_songs)
     device = pipeline.composer.device
     if device.type != "cuda" or not options.compile:
-        return Engine(pipeline, limits)
+        return Scheduler(pipeline, limits)
     for llama in (pipeline.composer, pipeline.upsampler):
         llama.compile()
-    return Engine(pipeline, limits, Recorder.on(device, options.deterministic))
+    return Scheduler(pipeline, limits, Recorder.on(device, options.deterministic))
 
 
 def chosen_limits(pipeline: Pipeline, max_songs: int | None) -> Limits:

@@ -1,6 +1,6 @@
 """Stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
 
-It knows nothing of lyrics, of the other codebooks or of sound. `Composition` holds one song's tokens and decides what
+It knows nothing of lyrics, of the other codebooks or of finite. `Composition` holds one song's tokens and decides what
 comes next; `inference/engine/stage1_batch.py` has the model sing it.
 """
 
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inference.errors import InvalidField
-from inference.text.prompt import Prompt
 from inference.engine.sampling import Noise, Sampling
+from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS
+from inference.text.prompt import Prompt
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, TRACKS
 
 MIN_NEW_TOKENS = 100

@@ -1,6 +1,6 @@
 """Stage 2: codebook 0 of a track in, all eight codebooks out, piece by piece.
 
-It knows nothing of songs, sections or sound. Every 6 s of a track are a row of their own, which is decoded greedily,
+It knows nothing of songs, sections or finite. Every 6 s of a track are a row of their own, which is decoded greedily,
 frame by frame, on one persistent cache; `inference/engine/stage2_batch.py` has the model do it:
 
     <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from inference.models import quantization
 from inference.errors import CheckpointError
+from inference.models import quantization
 from inference.options import Quantization
 from inference.weights.checksums import GIT_LFS_POINTER
 

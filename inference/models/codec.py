@@ -17,8 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn.utils.parametrize import remove_parametrizations
 from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
-from inference.models.checkpoints import load_strict, read_pickle, shape_of
 from inference.errors import CheckpointError, InvalidField
+from inference.models.checkpoints import load_strict, read_pickle, shape_of
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, FRAME_RATE_HZ, N_CODEBOOKS
 
 CHECKPOINT = Path("final_ckpt/ckpt_00360000.pth")
@@ -28,7 +28,7 @@ SEMANTIC_CONFIG = Path("semantic_ckpts/hf_1_325000/config.json")
 # A long track is decoded in pieces, so that memory does not grow with the song. The decoder sees about 11 frames to
 # either side of a frame; with more context than that, the pieces equal the whole.
 DECODE_FRAMES = 3_000
-CONTEXT_FRAMES = 16
+CODEC_CONTEXT_FRAMES = 16
 
 FAULTS_SHOWN = 3  # of a wrong checkpoint, in one error
 
@@ -65,7 +65,7 @@ class Codec:
             #   left        first          last         right
             #    |- context ->|--- kept --->|- context ->|
             last = min(first + piece_frames, n_frames)
-            left, right = max(first - CONTEXT_FRAMES, 0), min(last + CONTEXT_FRAMES, n_frames)
+            left, right = max(first - CODEC_CONTEXT_FRAMES, 0), min(last + CODEC_CONTEXT_FRAMES, n_frames)
             waveform = self._model.decode(codes[None, :, left:right]).audio_values[0, 0]
             pieces.append(waveform[(first - left) * CODEC_HOP : (last - left) * CODEC_HOP])
         return torch.cat(pieces)

@@ -76,7 +76,7 @@ class RowCache:
 
 
 @dataclass(frozen=True)
-class Lanes:
+class StaticRows:
     """The first rows of a cache, as a static step takes them: used or not, at the lengths that the device knows.
 
     The step writes each row's new keys and values behind its `lengths` (R,) int64, and leaves the lengths as they are.
@@ -85,13 +85,13 @@ class Lanes:
     cache: RowCache
     lengths: Tensor
 
-    def of_layer(self, index: int) -> _Lanes:
+    def of_layer(self, index: int) -> _LayerRows:
         """One layer's keys and values of these rows, (R, kv_heads, capacity, head_dim): views."""
         rows = len(self.lengths)
-        return _Lanes(self.cache.keys[index][:rows], self.cache.values[index][:rows], self.lengths)
+        return _LayerRows(self.cache.keys[index][:rows], self.cache.values[index][:rows], self.lengths)
 
 
-class _Lanes(NamedTuple):
+class _LayerRows(NamedTuple):
     keys: Tensor
     values: Tensor
     lengths: Tensor
@@ -166,15 +166,15 @@ class Llama:
             row.length += n_new
         return output.last_hidden_state[:n_rows, -1]
 
-    def static_forward(self, lanes: Sequence[Lanes], tokens: Tensor) -> Tensor:
-        """Feed tokens (R, Q) to the rows of all `lanes`, lane after lane; the last hidden states (R, H)."""
+    def static_forward(self, static_rows: Sequence[StaticRows], tokens: Tensor) -> Tensor:
+        """Feed tokens (R, Q) to the rows of all `static_rows`, cache after cache; the last hidden states (R, H)."""
         network = self.model.model
-        starts = torch.cat([part.lengths for part in lanes])
+        starts = torch.cat([part.lengths for part in static_rows])
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
         hidden = network.embed_tokens(tokens)
         turns = network.rotary_emb(hidden, positions)
         for index, layer in enumerate(network.layers):
-            hidden = self._layer(layer, hidden, turns, [part.of_layer(index) for part in lanes])
+            hidden = self._layer(layer, hidden, turns, [part.of_layer(index) for part in static_rows])
         return network.norm(hidden)[:, -1]
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
@@ -237,9 +237,11 @@ def _share(row: Row, following: Row) -> bool:
     return following.cache is row.cache and following.index == row.index + 1 and following.length == row.length
 
 
-def _layer(layer: LlamaDecoderLayer, hidden: Tensor, turns: tuple[Tensor, Tensor], lanes: list[_Lanes]) -> Tensor:
+def _layer(
+    layer: LlamaDecoderLayer, hidden: Tensor, turns: tuple[Tensor, Tensor], static_rows: list[_LayerRows]
+) -> Tensor:
     """One layer of a static step. It must not look at the layer's number, or it is compiled anew for each."""
-    return layer(hidden, position_embeddings=turns, lanes=lanes)
+    return layer(hidden, position_embeddings=turns, static_rows=static_rows)
 
 
 def _attend(
@@ -250,12 +252,12 @@ def _attend(
     attention_mask: None,
     scaling: float,
     row_runs: list[_Run] | None = None,
-    lanes: list[_Lanes] | None = None,
+    static_rows: list[_LayerRows] | None = None,
     **_: Any,  # what transformers passes to every attention: dropout, position ids, …
 ) -> tuple[Tensor, None]:
     """Store the new keys and values, then let the rows read; the result is (R, Q, heads, head_dim)."""
-    if lanes is not None:
-        return _attend_in_lanes(query, key, value, lanes, scaling), None
+    if static_rows is not None:
+        return _attend_static(query, key, value, static_rows, scaling), None
     assert row_runs is not None, "rows are fed by forward or static_forward"
     return _attend_in_runs(query, key, value, row_runs, module.layer_idx, scaling), None
 
@@ -274,11 +276,11 @@ def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run],
     return output
 
 
-def _attend_in_lanes(query: Tensor, key: Tensor, value: Tensor, lanes: list[_Lanes], scaling: float) -> Tensor:
+def _attend_static(query: Tensor, key: Tensor, value: Tensor, static_rows: list[_LayerRows], scaling: float) -> Tensor:
     """Each row reads the blocks of keys that hold something of its own."""
     n_new = query.shape[2]
     outputs, first = [], 0
-    for keys, values, lengths in lanes:
+    for keys, values, lengths in static_rows:
         n_rows, _, capacity, _ = keys.shape
         batch = slice(first, first + n_rows)
         rows = torch.arange(n_rows, device=keys.device)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from inference.models.checkpoints import load_strict, read_pickle, shape_of
 from inference.errors import CheckpointError
+from inference.models.checkpoints import load_strict, read_pickle, shape_of
 from inference.vocabulary import VOCODER_HOP
 
 KERNEL_SIZE = 7

@@ -27,15 +27,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from inference import log_relay
 from inference.catalog import ModelFiles
-from inference.weights.download import cache_folder
 from inference.errors import EngineError, RecordingFailed, YueError
-from inference.process.messages import Advanced, Broken, Cancel, Failed, Load, Loading, Ready, Recorded, Sing, Sung
 from inference.options import EngineOptions
+from inference.process.messages import (
+    Advanced,
+    Broken,
+    Cancel,
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loading,
+    Ready,
+    Recorded,
+)
 from inference.process.pipe_writer import PipeWriter
 from inference.song import Progress, Song, SongRequest
+from inference.weights.download import cache_folder
 
 if TYPE_CHECKING:
-    from inference.engine.scheduler import Engine
+    from inference.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +62,9 @@ PART_SECONDS = 1_800.0  # in which any part of a model is loaded, from a slow di
 class EngineProcess:
     """The parent's side. Every method may be called from any thread; none but `start` and `close` waits."""
 
-    program: ClassVar[tuple[str, ...]] = ("inference.process.engine_process",)  # the child's module, and arguments before the pipe's
+    program: ClassVar[tuple[str, ...]] = (
+        "inference.process.engine_process",
+    )  # the child's module, and arguments before the pipe's
 
     def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
         self._process = process
@@ -119,7 +132,7 @@ class EngineProcess:
         """Device, dtype, quantization, memory and seconds of loading, as they were when the models were ready."""
         return {**self._info, "pid": self.pid}
 
-    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         """Have a song sung. The future ends in a Song or raises a YueError."""
         future: Future[Song] = Future()
         with self._songs_lock:
@@ -127,7 +140,7 @@ class EngineProcess:
             if not self._songs:  # else songs that keep coming would hide that none of them gets on
                 self._advanced_at = time.monotonic()
             self._songs[song_id] = _SongInChild(future, on_progress)
-            self._writer.put(Sing(song_id, request))  # before any cancel request for it
+            self._writer.put(Generate(song_id, request))  # before any cancel request for it
         if self._lost:  # and the listener may have failed the songs before this one came
             self._fail_songs()
         return future
@@ -194,7 +207,7 @@ class EngineProcess:
                         self._advanced_at = time.monotonic()
                 if known:
                     known.on_progress(progress)
-            case Sung(song_id, song):
+            case Generated(song_id, song):
                 self._take(song_id).set_result(song)
             case Failed(str(song_id), error):
                 self._take(song_id).set_exception(error)
@@ -296,13 +309,13 @@ class _Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._orders: queue.SimpleQueue[Load | Sing | Cancel] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Load | Generate | Cancel] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Load, then sing until the parent is gone or the engine fails."""
         # Listening starts before torch is imported, so that an early end of the parent is noticed.
         threading.Thread(target=self._listen, name="parent-listener", daemon=True).start()
-        load = self._orders.get()
+        load = self._commands.get()
         assert isinstance(load, Load)
         try:
             engine = self._loaded(load)
@@ -310,14 +323,14 @@ class _Child:
             self._send(Failed(None, _for_parent(error)))
             return
         try:
-            self._sing(engine)
+            self._generate(engine)
         except Exception as error:  # the engine is in no known state: only a new process helps
             self._send(Broken(_for_parent(error)))
 
-    def _loaded(self, load: Load) -> Engine:
+    def _loaded(self, load: Load) -> Scheduler:
         self._send(Loading("libraries"))
-        from inference.engine.scheduler import make_engine
         from inference.engine.pipeline import Pipeline
+        from inference.engine.scheduler import make_engine
 
         pipeline = Pipeline.load(load.files, load.options, lambda part: self._send(Loading(part)))
         engine = make_engine(pipeline, load.options)
@@ -328,24 +341,24 @@ class _Child:
         self._send(Ready({**pipeline.info(), **limits, "recordings": engine.recordings()}))
         return engine
 
-    def _sing(self, engine: Engine) -> None:
+    def _generate(self, engine: Scheduler) -> None:
         while True:
             self._take_orders(engine)
             for outcome in engine.step():
                 match outcome.result:
                     case Song() as song:
-                        self._send(Sung(outcome.song_id, song))
+                        self._send(Generated(outcome.song_id, song))
                     case error:
                         self._send(Failed(outcome.song_id, error))
 
-    def _take_orders(self, engine: Engine) -> None:
+    def _take_orders(self, engine: Scheduler) -> None:
         """Do what the parent has asked for since; wait for it while there is nothing to sing, or to prepare for it."""
-        while engine.idle or not self._orders.empty():
-            if self._orders.empty() and engine.prepare_next():
+        while engine.idle or not self._commands.empty():
+            if self._commands.empty() and engine.prepare_next():
                 self._send(Recorded(engine.recordings()))
                 continue
-            match self._orders.get():
-                case Sing(song_id, request):
+            match self._commands.get():
+                case Generate(song_id, request):
                     engine.add(song_id, request, self._observer(song_id))
                 case Cancel(song_id):
                     engine.cancel(song_id)
@@ -356,7 +369,7 @@ class _Child:
     def _listen(self) -> None:
         try:
             while True:
-                self._orders.put(self._connection.recv())
+                self._commands.put(self._connection.recv())
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone, and with it everyone who could want a song
 

@@ -2,8 +2,8 @@
 
 It knows nothing of how a message travels, or of what is done about it.
 
-    to the child      Load, then any number of Sing, Cancel
-    to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Sung, Failed, at last Broken
+    to the child      Load, then any number of Generate, Cancel
+    to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Generated, Failed, at last Broken
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Sing:
+class Generate:
     """To the child: sing this song, together with others while there is room, after them where there is none."""
 
     song_id: str
@@ -69,7 +69,7 @@ class Advanced:
 
 
 @dataclass(frozen=True)
-class Sung:
+class Generated:
     """From the child: a song is finished."""
 
     song_id: str

@@ -11,13 +11,12 @@ import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from inference.text import lyric_lines
-from inference.text import section_names
 from inference.errors import InvalidField
+from inference.song import MAX_SECTIONS
+from inference.text import lyric_lines, section_names
+from inference.text.characters import check_characters, lines, visible
 from inference.text.lyric_lines import SYLLABLE_CHARACTER, has_words, is_direction, is_name
 from inference.text.section_names import Name
-from inference.song import MAX_SECTIONS
-from inference.text.characters import check_characters, lines, visible
 
 # Four syllables a second is brisk singing. A Han, kana or Hangul character is one syllable; a word of any other script
 # counts as 4/3.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.errors import InvalidField
-from inference.text.lyrics import Section
 from inference.text.characters import check_characters, lines, visible
+from inference.text.lyrics import Section
 from inference.vocabulary import (
     END_OF_REFERENCE,
     END_OF_SEGMENT,

@@ -30,8 +30,8 @@ class WantedFile:
 
 
 @dataclass(frozen=True)
-class Proven:
-    """A file that was proven, and what it looked like then."""
+class Verified:
+    """A file that was verified, and what it looked like then."""
 
     file: WantedFile
     mtime_s: int  # whole seconds: the layers of an image keep no more
@@ -39,14 +39,16 @@ class Proven:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a repository: the commit that was resolved, and its files, proven."""
+    """What is known of a repository: the commit that was resolved, and its files, verified."""
 
     revision: str
-    files: tuple[Proven, ...]
+    files: tuple[Verified, ...]
 
     def holds(self, folder: Path) -> bool:
-        """Whether all its files lie in `folder` just as they were proven."""
-        return bool(self.files) and all(looks_proven(folder / proven.file.path, proven) for proven in self.files)
+        """Whether all its files lie in `folder` just as they were verified."""
+        return bool(self.files) and all(
+            looks_verified(folder / verified.file.path, verified) for verified in self.files
+        )
 
 
 class Hash(Protocol):
@@ -97,12 +99,12 @@ def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda
             on_bytes(len(chunk))
 
 
-def proven(path: Path, file: WantedFile) -> Proven:
-    """The stamp of a file that was just proven."""
-    return Proven(file, path.stat().st_mtime_ns // NS_PER_S)
+def verified(path: Path, file: WantedFile) -> Verified:
+    """The stamp of a file that was just verified."""
+    return Verified(file, path.stat().st_mtime_ns // NS_PER_S)
 
 
-def looks_proven(path: Path, stamp: Proven) -> bool:
+def looks_verified(path: Path, stamp: Verified) -> bool:
     """Whether the file still has the size and the time of its stamp, and is no pointer; its content is not read."""
     try:
         status = path.stat()
@@ -116,10 +118,10 @@ def read_record(path: Path) -> Record | None:
     """The record at `path`; None where there is none, or one that was cut short."""
     try:
         content = json.loads(path.read_bytes())
-        files = (Proven(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
+        files = (Verified(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
         return Record(content["revision"], tuple(files))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # then everything is proven anew
+        return None  # then everything is verified anew
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -19,15 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from inference import catalog, gpu
-from inference import log_relay
-from inference.weights import hub_settings
-from inference.tiny import model_files
-from inference.weights import sync
+from inference import catalog, gpu, log_relay
 from inference.catalog import TINY, Model, ModelFiles, Repository
 from inference.errors import DownloadError, StorageError, YueError
+from inference.tiny import model_files
+from inference.weights import hub_settings, sync
 from inference.weights.terminal import Terminal
-from inference.weights.transfer import Emit, Patience, Source
+from inference.weights.transfer import Emit, RetryPolicy, Source
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +45,12 @@ def fetch(
     *,
     force: bool = False,
     emit: Emit = lambda event, **fields: None,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
     free_bytes: sync.FreeBytes = sync.free_bytes,
 ) -> ModelFiles:
-    """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; proven once.
+    """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; verified once.
 
-    What was proven by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
+    What was verified by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
     no source: it is made under `cache`. Where `device` (YUE_DEVICE) is no GPU, a warning is logged before anything is
     fetched. Raises DownloadError.
     """
@@ -63,13 +61,13 @@ def fetch(
         if gpu.is_missing(device):
             log.warning("%s", gpu.warning(model.name, needed_bytes))
 
-    terms = sync.Supply(cache / "proofs", emit, patience or Patience(), force, free_bytes, announce)
-    holdings = [
-        sync.Holding(getattr(model, part), source, terms) for part, source in _sources(model, cache, local).items()
+    options = sync.FetchOptions(cache / "proofs", emit, retry_policy or RetryPolicy(), force, free_bytes, announce)
+    copies = [
+        sync.LocalCopy(getattr(model, part), source, options) for part, source in _sources(model, cache, local).items()
     ]
-    sync.supply(holdings, terms)
-    folders = {part: holding.folder for part, holding in zip(PARTS, holdings, strict=True)}
-    return ModelFiles(model.name, holdings[0].revision, **folders)
+    sync.ensure(copies, options)
+    folders = {part: copy.folder for part, copy in zip(PARTS, copies, strict=True)}
+    return ModelFiles(model.name, copies[0].revision, **folders)
 
 
 class DownloadProcess:
@@ -170,11 +168,13 @@ def main(arguments: list[str], output: IO[str]) -> int:
                 output.write(json.dumps({"event": event, **fields}) + "\n")
                 output.flush()
 
-    patience = Patience() if options.first_wait_seconds is None else Patience(first_s=options.first_wait_seconds)
+    retry_policy = (
+        RetryPolicy() if options.first_wait_seconds is None else RetryPolicy(first_s=options.first_wait_seconds)
+    )
     try:
         model = catalog.find(options.model, options.revision)
         local, device = options.local, options.device
-        files = fetch(model, options.cache, local, device, force=options.force, emit=emit, patience=patience)
+        files = fetch(model, options.cache, local, device, force=options.force, emit=emit, retry_policy=retry_policy)
     except Exception as error:  # whatever it is, the parent must hear of it
         if not isinstance(error, YueError):
             log.error("the download failed", exc_info=error)

@@ -29,11 +29,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
-from inference.weights import hub_settings
 from inference.catalog import Repository
 from inference.errors import DownloadError
+from inference.weights import hub_settings
 from inference.weights.checksums import GIT, SHA256, WantedFile
-from inference.weights.transfer import PARTIAL, Hindrance
+from inference.weights.transfer import PARTIAL, TemporaryError
 
 OTHERWISE = "or set YUE_WEIGHTS to a folder that holds the weights"
 BROKEN_OFF = ".incomplete"  # what other programs' broken downloads leave in this cache
@@ -173,11 +173,11 @@ class HubSource:
         except httpx2.RequestError as error:
             cause = (str(error).splitlines() or [""])[0] or type(error).__name__
             way = hub_settings.way_to(self._endpoint, os.environ)
-            raise Hindrance(f"{self._hub} cannot be reached{way} ({cause})") from error
+            raise TemporaryError(f"{self._hub} cannot be reached{way} ({cause})") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (REQUEST_TIMEOUT, TOO_MANY) or status >= SERVER_ERROR:
-                raise Hindrance(f"{self._hub} answered {status}", _asked_wait_s(error.response)) from error
+                raise TemporaryError(f"{self._hub} answered {status}", _asked_wait_s(error.response)) from error
             raise self._refusal(error, path) from error
 
     @contextmanager

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from inference.catalog import Repository
 from inference.errors import DownloadError, StorageError
 from inference.weights.checksums import SHA256, WantedFile
-from inference.weights.transfer import PARTIAL, Hindrance, unreadable
+from inference.weights.transfer import PARTIAL, TemporaryError, unreadable
 from storage import Storage
 
 SUMS = "SHA256SUMS"  # what `sha256sum` writes; may lie in a repository's folder
@@ -105,7 +105,7 @@ class MirrorSource:
             yield
         except StorageError as error:
             if error.kind == "unavailable":
-                raise Hindrance(str(error)) from error
+                raise TemporaryError(str(error)) from error
             reason = "missing_file" if error.kind == "missing" else "gated"
             raise DownloadError(f"{error}: check YUE_WEIGHTS, and what this machine may read", reason) from error
 

@@ -1,4 +1,4 @@
-"""All of a model's repositories, whole on this machine: looked at, made room for, fetched, proven, remembered.
+"""All of a model's repositories, whole on this machine: looked at, made room for, fetched, verified, remembered.
 
 It does not know where files come from (a `Source` does) or in which process it runs.
 """
@@ -19,17 +19,17 @@ from inference.catalog import Repository
 from inference.errors import DownloadError
 from inference.weights.checksums import (
     POINTER_BYTES,
-    Proven,
     Record,
+    Verified,
     WantedFile,
     is_pointer,
     is_whole,
-    looks_proven,
-    proven,
+    looks_verified,
     read_record,
+    verified,
     write_record,
 )
-from inference.weights.transfer import PARTIAL, Emit, Meter, Move, Patience, Source, disk_error, unreadable
+from inference.weights.transfer import PARTIAL, ByteCounter, Emit, Move, RetryPolicy, Source, disk_error, unreadable
 
 CONNECTIONS = 4  # files that are fetched at once
 LOCKED_AGAIN_S = 0.2  # between two looks at a lock that another process holds
@@ -46,31 +46,31 @@ def free_bytes(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Supply:
+class FetchOptions:
     """Everything a fetch needs besides the sources."""
 
     records: Path  # folder
     emit: Emit
-    patience: Patience
+    retry_policy: RetryPolicy
     force: bool = False
     free_bytes: FreeBytes = free_bytes
     announce: Callable[[int], None] = lambda needed_bytes: None  # hears what will be fetched, before the first byte
 
 
 @dataclass
-class Holding:
-    """One repository, what of it is proven to be here, and what is not."""
+class LocalCopy:
+    """One repository, what of it is verified to be here, and what is not."""
 
     repository: Repository
     source: Source
-    supply: Supply
+    options: FetchOptions
     revision: str = ""
     files: tuple[WantedFile, ...] = ()
-    stamps: dict[str, Proven] = field(default_factory=dict)  # path -> as it was proven
+    stamps: dict[str, Verified] = field(default_factory=dict)  # path -> as it was verified
 
     def remembered(self) -> bool:
         """Whether an earlier start proved all files, and nothing has touched them since."""
-        record = None if self.supply.force else read_record(self._record)
+        record = None if self.options.force else read_record(self._record)
         if record is None:
             return False
         self.revision, self.files = record.revision, tuple(stamp.file for stamp in record.files)
@@ -81,20 +81,20 @@ class Holding:
             self.files = ()  # so that they are listed anew
         return False
 
-    def look(self) -> None:
+    def inspect(self) -> None:
         """Find out what belongs here, and prove what is here already. Raises DownloadError."""
         if not self.files or self._lacking():
-            patience, emit, source = self.supply.patience, self.supply.emit, self.source
-            self.revision = patience.run(source.title, source.resolve, emit)
-            files = patience.run(source.title, lambda: source.listing(self.revision), emit)
+            retry_policy, emit, source = self.options.retry_policy, self.options.emit, self.source
+            self.revision = retry_policy.run(source.title, source.resolve, emit)
+            files = retry_policy.run(source.title, lambda: source.listing(self.revision), emit)
             self.files = tuple(file for file in files if source.wants(file.path))
             self._require_all()
         for file in self.files:
             path = self.source.store(self.revision, file)
             stamp = self.stamps.pop(file.path, None)
-            if stamp is None or stamp.file != file or not looks_proven(path, stamp):
+            if stamp is None or stamp.file != file or not looks_verified(path, stamp):
                 try:
-                    stamp = self._prove(path, file)
+                    stamp = self._verify(path, file)
                 except OSError as error:
                     raise unreadable(error) from error
             if stamp is not None:
@@ -117,22 +117,27 @@ class Holding:
         left_bytes = sum(path.stat().st_size for path in partials if path.exists())
         return max(sum(size for _, size in paths) - left_bytes, 0)
 
-    def moves(self, meter: Meter) -> list[Move]:
+    def moves(self, counter: ByteCounter) -> list[Move]:
         """The transfers that bring what is missing."""
-        name, source, patience, emit = self.repository.name, self.source, self.supply.patience, self.supply.emit
+        name, source, retry_policy, emit = (
+            self.repository.name,
+            self.source,
+            self.options.retry_policy,
+            self.options.emit,
+        )
 
         def count(number: int, fetched: bool) -> None:
-            meter.add(name, number, fetched)
+            counter.add(name, number, fetched)
 
-        return [Move(source, self.revision, file, patience, emit, count) for file in self.missing]
+        return [Move(source, self.revision, file, retry_policy, emit, count) for file in self.missing]
 
     def finish(self) -> None:
-        """Everything is here: make it appear in its folder, and remember that it was proven."""
+        """Everything is here: make it appear in its folder, and remember that it was verified."""
         try:
             for file in self.files:
                 self.source.link(self.revision, file)
                 path = self.source.store(self.revision, file)
-                self.stamps.setdefault(file.path, proven(path, file))
+                self.stamps.setdefault(file.path, verified(path, file))
         except OSError as error:
             raise disk_error(self.source.title, error) from error
         try:
@@ -142,17 +147,17 @@ class Holding:
 
     @property
     def _record(self) -> Path:
-        return self.supply.records / f"{self.source.key}.json"
+        return self.options.records / f"{self.source.key}.json"
 
     def _lacking(self) -> list[str]:
         return self.repository.lacking(file.path for file in self.files)
 
-    def _prove(self, path: Path, file: WantedFile) -> Proven | None:
+    def _verify(self, path: Path, file: WantedFile) -> Verified | None:
         """The stamp of a file that is here and right. A wrong one counts as missing, or is an error."""
         if not path.exists():
             return None
-        self.supply.emit("proving", repository=self.repository.name, file=file.path)
-        stamp, pointer = proven(path, file), is_pointer(path)
+        self.options.emit("proving", repository=self.repository.name, file=file.path)
+        stamp, pointer = verified(path, file), is_pointer(path)
         if not pointer and is_whole(path, file):
             return stamp
         if self.source.removable:
@@ -175,43 +180,43 @@ class Holding:
             raise DownloadError(f"{self.source.title} lacks {', '.join(lacking)}; check the name", "missing_file")
 
 
-def supply(holdings: list[Holding], terms: Supply) -> None:
+def ensure(copies: list[LocalCopy], options: FetchOptions) -> None:
     """Have all repositories whole in their folders. Raises DownloadError."""
-    unsure = [holding for holding in holdings if not holding.remembered()]
-    for holding in unsure:
-        holding.look()
-    missing = [holding for holding in unsure if holding.missing]
-    with _locked(missing, terms.emit):
-        for holding in missing:
-            holding.look()  # another process may have brought it meanwhile
-        _fetch(holdings, [holding for holding in missing if holding.missing], terms)
-        for holding in unsure:
-            holding.finish()
+    unsure = [copy for copy in copies if not copy.remembered()]
+    for copy in unsure:
+        copy.inspect()
+    missing = [copy for copy in unsure if copy.missing]
+    with _locked(missing, options.emit):
+        for copy in missing:
+            copy.inspect()  # another process may have brought it meanwhile
+        _fetch(copies, [copy for copy in missing if copy.missing], options)
+        for copy in unsure:
+            copy.finish()
 
 
-def _fetch(holdings: list[Holding], missing: list[Holding], terms: Supply) -> None:
+def _fetch(copies: list[LocalCopy], missing: list[LocalCopy], options: FetchOptions) -> None:
     if not missing:
         return
-    for holding in missing:
+    for copy in missing:
         try:
-            holding.source.clean(holding.revision, holding.files)
-            for file in holding.missing:
-                holding.source.store(holding.revision, file).unlink(missing_ok=True)  # it was found to be wrong
+            copy.source.clean(copy.revision, copy.files)
+            for file in copy.missing:
+                copy.source.store(copy.revision, file).unlink(missing_ok=True)  # it was found to be wrong
         except OSError as error:
-            raise disk_error(holding.source.title, error) from error
-    terms.announce(_require_room(missing, terms))
-    meter = _meter(holdings, terms.emit)
-    meter.start()
-    _move([move for holding in missing for move in holding.moves(meter)])
+            raise disk_error(copy.source.title, error) from error
+    options.announce(_require_room(missing, options))
+    counter = _counter(copies, options.emit)
+    counter.start()
+    _move([move for copy in missing for move in copy.moves(counter)])
 
 
-def _require_room(missing: list[Holding], terms: Supply) -> int:
+def _require_room(missing: list[LocalCopy], options: FetchOptions) -> int:
     """All that is missing must fit, before the first byte comes; so many bytes it is."""
-    needed = sum(holding.needed_bytes() for holding in missing)
+    needed = sum(copy.needed_bytes() for copy in missing)
     folder = missing[0].folder  # all lie in one cache
-    free = terms.free_bytes(folder)
+    free = options.free_bytes(folder)
     if needed > free:
-        names = ", ".join(holding.repository.name for holding in missing)
+        names = ", ".join(copy.repository.name for copy in missing)
         raise DownloadError(
             f"{names}: {needed:,} bytes are needed, but only {free:,} are free at {folder}; "
             "make room, or set HF_HOME and XDG_CACHE_HOME to folders on a larger disk",
@@ -220,14 +225,14 @@ def _require_room(missing: list[Holding], terms: Supply) -> int:
     return needed
 
 
-def _meter(holdings: list[Holding], emit: Emit) -> Meter:
+def _counter(copies: list[LocalCopy], emit: Emit) -> ByteCounter:
     totals: dict[str, int] = {}
     done: dict[str, int] = {}
-    for holding in holdings:
-        name = holding.repository.name
-        totals[name] = sum(file.size_bytes for file in holding.files)
-        done[name] = totals[name] - sum(file.size_bytes for file in holding.missing)
-    return Meter(totals, emit, done)
+    for copy in copies:
+        name = copy.repository.name
+        totals[name] = sum(file.size_bytes for file in copy.files)
+        done[name] = totals[name] - sum(file.size_bytes for file in copy.missing)
+    return ByteCounter(totals, emit, done)
 
 
 def _move(moves: list[Move]) -> None:
@@ -242,21 +247,21 @@ def _move(moves: list[Move]) -> None:
 
 
 @contextmanager
-def _locked(holdings: list[Holding], emit: Emit) -> Iterator[None]:
+def _locked(copies: list[LocalCopy], emit: Emit) -> Iterator[None]:
     """Keep other processes from the same repositories meanwhile; the system lets go when this process ends."""
     with ExitStack() as stack:
-        for holding in sorted(holdings, key=lambda holding: holding.source.key):  # one order, so no two wait in a ring
-            path = holding.source.lock()
+        for copy in sorted(copies, key=lambda copy: copy.source.key):  # one order, so no two wait in a ring
+            path = copy.source.lock()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("ab"))
             except OSError as error:
-                raise disk_error(holding.source.title, error) from error
-            _wait_for(file.fileno(), holding, emit)
+                raise disk_error(copy.source.title, error) from error
+            _wait_for(file.fileno(), copy, emit)
         yield
 
 
-def _wait_for(lock: int, holding: Holding, emit: Emit) -> None:
+def _wait_for(lock: int, copy: LocalCopy, emit: Emit) -> None:
     told = False
     while True:
         try:
@@ -264,6 +269,6 @@ def _wait_for(lock: int, holding: Holding, emit: Emit) -> None:
             return
         except BlockingIOError:
             if not told:
-                emit("waiting", seconds=None, reason=f"another process fetches {holding.repository.name}")
+                emit("waiting", seconds=None, reason=f"another process fetches {copy.repository.name}")
             told = True
             threading.Event().wait(LOCKED_AGAIN_S)

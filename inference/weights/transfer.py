@@ -29,7 +29,7 @@ RATE_SAMPLES = 20  # the rate is that of the last reports
 FETCHES = 2  # a file that came wrong is fetched once more
 
 
-class Hindrance(Exception):
+class TemporaryError(Exception):
     """Something that may pass by itself; `wait_s` is how long the other side asked to wait."""
 
     def __init__(self, cause: str, wait_s: float | None = None) -> None:
@@ -38,7 +38,7 @@ class Hindrance(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often and how long to wait: `first_s`, twice that, … at most `longest_s`, or what the other side asks."""
 
     tries: int = 6
@@ -47,28 +47,28 @@ class Patience:
     longest_asked_s: float = 300.0
     sleep: Callable[[float], None] = time.sleep
 
-    def wait_s(self, failures: int, hindrance: Hindrance) -> float:
+    def wait_s(self, failures: int, error: TemporaryError) -> float:
         """How long to wait after that many failures in a row."""
-        if hindrance.wait_s is not None:
-            return min(max(hindrance.wait_s, 0.0), self.longest_asked_s)
+        if error.wait_s is not None:
+            return min(max(error.wait_s, 0.0), self.longest_asked_s)
         return min(self.first_s * 2 ** (failures - 1), self.longest_s)
 
     def run(self, what: str, act: Callable[[], T], emit: Emit) -> T:
-        """What `act` returns, tried again after each Hindrance. Raises DownloadError when it happens too often."""
+        """What `act` returns, tried again after each TemporaryError. Raises DownloadError when it happens too often."""
         for failures in range(1, self.tries + 1):
             try:
                 return act()
-            except Hindrance as hindrance:
-                self.pause(what, failures, hindrance, emit)
+            except TemporaryError as error:
+                self.pause(what, failures, error, emit)
         raise AssertionError("the last try returns or raises")
 
-    def pause(self, what: str, failures: int, hindrance: Hindrance, emit: Emit) -> None:
+    def pause(self, what: str, failures: int, error: TemporaryError, emit: Emit) -> None:
         """Wait before the next try, and say so; DownloadError where it was the last one."""
         if failures >= self.tries:
-            message = f"{what}: {hindrance.cause}, {failures} times in a row; try again later"
-            raise DownloadError(message, "unavailable") from hindrance
-        seconds = self.wait_s(failures, hindrance)
-        emit("waiting", seconds=seconds, reason=f"{what}: {hindrance.cause}")
+            message = f"{what}: {error.cause}, {failures} times in a row; try again later"
+            raise DownloadError(message, "unavailable") from error
+        seconds = self.wait_s(failures, error)
+        emit("waiting", seconds=seconds, reason=f"{what}: {error.cause}")
         self.sleep(seconds)
 
 
@@ -81,10 +81,10 @@ class Source(Protocol):
     keeps_revisions: bool  # whether a revision stays what it was, as a commit does and a folder does not
 
     def resolve(self) -> str:
-        """The commit, or what stands for it. Raises Hindrance and DownloadError."""
+        """The commit, or what stands for it. Raises TemporaryError and DownloadError."""
 
     def listing(self, revision: str) -> list[WantedFile]:
-        """All its files. Raises Hindrance and DownloadError."""
+        """All its files. Raises TemporaryError and DownloadError."""
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
         """Whether it still holds these files, as far as this machine alone can tell. Raises DownloadError."""
@@ -102,7 +102,7 @@ class Source(Protocol):
         """Make the file appear in `folder`. Raises OSError."""
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
-        """Its bytes from `offset` on. Raises Hindrance and DownloadError."""
+        """Its bytes from `offset` on. Raises TemporaryError and DownloadError."""
 
     def lock(self) -> Path:
         """The file to lock while its files are changed."""
@@ -112,7 +112,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Meter:
+class ByteCounter:
     """Counts bytes for all repositories together and reports them. Any thread may add."""
 
     totals: dict[str, int]  # repository -> bytes
@@ -166,7 +166,7 @@ class Move:
     source: Source
     revision: str
     file: WantedFile
-    patience: Patience
+    retry_policy: RetryPolicy
     emit: Emit
     count: Callable[[int, bool], None]
 
@@ -211,10 +211,10 @@ class Move:
             while output.tell() < self.file.size_bytes:
                 try:
                     self._read(output.tell(), digest, output.write)
-                except Hindrance as hindrance:
+                except TemporaryError as error:
                     failures = failures + 1 if output.tell() == before else 1  # bytes came: start counting anew
                     before = output.tell()
-                    self.patience.pause(self.what, failures, hindrance, self.emit)
+                    self.retry_policy.pause(self.what, failures, error, self.emit)
             output.flush()
             os.fsync(output.fileno())
         return agrees(self.file, digest)
@@ -242,7 +242,7 @@ class Move:
                 left_bytes -= len(chunk)
                 self.count(len(chunk), True)
         if left_bytes:
-            raise Hindrance("the connection ended too early")
+            raise TemporaryError("the connection ended too early")
 
 
 def unreadable(error: OSError) -> DownloadError:

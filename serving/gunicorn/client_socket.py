@@ -18,7 +18,7 @@ BYTES_PER_SECOND = 8 * 1024  # half of what an MP3 of 128 kbit/s takes to be hea
 FILE_BYTES = 256 * 1024  # of a file, in one piece
 
 
-class Seats:
+class SlowConnections:
     """Those connections for which a thread waits now."""
 
     def __init__(self, limit: int) -> None:
@@ -48,18 +48,18 @@ class Seats:
                 self._waiting.pop(sock, None)
 
 
-class PatientSocket(socket.socket):
+class ClientSocket(socket.socket):
     """A client's connection, for whose bytes a thread waits only so long.
 
     The system's socket never blocks. A timeout is kept in this object: Python's own methods would wait for it
     themselves, without a seat.
     """
 
-    def __init__(self, client: socket.socket, seats: Seats, seconds: float) -> None:
+    def __init__(self, client: socket.socket, slow: SlowConnections, seconds: float) -> None:
         super().__init__(client.family, client.type, client.proto, client.detach())
         super().setblocking(False)
         self._timeout: float | None = None
-        self.seats, self._seconds = seats, seconds
+        self.slow, self._seconds = slow, seconds
         self.begin()
 
     def begin(self) -> None:
@@ -127,7 +127,7 @@ class PatientSocket(socket.socket):
         poll = select.poll()
         poll.register(self, event)
         began = time.monotonic()
-        with self.seats.taken(self, self._behind_seconds):
+        with self.slow.taken(self, self._behind_seconds):
             ready = poll.poll(1_000 * seconds)
         waited = time.monotonic() - began
         self._waited_seconds += waited

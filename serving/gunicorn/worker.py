@@ -3,7 +3,7 @@
 It knows nothing of what is asked or answered: only of connections, and of the time that their bytes take.
 
 A connection gets a thread when the head of a request is there, not before; until then it waits in the main loop. A
-thread that has to wait for the network takes one of SLOW_CONNECTIONS seats; where none is free, the connection that is
+thread that has to wait for the network takes one of SLOW_CONNECTIONS slow; where none is free, the connection that is
 furthest behind BYTES_PER_SECOND is closed. For one request a thread waits no longer than the worker's
 `network_seconds`, and a second more for every BYTES_PER_SECOND that were moved. So there are always as many threads
 left for those who wait for songs as if all clients were quick.
@@ -13,7 +13,7 @@ thrown away in the main loop for a while, since closing at once would reset the 
 
 Requests are begun in the order they came, a few in each round of the main loop. Who asks whether the server is well
 stands in no line: such a request is answered at once by one of URGENT_THREADS of its own. Whoever is not let in has
-UNTRUSTED_THREADS and their seats, and so holds up nobody else.
+UNTRUSTED_THREADS and their slow, and so holds up nobody else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers import gthread
 
-from serving.gunicorn.client_socket import PatientSocket, Seats
+from serving.gunicorn.client_socket import ClientSocket, SlowConnections
 from serving.gunicorn.descriptors import allow_most_files, most_connections, most_files
 
 SLOW_CONNECTIONS = 64
@@ -156,12 +156,12 @@ class Worker(gthread.ThreadWorker):
         if self.worker_connections < least:
             words = "only %d files may be open at once, so no more than %d connections; allow more with ulimit -n 4096"
             self.log.warning(words, most_files(), self.worker_connections)
-        self._seats = Seats(min(SLOW_CONNECTIONS, self.worker_connections // 4))
+        self._slow = SlowConnections(min(SLOW_CONNECTIONS, self.worker_connections // 4))
         self._urgent_heads = tuple(f"{name} {path} ".encode() for name in ("GET", "HEAD") for path in self.urgent_paths)
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
         self._untrusted_pool = ThreadPoolExecutor(UNTRUSTED_THREADS, thread_name_prefix="untrusted")
-        self._untrusted_seats = Seats(UNTRUSTED_THREADS // 2)
+        self._untrusted_seats = SlowConnections(UNTRUSTED_THREADS // 2)
         self._line: deque[Any] = deque()
         self.lingering_conns: deque[Connection] = deque()
         self._thrown_away = bytearray(LINGER_PIECE_BYTES)
@@ -185,7 +185,7 @@ class Worker(gthread.ThreadWorker):
             elif error.errno not in NOBODY_CAME:
                 raise
             return False
-        sock = PatientSocket(client, self._seats, self.network_seconds)
+        sock = ClientSocket(client, self._slow, self.network_seconds)
         self.nr_conns += 1
         self._await_head(Connection(self.cfg, sock, address, listener.getsockname()))
         return True
@@ -233,14 +233,14 @@ class Worker(gthread.ThreadWorker):
         if not conn.can_begin:
             self._await_head(conn)
             return
-        conn.sock.seats = self._seats
+        conn.sock.slow = self._slow
         self._urgent = {future for future in self._urgent if not future.done()}
         if len(self._urgent) < URGENT_THREADS and conn.is_whole and conn.head.startswith(self._urgent_heads):
             self._urgent.add(self._submit(self._urgent_pool, conn))
         elif self.is_trusted(conn.head):
             self._line.append(conn)
         else:
-            conn.sock.seats = self._untrusted_seats
+            conn.sock.slow = self._untrusted_seats
             self._submit(self._untrusted_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Any) -> Future[Any]:

@@ -15,8 +15,8 @@ from werkzeug.http import dump_options_header
 from werkzeug.wsgi import wrap_file
 
 from inference.song import MIME_TYPES
-from serving.jobs.job import Job, SizedAudio
 from serving.http.problems import conflict, not_found
+from serving.jobs.job import Job, SizedAudio
 
 RANGE = re.compile(r"(?=-?[0-9])([0-9]*)-([0-9]*)")
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from inference.errors import StorageError
 from serving.http import job_views
-from serving.jobs.job import Job
-from serving.jobs.service import Jobs
 from serving.http.problems import problem_of
 from serving.http.wait_slots import PEEK_SECONDS
+from serving.jobs.job import Job
+from serving.jobs.service import Jobs
 
 CONTENT_TYPE = "text/event-stream"
 KEEP_ALIVE_SECONDS = 15.0  # of silence, before a comment is sent
@@ -37,7 +37,7 @@ def stream(jobs: Jobs, job: Job, last_id: str | None, is_gone: Callable[[], bool
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     spoken_at = time.monotonic()
     while not job.finished:
-        view = job_views.job_view(job, jobs.outlooks().get(job.id))
+        view = job_views.job_view(job, jobs.wait_estimates().get(job.id))
         event_id = _id_of("progress", view)
         if event_id != last_id:
             yield _event("progress", event_id, {name: view[name] for name in SHOWN if name in view})

@@ -11,9 +11,9 @@ from typing import Any
 from werkzeug.datastructures import MultiDict
 
 from inference.errors import InvalidField
+from serving.http.problems import invalid
 from serving.jobs.layout import ID
 from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES, JobQuery
-from serving.http.problems import invalid
 
 PARAMETERS = ("status", "limit", "before")
 ALLOWED_STATUS = f"one of {', '.join(STATES)}, or several with commas between them"

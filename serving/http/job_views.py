@@ -27,14 +27,14 @@ from datetime import datetime
 from typing import Any
 
 from inference.song import MIME_TYPES, Song
-from serving.jobs.job import FINISHED, QUEUED, SUCCEEDED, Job
-from serving.jobs.wait_estimates import Outlook
 from serving.http.problems import problem_of
+from serving.jobs.job import FINISHED, QUEUED, SUCCEEDED, Job
+from serving.jobs.wait_estimates import WaitEstimate
 
 LISTED_LYRICS = 200  # characters
 
 
-def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
+def job_view(job: Job, wait_estimate: WaitEstimate | None = None) -> dict[str, object]:
     """A job as it is now, without its audio; while it is queued, with what it can expect, as far as that is known."""
     state = job.state  # read first: what it promises was set before it
     view: dict[str, object] = {
@@ -54,9 +54,9 @@ def job_view(job: Job, outlook: Outlook | None = None) -> dict[str, object]:
     if state == SUCCEEDED and job.song:
         return {**view, **_song_view(job, job.song)}
     if state == QUEUED:
-        expected = outlook.expected_seconds if outlook else None
+        expected = wait_estimate.expected_seconds if wait_estimate else None
         seconds = None if expected is None else round(expected, 1)
-        return {**view, "position": outlook.position if outlook else None, "expected_seconds": seconds}
+        return {**view, "position": wait_estimate.position if wait_estimate else None, "expected_seconds": seconds}
     if state in FINISHED and job.error:
         return {**view, "error": problem_of(job.error).as_dict()}
     return view

@@ -10,9 +10,9 @@ from flask.typing import ResponseReturnValue
 from werkzeug import Response as WerkzeugResponse
 
 from model_manager import ModelManager
-from serving.models.states import ERROR, NOT_LOADED, READY
-from serving.jobs.service import Jobs
 from serving.http.problems import RETRY_AFTER_SECONDS
+from serving.jobs.service import Jobs
+from serving.models.states import ERROR, NOT_LOADED, READY
 from serving.settings import STARTUP
 
 
@@ -42,7 +42,7 @@ class OpenViews:
             return "draining"
         if self._manager.refuses_songs:
             return "unhealthy"
-        state, _, attempt = self._manager.glance()
+        state, _, attempt = self._manager.snapshot()
         displaced = attempt is not None and attempt.displaced  # songs wait for the model that takes its place
         if self._loading != STARTUP or state == READY or displaced:
             return "ready"

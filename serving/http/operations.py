@@ -12,10 +12,10 @@ from typing import Any
 
 from inference.song import MIME_TYPES, TRACK_NAMES
 from serving.http import response_models as answers
-from serving.jobs.layout import ID
-from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.http.request_models import KEY, Download
+from serving.jobs.layout import ID
+from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 
 Json = dict[str, Any]
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -20,16 +20,14 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from inference.text import lyrics
-from inference.text import prompt
 from inference.errors import InvalidField, StorageError
 from inference.song import MIME_TYPES, SongRequest
-from serving.http import audio_files
-from serving.http import job_views
-from serving.jobs.job import SUCCEEDED, Job, SizedAudio
-from serving.jobs.service import Jobs
+from inference.text import lyrics, prompt
+from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
+from serving.jobs.job import SUCCEEDED, Job, SizedAudio
+from serving.jobs.service import Jobs
 
 SIGNED_SECONDS = 3_600
 PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
@@ -62,7 +60,7 @@ class Answers:
 
     def job_view(self, job: Job) -> dict[str, object]:
         """A job as it is now, without its audio."""
-        return job_views.job_view(job, self._jobs.outlooks().get(job.id))
+        return job_views.job_view(job, self._jobs.wait_estimates().get(job.id))
 
     def predictions(self, outcomes: Sequence[Outcome]) -> Response:
         """One prediction for each instance, in order. Raises Problem where not even one of them went well."""

@@ -123,7 +123,7 @@ def deadline_passed() -> Problem:
     return Problem(504, "deadline-passed", "the song's deadline passed while it waited, so it was not sung")
 
 
-def no_seat() -> Problem:
+def no_wait_slot() -> Problem:
     """As many requests wait as may."""
     return unavailable("too-many-waiters", "as many streams and requests wait as may; ask for the job's state instead")
 

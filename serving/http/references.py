@@ -18,11 +18,11 @@ from dataclasses import replace
 from inference.audio.mixing import cut_reference
 from inference.errors import InvalidField, StorageError
 from inference.song import Reference
-from serving.http.safe_fetch import Fetcher, Refused, Unreachable
-from serving.jobs.job import Job
-from serving.http.song_instances import Order
 from serving.http.problems import Problem, unavailable
 from serving.http.request_models import ReferenceFields
+from serving.http.safe_fetch import Fetcher, Refused, Unreachable
+from serving.http.song_instances import SongInstance
+from serving.jobs.job import Job
 from storage import Storage
 
 LARGEST_FILE_BYTES = 64 << 20  # a song of six minutes as WAV
@@ -59,7 +59,7 @@ class References:
         places = wanted.addresses()
         if not places:
             return self._decoded(wanted, {})
-        with _seat(self._fetching, f"{MOST_FETCHES} requests read reference audio from addresses already"):
+        with _slot(self._fetching, f"{MOST_FETCHES} requests read reference audio from addresses already"):
             with ThreadPoolExecutor(len(places)) as readers:
                 read = readers.map(lambda field: self._one(f"reference.{field}", places[field], trace), places)
                 found = dict(zip(places, read, strict=True))
@@ -67,7 +67,7 @@ class References:
 
     def _decoded(self, wanted: ReferenceFields, found: Mapping[str, bytes]) -> Reference:
         """The reference, cut to its span; `found` is what lay at its addresses."""
-        with _seat(self._waiting, "as many requests as may wait for their reference audio to be decoded"):
+        with _slot(self._waiting, "as many requests as may wait for their reference audio to be decoded"):
             decoding = self._decoders.submit(lambda: cut_reference(wanted.as_reference(found)))
             try:
                 return decoding.result(LONGEST_DECODING_SECONDS)
@@ -113,13 +113,13 @@ class References:
 class SharedReferences:
     """The references of one request's songs: one that several of them have is read once."""
 
-    def __init__(self, references: References, orders: Iterable[Order]) -> None:
+    def __init__(self, references: References, orders: Iterable[SongInstance]) -> None:
         self._references = references
         uses = Counter(order.reference for order in orders if order.reference)
         self._shared = {wanted for wanted, times in uses.items() if times > 1}
         self._read: dict[ReferenceFields, Reference | InvalidField | Problem] = {}
 
-    def completing(self, order: Order) -> Callable[[Job], None]:
+    def completing(self, order: SongInstance) -> Callable[[Job], None]:
         """What gives the order's job the audio that it lacks. It raises InvalidField and Problem."""
 
         def complete(job: Job) -> None:
@@ -143,10 +143,10 @@ class SharedReferences:
 
 
 @contextmanager
-def _seat(seats: threading.Semaphore, taken: str) -> Iterator[None]:
-    if not seats.acquire(blocking=False):
+def _slot(wait_slots: threading.Semaphore, taken: str) -> Iterator[None]:
+    if not wait_slots.acquire(blocking=False):
         raise unavailable("reference-unavailable", f"{taken}; try again later")
     try:
         yield
     finally:
-        seats.release()
+        wait_slots.release()

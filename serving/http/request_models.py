@@ -24,15 +24,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from inference.text import lyrics
-from inference.text import prompt
 from inference.audio.mixing import check_header, check_reference
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
+from inference.text import lyrics, prompt
 from inference.text.characters import check_characters
 from serving.http.problems import Problem, invalid
-from serving.settings import LONGEST_WAIT_SECONDS
 from serving.http.whole_text import broken_text
+from serving.settings import LONGEST_WAIT_SECONDS
 
 LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
 DRAW_SEED = -1  # the same as no seed, as other servers of this field have it

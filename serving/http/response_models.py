@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.catalog import ALLOWED_NAMES
 from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
-from serving.jobs.layout import ID
 from serving.http.problem_kinds import KINDS
+from serving.jobs.layout import ID
 
 Natural = Annotated[int, Field(ge=0)]
 Place = Annotated[int, Field(ge=1)]
@@ -147,7 +147,7 @@ class UnfinishedJob(_Job):
     expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
 
 
-class SungJob(_Job):
+class SucceededJob(_Job):
     """A finished song, without its audio."""
 
     status: Literal["succeeded"]
@@ -170,7 +170,7 @@ class UnsungJob(_Job):
     error: Problem
 
 
-class SungPrediction(SungJob):
+class SungPrediction(SucceededJob):
     """A finished song."""
 
     audio: str = Field(description="the first track's file, base64", pattern="^[A-Za-z0-9+/]*=*$")
@@ -180,7 +180,7 @@ class SungPrediction(SungJob):
     )
 
 
-class SungElsewhere(SungJob):
+class SungElsewhere(SucceededJob):
     """A finished song that is too large for an answer."""
 
     audio_omitted: str = Field(description="why, and how to get it")
@@ -208,7 +208,7 @@ class Refused(_Answer):
     error: Problem
 
 
-AnyJob = UnfinishedJob | SungJob | UnsungJob
+AnyJob = UnfinishedJob | SucceededJob | UnsungJob
 
 
 class JobList(_Answer):
@@ -235,7 +235,7 @@ class DownloadProgress(ByteCounts):
     repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
 
 
-class Trouble(_Answer):
+class LastError(_Answer):
     """What went wrong last with the models."""
 
     error: str = Field(description="its class")
@@ -276,7 +276,7 @@ class ModelsBegun(_Models):
 
 
 class _Troubles(_Answer):
-    last_error: Trouble | None
+    last_error: LastError | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
     gpu: bool = Field(description="whether the machine has a GPU that the settings allow")

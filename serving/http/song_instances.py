@@ -14,11 +14,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from inference import catalog
-from inference.text import lyrics
-from inference.text import lyrics_warnings
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
+from inference.text import lyrics, lyrics_warnings
 from serving.http import request_models
 from serving.http.problems import invalid
 from serving.http.request_models import DRAW_SEED, Instance, ReferenceFields
@@ -29,7 +28,7 @@ SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 
 
 @dataclass(frozen=True)
-class Order:
+class SongInstance:
     """A song instance, proved: what to sing, and how the client wants to be answered.
 
     The reference is not decoded or fetched yet, and `request` has none.
@@ -47,9 +46,9 @@ class Order:
     reference: ReferenceFields | None = None
 
 
-def read_order(
+def read_song_instance(
     instance: object, parameters: Mapping[str, object], model: Model, key: str | None = None, company: object = None
-) -> Order:
+) -> SongInstance:
     """A song instance, with the parameters where it says nothing, and `key` for its request id.
 
     `company` is what else the key stands for. Raises Problem and YueError.
@@ -70,7 +69,7 @@ def read_order(
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return Order(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), reference)
+    return SongInstance(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), reference)
 
 
 def _check_model(name: str | None, model: Model) -> None:

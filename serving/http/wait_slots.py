@@ -14,11 +14,11 @@ from typing import Any
 PEEK_SECONDS = 2.0  # between two looks at whether a client is still there
 
 
-class Seats:
-    """Some threads are never given to those who wait, so that /health has one: as many may wait as there are seats."""
+class WaitSlots:
+    """Some threads are never given to those who wait, so that /health has one: as many may wait as there are wait_slots."""
 
-    def __init__(self, seats: int) -> None:
-        self._free = threading.Semaphore(seats)
+    def __init__(self, wait_slots: int) -> None:
+        self._free = threading.Semaphore(wait_slots)
 
     def take(self) -> bool:
         """Whether a seat was free. Who has it gives it back."""
@@ -34,13 +34,13 @@ class Seats:
         return self._free._value
 
     @contextmanager
-    def seat(self) -> Iterator[bool]:
+    def slot(self) -> Iterator[bool]:
         """Whether this request may wait."""
-        seated = self.take()
+        may_wait = self.take()
         try:
-            yield seated
+            yield may_wait
         finally:
-            if seated:
+            if may_wait:
                 self.give_back()
 
 

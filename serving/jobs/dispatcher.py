@@ -17,11 +17,11 @@ from typing import Protocol
 
 from inference.errors import Cancelled, EngineError, InvalidField, StorageError
 from inference.song import Progress, SongRequest
-from serving.models.states import Engine, Loaded
 from serving.jobs import records
-from serving.jobs.queue import Backlog
 from serving.jobs.job import MOST_ATTEMPTS, QUEUED, RUNNING, Job, about, now
+from serving.jobs.queue import JobQueue
 from serving.jobs.store import JobStore
+from serving.models.states import Engine, LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +31,35 @@ AGAIN_SECONDS = 2.0  # between two tries to write that a song begins
 class Models(Protocol):
     """Where the engine comes from: a ModelManager."""
 
-    def borrowed(self) -> AbstractContextManager[Loaded]:
+    def borrowed(self) -> AbstractContextManager[LoadedModel]:
         """The models, once they are ready, for as long as a song takes."""
 
     def close(self) -> None:
         """End them; whoever waits gets an error."""
 
 
-class Singers:
-    """Takes jobs from the backlog to their end."""
+class Dispatcher:
+    """Takes jobs from the queue to their end."""
 
-    def __init__(self, models: Models, backlog: Backlog, store: JobStore) -> None:
-        self._models, self._backlog, self._store = models, backlog, store
-        self._changed = backlog.changed
+    def __init__(self, models: Models, queue: JobQueue, store: JobStore) -> None:
+        self._models, self._queue, self._store = models, queue, store
+        self._changed = queue.changed
         self._busy = 0  # dispatchers that have a song, or are about to take one
-        self._dispatchers: list[threading.Thread] = []
-        backlog.on_entry = self._start_dispatchers
+        self._threads: list[threading.Thread] = []
+        queue.on_entry = self._start_threads
 
     def join(self) -> None:
-        """Wait until all threads have ended; the backlog is closed, and the models."""
-        for dispatcher in self._dispatchers:
-            dispatcher.join()
+        """Wait until all threads have ended; the queue is closed, and the models."""
+        for thread in self._threads:
+            thread.join()
 
-    def _start_dispatchers(self) -> None:
+    def _start_threads(self) -> None:
         """A thread for each song that could be sung now, none before there is one. The lock is held."""
-        wanted = min(self._backlog.pace.together, self._busy + len(self._backlog.queue))
-        while len(self._dispatchers) < wanted and not self._backlog.draining:
-            dispatcher = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
-            self._dispatchers.append(dispatcher)
-            dispatcher.start()
+        wanted = min(self._queue.estimator.max_songs, self._busy + len(self._queue.waiting))
+        while len(self._threads) < wanted and not self._queue.draining:
+            thread = threading.Thread(target=self._dispatch, name="jobs-thread", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _dispatch(self) -> None:
         while self._begin():
@@ -69,7 +69,7 @@ class Singers:
                     if job:
                         with about(job):
                             log.info("job %s: running on %s", job.id, job.model)
-                            self._sing(job, loaded.engine)
+                            self._run(job, loaded.engine)
             except Exception as error:  # no engine for those who waited for it; later songs try again
                 self._fail_queued(error)
             finally:
@@ -82,23 +82,23 @@ class Singers:
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    self._backlog.draining or (self._backlog.may_begin() and self._busy < self._backlog.pace.together)
+                    self._queue.draining or (self._queue.may_begin() and self._busy < self._queue.estimator.max_songs)
                 )
             )
-            if self._backlog.draining:
+            if self._queue.draining:
                 return False
             self._busy += 1
             return True
 
-    def _next(self, loaded: Loaded) -> Job | None:
+    def _next(self, loaded: LoadedModel) -> Job | None:
         """Take the next job out of the queue, unless all were cancelled while the models were loaded."""
-        self._backlog.expire()
+        self._queue.expire()
         with self._changed:
-            self._backlog.pace.together = loaded.max_songs
-            self._start_dispatchers()
-            if not self._backlog.queue:
+            self._queue.estimator.max_songs = loaded.max_songs
+            self._start_threads()
+            if not self._queue.waiting:
                 return None
-            job = self._backlog.queue.popleft()
+            job = self._queue.waiting.popleft()
             fits = job.wanted_model in (None, loaded.model.name)  # it may have been replaced while the job waited
             if fits:
                 job.model = loaded.model.name
@@ -107,48 +107,46 @@ class Singers:
                 job.state, job.engine = RUNNING, loaded.engine
             self._changed.notify_all()
         if not fits:
-            self._backlog.finish(job, records.failed(another_model(job.wanted_model, loaded.model.name)))
+            self._queue.finish(job, records.failed(another_model(job.wanted_model, loaded.model.name)))
             return None
         return job
 
-    def _sing(self, job: Job, engine: Engine) -> None:
+    def _run(self, job: Job, engine: Engine) -> None:
         """Have one song sung, to whatever end."""
         try:
-            future = engine.sing(job.id, self._started(job), self._observer(job))
-            if job.cancel_requested or not self._backlog.has(job):  # it came before the engine knew the song
+            future = engine.generate(job.id, self._started(job), self._observer(job))
+            if job.cancel_requested or not self._queue.has(job):  # it came before the engine knew the song
                 engine.cancel(job.id)
             song = future.result()
         except Cancelled as error:
-            self._backlog.finish(job, records.cancelled(error))
+            self._queue.finish(job, records.cancelled(error))
         except Exception as error:  # of any kind: the job must end, and the next one must get its turn
             log.error("job %s", job.id, exc_info=error)
             if not engine.alive and job.cancel_requested:
-                self._backlog.finish(
-                    job, records.cancelled(Cancelled("the song was cancelled, and its engine ended"))
-                )
-            elif (engine.alive and not self._backlog.closed) or not self._queued_again(job):
-                self._backlog.finish(job, records.failed(error))
+                self._queue.finish(job, records.cancelled(Cancelled("the song was cancelled, and its engine ended")))
+            elif (engine.alive and not self._queue.closed) or not self._queued_again(job):
+                self._queue.finish(job, records.failed(error))
         else:
             with self._changed:
-                self._backlog.pace.note(time.monotonic() - (job.began or 0.0))
-            self._backlog.finish(job, records.succeeded(song))
+                self._queue.estimator.note(time.monotonic() - (job.began or 0.0))
+            self._queue.finish(job, records.succeeded(song))
 
     def _started(self, job: Job) -> SongRequest:
         """What is to be sung, once it is written that the song begins: what is not written cannot be counted.
 
         Raises Cancelled, and Problem where the reference audio is lost.
         """
-        while not job.cancel_requested and self._backlog.has(job):
+        while not job.cancel_requested and self._queue.has(job):
             try:
                 if self._store.start(job):
                     return self._completed(job)
-                self._backlog.let_go(job)
+                self._queue.let_go(job)
             except StorageError as error:
                 log.warning("job %s: waits to be begun: %s", job.id, error)
-            self._backlog.wait_until(
-                lambda: self._backlog.closed or job.cancel_requested or not self._backlog.has(job), AGAIN_SECONDS
+            self._queue.wait_until(
+                lambda: self._queue.closed or job.cancel_requested or not self._queue.has(job), AGAIN_SECONDS
             )
-            if self._backlog.closed and self._backlog.has(job):
+            if self._queue.closed and self._queue.has(job):
                 raise EngineError("the server stopped before the song began")
         raise Cancelled("the song was cancelled before it began")
 
@@ -161,10 +159,10 @@ class Singers:
     def _queued_again(self, job: Job) -> bool:
         """Whether the job, whose engine ended under it, gets its second and last chance, here or elsewhere."""
         with self._changed:
-            if not self._backlog.has(job) or (not self._backlog.draining and job.attempts >= MOST_ATTEMPTS):
+            if not self._queue.has(job) or (not self._queue.draining and job.attempts >= MOST_ATTEMPTS):
                 return False
             job.state, job.engine, job.progress = QUEUED, None, None
-            self._backlog.enter(job, ahead=True)
+            self._queue.enter(job, ahead=True)
         log.warning("job %s: queued again", job.id)
         return True
 
@@ -180,10 +178,10 @@ class Singers:
         """All that waited for the models hear why they did not come."""
         end = records.cancelled if isinstance(error, Cancelled) else records.failed
         with self._changed:
-            waiting = list(self._backlog.queue)
-            self._backlog.queue.clear()
+            waiting = list(self._queue.waiting)
+            self._queue.waiting.clear()
         for job in waiting:
-            self._backlog.finish(job, end(error))
+            self._queue.finish(job, end(error))
         log.error("no models for the songs that waited, %d of them: %s", len(waiting), error)
 
 

@@ -50,20 +50,20 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LiveState:
     """All that is going on: who lives, which jobs are open, and which of them somebody wants cancelled."""
 
     replicas: Mapping[str, str]  # replica -> the version of its sign of life
     opened: tuple[tuple[str, str], ...]  # replica, job id
-    wishes: frozenset[str]
+    cancel_requests: frozenset[str]
     moment: datetime | None = None  # of the newest sign of life, by the storage's clock
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Surroundings:
+    def of(cls, entries: Iterable[Entry]) -> LiveState:
         """What the files under `live` say; those that are none of ours say nothing."""
         replicas: dict[str, str] = {}
         opened: list[tuple[str, str]] = []
-        wishes: set[str] = set()
+        cancel_requests: set[str] = set()
         moments: list[datetime] = []
         for entry in entries:
             match entry.path.split("/")[1:]:
@@ -73,8 +73,8 @@ class Surroundings:
                 case ["open", replica, job_id] if ID.fullmatch(job_id) and _is_owner(replica):
                     opened.append((replica, job_id))
                 case ["cancel", job_id] if ID.fullmatch(job_id):
-                    wishes.add(job_id)
-        return cls(replicas, tuple(opened), frozenset(wishes), max(moments, default=None))
+                    cancel_requests.add(job_id)
+        return cls(replicas, tuple(opened), frozenset(cancel_requests), max(moments, default=None))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.jobs.queue import Backlog
+from serving.http.problems import not_found
 from serving.jobs.job import FINISHED, QUEUED, RUNNING, Job
 from serving.jobs.layout import ID, Ended, inverted
+from serving.jobs.queue import JobQueue
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
-from serving.http.problems import not_found
 
 STATES = (QUEUED, RUNNING, *FINISHED)
 LISTED_JOBS, MOST_LISTED_JOBS = 100, 1_000
@@ -47,13 +47,13 @@ class Page:
 class JobList:
     """All the jobs on a storage. Any method may be called from any thread, and raises StorageError."""
 
-    def __init__(self, store: JobStore, backlog: Backlog) -> None:
-        self._store, self._backlog = store, backlog
+    def __init__(self, store: JobStore, queue: JobQueue) -> None:
+        self._store, self._queue = store, queue
         self._remembered: dict[str, Job] = {}  # finished ones that were listed last
 
     def page(self, query: JobQuery) -> Page:
         """That page. Raises Problem where `before` is no job that is here."""
-        live = {job.id: job for job in self._backlog.living()}
+        live = {job.id: job for job in self._queue.living()}
         everything = query.before or not query.states.issuperset(FINISHED)
         ended = self._store.ended(None if everything else query.limit + 1)
         places = self._open_places({each.job_id for each in ended}, live)
@@ -66,7 +66,7 @@ class JobList:
 
     def _open_places(self, ended: set[str], live: dict[str, Job]) -> list[Entry]:
         """Each job that is not finished with its place; they have to be read for it, and are never many."""
-        opened = {job_id for _, job_id in self._store.surroundings().opened}
+        opened = {job_id for _, job_id in self._store.live_state().opened}
         job_ids = sorted((opened | live.keys()) - ended)
         with ThreadPoolExecutor(READERS) as readers:
             jobs = [job for job in readers.map(lambda job_id: self._look(job_id, live.get(job_id)), job_ids) if job]

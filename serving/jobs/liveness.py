@@ -14,7 +14,7 @@ LOST_SECONDS = 60.0  # without a sign of life, by the clock of who watches
 Json = dict[str, Any]
 
 
-class Watch:
+class ReplicaWatch:
     """Remembers when each replica's sign of life changed last, as seen from here."""
 
     def __init__(self, read_process: Callable[[str], Json], clock: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Keeps a replica's jobs true in their store: signs of life, wishes of others, lost jobs, and forgetting.
+"""Keeps a replica's jobs true in their store: signs of life, cancel_requests of others, lost jobs, and forgetting.
 
 It knows nothing of engines or queues, and holds no lock while it reads or writes: `serving/jobs/queue.py` has those.
 """
@@ -18,12 +18,12 @@ from typing import Protocol
 from inference.errors import LASTING, Cancelled, StorageError
 from serving.jobs import records
 from serving.jobs.job import MOST_ATTEMPTS, Job, now
-from serving.jobs.layout import NOBODY, Surroundings
+from serving.jobs.layout import NOBODY, LiveState
+from serving.jobs.liveness import LOST_SECONDS, ReplicaWatch
 from serving.jobs.records import End
+from serving.jobs.run_all import run_all
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
-from serving.jobs.liveness import LOST_SECONDS, Watch
-from serving.jobs.run_all import all_tried
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ SWEPT_TOGETHER = 50  # jobs that are forgotten in one go, so that a round never 
 
 
 @dataclass(frozen=True)
-class Keep:
+class Retention:
     """How long, and how many bytes of, finished songs are kept; the newest always is."""
 
     hours: float = 168
@@ -41,7 +41,7 @@ class Keep:
 
 
 class Owner(Protocol):
-    """Who has the jobs in memory: a Backlog."""
+    """Who has the jobs in memory: a JobQueue."""
 
     def knows(self, job_id: str) -> bool:
         """Whether the job is here, or on its way in."""
@@ -64,7 +64,7 @@ class Owner(Protocol):
     def note_refusal(self, error: StorageError | None) -> None:
         """That the storage refuses this server until somebody acts, or does so no more."""
 
-    def hear(self, wishes: Collection[str]) -> None:
+    def hear(self, cancel_requests: Collection[str]) -> None:
         """Cancel those of them that are here."""
 
     def expire(self) -> None:
@@ -74,13 +74,15 @@ class Owner(Protocol):
         """Try again to write what could not be written."""
 
 
-class Keeper:
-    """One replica's two threads beside its songs. `look_after` is one round, for who has a clock of their own."""
+class Maintenance:
+    """One replica's two threads beside its songs. `run_round` is one round, for who has a clock of their own."""
 
-    def __init__(self, store: JobStore, owner: Owner, keep: Keep, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._owner, self._keep, self._clock = store, owner, keep, clock
-        self._watch = Watch(store.process, clock)
-        self._odd: dict[str, float] = {}  # what is only half there, and since when it is seen so
+    def __init__(
+        self, store: JobStore, owner: Owner, retention: Retention, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._owner, self._retention, self._clock = store, owner, retention, clock
+        self._watch = ReplicaWatch(store.process, clock)
+        self._orphans_since: dict[str, float] = {}  # what is only half there, and since when it is seen so
         self._left: set[str] = set()  # jobs that are left as they are, and were reported
         self._refusals: dict[str, StorageError] = {}  # what the storage refuses by now, and why
         self._noted: dict[str, object] = {}  # job id -> what was written of its progress
@@ -91,7 +93,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin to give signs of life, and to look after things."""
-        for name, task in (("jobs-heartbeat", self._beat), ("jobs-keeper", self._keep_on)):
+        for name, task in (("jobs-heartbeat", self._beat), ("jobs-maintenance", self._maintain)):
             self._threads.append(threading.Thread(target=task, name=name, daemon=True))
             self._threads[-1].start()
 
@@ -106,14 +108,14 @@ class Keeper:
         for thread in self._threads:
             thread.join()
         _tried(self._owner.save, "some jobs could not be given to other servers, who find them later")
-        _tried(lambda: self._store.bury(self._store.replica), "this server could not take its leave")
+        _tried(lambda: self._store.remove_replica(self._store.replica), "this server could not take its leave")
 
-    def look_after(self) -> None:
+    def run_round(self) -> None:
         """One round. A step that fails keeps none of the others from being done: on a full disk they make room.
 
         Raises the first error after the last step; the next round begins anew.
         """
-        all_tried([self._owner.expire, self._owner.save, self._note_progress, self._look_around])
+        run_all([self._owner.expire, self._owner.save, self._note_progress, self._inspect_live])
 
     def beat(self) -> None:
         """Give a sign of life. Raises StorageError."""
@@ -133,55 +135,55 @@ class Keeper:
         finally:
             self._owner.note_refusal(next(iter(list(self._refusals.values())), None))
 
-    def _look_around(self) -> None:
+    def _inspect_live(self) -> None:
         with self._noting_refusals("a listing"):
-            around = self._store.surroundings()
-        self._watch.note(around.replicas)
-        steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_odds, self._sweep_in_turn)
-        all_tried(partial(step, around) for step in steps)
+            state = self._store.live_state()
+        self._watch.note(state.replicas)
+        steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
+        run_all(partial(step, state) for step in steps)
 
     def _beat(self) -> None:
         while not self._ends.is_set():
             _tried(self.beat, "a sign of life could not be given")
             self._ends.wait(BEAT_SECONDS)
 
-    def _keep_on(self) -> None:
+    def _maintain(self) -> None:
         while not self._ends.is_set():
             self._wake.clear()
-            _tried(self.look_after, "the jobs could not be looked after")
+            _tried(self.run_round, "the jobs could not be looked after")
             self._wake.wait(BEAT_SECONDS)
 
     def _note_progress(self) -> None:
         jobs = [job for job in self._owner.living() if job.engine and job.progress]
         self._noted = {job.id: self._noted.get(job.id) for job in jobs}
-        all_tried(partial(self._note, job) for job in jobs if self._noted[job.id] != job.progress)
+        run_all(partial(self._note, job) for job in jobs if self._noted[job.id] != job.progress)
 
     def _note(self, job: Job) -> None:
         progress = job.progress
         self._store.note(job)
         self._noted[job.id] = progress
 
-    def _hear(self, around: Surroundings) -> None:
-        self._owner.hear(around.wishes)
+    def _hear(self, state: LiveState) -> None:
+        self._owner.hear(state.cancel_requests)
 
-    def _let_go_of_taken(self, around: Surroundings) -> None:
+    def _let_go_of_taken(self, state: LiveState) -> None:
         """A server that stood still for minutes finds its songs with others."""
-        mine = {job_id for replica, job_id in around.opened if replica == self._store.replica}
+        mine = {job_id for replica, job_id in state.opened if replica == self._store.replica}
         doubtful = [job for job in self._owner.living() if job.id not in mine and not job.finished]
-        all_tried(partial(self._let_go_if_taken, job) for job in doubtful)
+        run_all(partial(self._let_go_if_taken, job) for job in doubtful)
 
     def _let_go_if_taken(self, job: Job) -> None:
         if not self._store.still_owned(job):  # else it is just new
             self._owner.let_go(job)
 
-    def _recover(self, around: Surroundings) -> None:
+    def _recover(self, state: LiveState) -> None:
         found: list[Job] = []
         try:
-            all_tried(partial(self._recover_one, job_id, around, found) for job_id in self._unattended(around))
+            run_all(partial(self._recover_one, job_id, state, found) for job_id in self._unattended(state))
         finally:
             self._owner.adopt(found)
 
-    def _recover_one(self, job_id: str, around: Surroundings, found: list[Job]) -> None:
+    def _recover_one(self, job_id: str, state: LiveState, found: list[Job]) -> None:
         if len(found) >= self._owner.room():
             return
         try:
@@ -194,86 +196,86 @@ class Keeper:
                 self._left.add(job_id)
             return
         if job:
-            end = self._end_of(job, around)
+            end = self._end_of(job, state)
             if end:
                 self._owner.finish_recovered(job, end)
             else:
                 found.append(job)
 
-    def _unattended(self, around: Surroundings) -> Iterable[str]:
+    def _unattended(self, state: LiveState) -> Iterable[str]:
         """The jobs that nobody seems to look after."""
-        for job_id in sorted({job_id for _, job_id in around.opened}):
-            replicas = [replica for replica, opened in around.opened if opened == job_id]
+        for job_id in sorted({job_id for _, job_id in state.opened}):
+            replicas = [replica for replica, opened in state.opened if opened == job_id]
             if not self._owner.knows(job_id) and any(self._is_gone(replica) for replica in replicas):
                 yield job_id
 
     def _is_gone(self, replica: str) -> bool:
         return replica in (NOBODY, self._store.replica) or self._watch.is_lost(replica)
 
-    def _end_of(self, job: Job, around: Surroundings) -> End | None:
+    def _end_of(self, job: Job, state: LiveState) -> End | None:
         """The end of a job that is ours now; None where it is to be sung."""
-        if job.id in around.wishes:
+        if job.id in state.cancel_requests:
             job.cancel_requested = True
             return records.cancelled(Cancelled("the song was cancelled, and its server ended"))
         if job.error:
             return records.failed(job.error)
         return records.interrupted() if job.attempts >= MOST_ATTEMPTS else None
 
-    def _clear_odds(self, around: Surroundings) -> None:
-        """Jobs that were never written to the end, wishes that came too late, replicas that left nothing behind."""
-        opened = {job_id for _, job_id in around.opened}
-        half = {job_id for job_id in self._unattended(around) if self._is_half_written(job_id)}
-        late = around.wishes - opened
-        since = {name: self._odd.get(name, self._clock()) for name in half | late}
+    def _clear_orphans(self, state: LiveState) -> None:
+        """Jobs that were never written to the end, cancel_requests that came too late, replicas that left nothing behind."""
+        opened = {job_id for _, job_id in state.opened}
+        half = {job_id for job_id in self._unattended(state) if self._is_half_written(job_id)}
+        late = state.cancel_requests - opened
+        since = {name: self._orphans_since.get(name, self._clock()) for name in half | late}
         due = {name for name, moment in since.items() if self._clock() - moment >= LOST_SECONDS}
-        self._odd = {name: moment for name, moment in since.items() if name not in due}
-        busy = {replica for replica, _ in around.opened}
-        idle = around.replicas.keys() - busy - {self._store.replica}
-        all_tried(
+        self._orphans_since = {name: moment for name, moment in since.items() if name not in due}
+        busy = {replica for replica, _ in state.opened}
+        idle = state.replicas.keys() - busy - {self._store.replica}
+        run_all(
             [
                 *(partial(self._store.abandon, name) for name in half & due),
-                *(partial(self._store.drop_wish, name) for name in late & due),
-                *(partial(self._bury_if_lost, replica) for replica in idle),
+                *(partial(self._store.drop_cancel_request, name) for name in late & due),
+                *(partial(self._remove_if_lost, replica) for replica in idle),
             ]
         )
 
     def _is_half_written(self, job_id: str) -> bool:
         return job_id not in self._left and not self._store.folder(job_id).ordered
 
-    def _bury_if_lost(self, replica: str) -> None:
+    def _remove_if_lost(self, replica: str) -> None:
         if self._watch.is_lost(replica):
-            self._store.bury(replica)
+            self._store.remove_replica(replica)
 
-    def _sweep_in_turn(self, around: Surroundings) -> None:
-        if self._is_sweeper(around):
-            self._sweep(self._moment(around))
+    def _sweep_in_turn(self, state: LiveState) -> None:
+        if self._is_sweeper(state):
+            self._sweep(self._moment(state))
 
-    def _is_sweeper(self, around: Surroundings) -> bool:
+    def _is_sweeper(self, state: LiveState) -> bool:
         """Of all replicas one sweeps, from time to time."""
         if self._swept_at is not None and self._clock() - self._swept_at < SWEEP_SECONDS:
             return False
         return self._store.replica == min(
-            (replica for replica in around.replicas if not self._watch.is_lost(replica)), default=None
+            (replica for replica in state.replicas if not self._watch.is_lost(replica)), default=None
         )
 
-    def _moment(self, around: Surroundings) -> datetime:
+    def _moment(self, state: LiveState) -> datetime:
         """The earliest that it can be: no clock that is ahead, or jumps there meanwhile, makes songs older."""
         counted = self._began + timedelta(seconds=self._clock() - self._began_at)
-        return min(now(), counted, around.moment or counted)
+        return min(now(), counted, state.moment or counted)
 
     def _sweep(self, moment: datetime) -> None:
         """Forget the oldest finished jobs, by age and by their bytes, and what was never written to its end."""
-        oldest = moment - timedelta(hours=self._keep.hours)
+        oldest = moment - timedelta(hours=self._retention.hours)
         size_bytes, old = 0, []
         for count, ended in enumerate(self._store.ended()):
             size_bytes += ended.size_bytes
-            if count and ((ended.listed_at or ended.finished_at) < oldest or size_bytes > self._keep.limit_bytes):
+            if count and ((ended.listed_at or ended.finished_at) < oldest or size_bytes > self._retention.limit_bytes):
                 old.append(ended)
         all_swept = len(old) <= SWEPT_TOGETHER
         if all_swept:
             self._swept_at = self._clock()
         forget = [partial(self._store.forget, ended) for ended in old[::-1][:SWEPT_TOGETHER]]
-        all_tried([*forget, self._store.tidy] if all_swept else forget)
+        run_all([*forget, self._store.tidy] if all_swept else forget)
 
 
 def _tried(task: Callable[[], None], complaint: str) -> None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from inference.errors import Cancelled, StorageError
+from serving.http.problems import deadline_passed, deadline_unreachable, queue_full, stopping
 from serving.jobs import records
 from serving.jobs.job import RUNNING, Job, about
 from serving.jobs.records import End
+from serving.jobs.run_all import run_all
 from serving.jobs.store import JobStore
-from serving.jobs.wait_estimates import Outlook, Pace
-from serving.http.problems import deadline_passed, deadline_unreachable, queue_full, stopping
-from serving.jobs.run_all import all_tried
+from serving.jobs.wait_estimates import WaitEstimate, WaitEstimator
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Counts:
     unsaved: int
 
 
-class Backlog:
+class JobQueue:
     """All that is in memory of jobs. Any method may be called from any thread.
 
     `changed` guards every attribute, and is notified with every change.
@@ -44,9 +44,9 @@ class Backlog:
         self._store, self._max_queue = store, max_queue
         self.changed = threading.Condition()
         self.live: dict[str, Job] = {}  # in the order they came
-        self.queue: deque[Job] = deque()
+        self.waiting: deque[Job] = deque()
         self.draining = self.closed = False
-        self.pace = Pace()
+        self.estimator = WaitEstimator()
         self.on_entry: Callable[[], None] = lambda: None  # called with every job that comes in; the lock is held
         self.on_end: Callable[[Job], None] = lambda job: None  # called with every job whose end is written here
         self._coming: set[str] = set()  # jobs that are being written
@@ -89,9 +89,9 @@ class Backlog:
         """Raises Problem where the job may not come in. The lock is held."""
         if self.draining:
             raise stopping()
-        waiting = len(self.queue) + len(self._coming)
-        begins = self.pace.beginnings(self._sung_seconds(), waiting + 1)
-        expected = begins[-1] + (self.pace.song_seconds or 0.0) if begins else None
+        waiting = len(self.waiting) + len(self._coming)
+        begins = self.estimator.start_times(self._sung_seconds(), waiting + 1)
+        expected = begins[-1] + (self.estimator.song_seconds or 0.0) if begins else None
         if waiting >= self._max_queue:
             raise queue_full(self._max_queue, waiting + 1, begins[0] if begins else None, expected)
         left = records.seconds_left(job)
@@ -104,9 +104,9 @@ class Backlog:
         if self.draining:
             self._handed.append(job)
         elif ahead:
-            self.queue.appendleft(job)
+            self.waiting.appendleft(job)
         else:
-            self.queue.append(job)
+            self.waiting.append(job)
         self.on_entry()
         self.changed.notify_all()
 
@@ -122,12 +122,12 @@ class Backlog:
         """How many are here."""
         with self.changed:
             running = sum(job.state == RUNNING for job in self.live.values())
-            return Counts(len(self.queue) + len(self._coming), running, len(self._unsaved))
+            return Counts(len(self.waiting) + len(self._coming), running, len(self._unsaved))
 
     def room(self) -> int:
         """How many more may come."""
         with self.changed:
-            return 0 if self.draining else self._max_queue - len(self.queue) - len(self._coming)
+            return 0 if self.draining else self._max_queue - len(self.waiting) - len(self._coming)
 
     def knows(self, job_id: str) -> bool:
         """Whether the job is here, or on its way in."""
@@ -146,14 +146,14 @@ class Backlog:
 
     # Going on
 
-    def outlooks(self) -> dict[str, Outlook]:
+    def wait_estimates(self) -> dict[str, WaitEstimate]:
         """What each job that waits can expect, by job id."""
         with self.changed:
-            taken = self.pace.song_seconds
-            begins = self.pace.beginnings(self._sung_seconds(), len(self.queue))
-            ends: Sequence[float | None] = [begin + (taken or 0.0) for begin in begins] or [None] * len(self.queue)
-            waiting = enumerate(zip(self.queue, ends, strict=True), start=1)
-            return {job.id: Outlook(position, end) for position, (job, end) in waiting}
+            taken = self.estimator.song_seconds
+            begins = self.estimator.start_times(self._sung_seconds(), len(self.waiting))
+            ends: Sequence[float | None] = [begin + (taken or 0.0) for begin in begins] or [None] * len(self.waiting)
+            waiting = enumerate(zip(self.waiting, ends, strict=True), start=1)
+            return {job.id: WaitEstimate(position, end) for position, (job, end) in waiting}
 
     def _sung_seconds(self) -> list[float]:
         """How long each song has been sung. The lock is held."""
@@ -164,9 +164,9 @@ class Backlog:
         """End what waits and was to be begun by now."""
         now = time.monotonic()
         with self.changed:
-            late = [job for job in self.queue if job.deadline is not None and job.deadline <= now]
+            late = [job for job in self.waiting if job.deadline is not None and job.deadline <= now]
             for job in late:
-                self.queue.remove(job)
+                self.waiting.remove(job)
         for job in late:
             self.finish(job, records.failed(deadline_passed()))
 
@@ -191,22 +191,22 @@ class Backlog:
 
     def may_begin(self) -> bool:
         """Whether a song waits, and none is here that could not be written: memory would fill with them."""
-        return bool(self.queue) and not self._unsaved
+        return bool(self.waiting) and not self._unsaved
 
-    def hear(self, wishes: Collection[str]) -> None:
+    def hear(self, cancel_requests: Collection[str]) -> None:
         """Cancel those of them that are here."""
         for job in self.living():
-            if job.id in wishes and not job.cancel_requested:
+            if job.id in cancel_requests and not job.cancel_requested:
                 self.cancel(job)
 
     def cancel(self, job: Job) -> bool:
         """Cancel a job of this server's; whether that is its end. In the engine a song ends a little later."""
         with self.changed:
-            queued = job in self.queue
+            queued = job in self.waiting
             if self.has(job) and not job.finished:
                 job.cancel_requested = True
             if queued:
-                self.queue.remove(job)
+                self.waiting.remove(job)
             engine = job.engine
             self.changed.notify_all()
         if queued:
@@ -219,8 +219,8 @@ class Backlog:
         """Take no more songs and begin none; those that are queued are given to other servers with the next `save`."""
         with self.changed:
             self.draining = True
-            self._handed += self.queue
-            self.queue.clear()
+            self._handed += self.waiting
+            self.waiting.clear()
             self.changed.notify_all()
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class Backlog:
                 log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
             with self.changed:
                 self._unsaved[job.id] = end
-                end.befall(job)
+                end.apply_to(job)
                 self.changed.notify_all()
 
     def finish_recovered(self, job: Job, end: End) -> None:
@@ -258,7 +258,7 @@ class Backlog:
         """Write the end. Where another server has written one before, that is the end."""
         with about(job):
             if self._store.end(job, end):
-                end.befall(job)
+                end.apply_to(job)
                 self.on_end(job)
             else:
                 log.warning("job %s: another server has ended it", job.id)
@@ -274,7 +274,7 @@ class Backlog:
             if found:
                 job.become(found)
             elif not job.finished:
-                records.failed(records.lost()).befall(job)
+                records.failed(records.lost()).apply_to(job)
             self.changed.notify_all()
         return found is not None
 
@@ -294,7 +294,7 @@ class Backlog:
             unsaved = [(self.live[job_id], end) for job_id, end in self._unsaved.items()]
             told = [job for job in self.live.values() if self.draining and job.engine and job.id not in self._told]
             handed = list(self._handed)
-        all_tried(
+        run_all(
             [
                 *(partial(self._write, job, end) for job, end in unsaved),
                 *(partial(self._tell, job) for job in told),
@@ -334,12 +334,12 @@ class Backlog:
         self.live.pop(job.id, None)
         self._unsaved.pop(job.id, None)
         self._told.discard(job.id)
-        if job in self.queue:
-            self.queue.remove(job)
+        if job in self.waiting:
+            self.waiting.remove(job)
         self.changed.notify_all()
 
     def _undo(self, job: Job) -> None:
-        """Leave nothing of what was refused. With a request id it may have been accepted: the keeper finds out."""
+        """Leave nothing of what was refused. With a request id it may have been accepted: the maintenance finds out."""
         if job.request_id:
             return
         try:

@@ -16,6 +16,8 @@ from datetime import datetime
 from inference.errors import InvalidField, YueError
 from inference.song import Progress, SectionSpan, Song, SongRequest
 from serving.http import request_models
+from serving.http.problems import Problem, invalid, problem_of, recorded
+from serving.http.request_models import Instance
 from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
 from serving.jobs.schema import (
     REFERENCE_PARTS,
@@ -29,8 +31,6 @@ from serving.jobs.schema import (
     StoredSteps,
     well_formed,
 )
-from serving.http.problems import Problem, invalid, problem_of, recorded
-from serving.http.request_models import Instance
 
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
 PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
@@ -48,7 +48,7 @@ class End:
     error: Exception | None = None
     finished_at: datetime = field(default_factory=now)
 
-    def befall(self, job: Job) -> None:
+    def apply_to(self, job: Job) -> None:
         """Make it so."""
         job.song, job.error, job.finished_at, job.engine = self.song, self.error, self.finished_at, None
         job.request = without_audio(job.request)
@@ -175,7 +175,7 @@ def read_reference(record: Json) -> StoredReference | None:
     return StoredReference.model_validate(reference) if reference else None
 
 
-def illegible(job_id: str, reason: Exception) -> Job:
+def unreadable_job(job_id: str, reason: Exception) -> Job:
     """A job of which nobody can read what was asked for."""
     return Job(NOTHING, "", id=job_id, error=unreadable(str(reason)))
 
@@ -227,7 +227,7 @@ def read_end(record: Json) -> StoredEnd:
     return StoredEnd.model_validate(record)
 
 
-def befall(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
+def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
     """Tell the job its end."""
     job.attempts, job.started_at, job.finished_at = end.attempts, end.started_at, end.finished_at
     job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 
 from inference.errors import StorageError
-from serving.jobs.schema import Malformed, StoredKey, well_formed
 from serving.jobs.record_files import RecordFiles
+from serving.jobs.schema import Malformed, StoredKey, well_formed
 
 MOST_TRIES = 10
 

@@ -13,7 +13,7 @@ from inference.errors import StorageError
 log = logging.getLogger(__name__)
 
 
-def all_tried(tasks: Iterable[Callable[[], object]]) -> None:
+def run_all(tasks: Iterable[Callable[[], object]]) -> None:
     """Do every task. Raises the first one's error that had any, after the last; those of the others are logged."""
     errors = [error for task in tasks if (error := _error_of(task))]
     for error in errors[1:]:

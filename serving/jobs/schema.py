@@ -17,8 +17,8 @@ from pydantic_core import from_json
 from inference.audio.mixing import check_reference
 from inference.errors import InvalidField, StorageError
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
-from serving.jobs.layout import ID
 from serving.http.request_models import LARGEST_SEED, REQUEST_ID
+from serving.jobs.layout import ID
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from inference.errors import LASTING, StorageError
+from serving.http.problems import being_accepted, conflict, not_found
 from serving.jobs import records
-from serving.jobs.queue import Backlog
+from serving.jobs.dispatcher import Dispatcher, Models
 from serving.jobs.job import QUEUED, RUNNING, Job, about
 from serving.jobs.listing import JobList, JobQuery, Page
+from serving.jobs.maintenance import Maintenance, Retention
+from serving.jobs.queue import JobQueue
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
-from serving.jobs.maintenance import Keep, Keeper
-from serving.jobs.wait_estimates import Outlook
-from serving.http.problems import being_accepted, conflict, not_found
-from serving.jobs.dispatcher import Models, Singers
+from serving.jobs.wait_estimates import WaitEstimate
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
 class Jobs:
     """All the jobs. Every method may be called from any thread; what uses the store raises StorageError.
 
-    Nothing is looked after before `start`; without it the keeper's rounds are the caller's business.
+    Nothing is looked after before `start`; without it the maintenance's rounds are the caller's business.
     """
 
     def __init__(
@@ -43,25 +43,25 @@ class Jobs:
         models: Models,
         store: JobStore,
         max_queue: int,
-        keep: Keep | None = None,
+        retention: Retention | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models, self._store = models, store
-        self._backlog = Backlog(store, max_queue)
-        self._singers = Singers(models, self._backlog, store)
-        self._list = JobList(store, self._backlog)
-        self.keeper = Keeper(store, self._backlog, keep or Keep(), clock)
+        self._queue = JobQueue(store, max_queue)
+        self._dispatcher = Dispatcher(models, self._queue, store)
+        self._list = JobList(store, self._queue)
+        self.maintenance = Maintenance(store, self._queue, retention or Retention(), clock)
         self._asking = threading.Condition()
         self._asked: set[str] = set()  # request ids of jobs that are being submitted
 
     def start(self) -> None:
         """Look after the jobs that were left by servers that ended, also by this one's earlier lives."""
-        self.keeper.start()
+        self.maintenance.start()
 
     @property
-    def backlog(self) -> Backlog:
+    def queue(self) -> JobQueue:
         """The jobs in memory, for those who measure."""
-        return self._backlog
+        return self._queue
 
     def submit(self, job: Job, complete: Callable[[Job], None] = lambda job: None) -> Job:
         """Queue a job; one with the same request id that is known anywhere already is returned instead.
@@ -72,10 +72,10 @@ class Jobs:
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
-                self._backlog.check_room(job)
+                self._queue.check_room(job)
                 complete(job)
                 job.told_reference = records.told_reference(job)
-                if self._backlog.take_in(job):
+                if self._queue.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):
                         log.info("job %s: queued", job.id, extra=words)  # which are withheld, unless a setting says so
@@ -84,7 +84,7 @@ class Jobs:
 
     def get(self, job_id: str) -> Job:
         """That job. Raises Problem where there is none."""
-        job = self._backlog.find(job_id) or self._store.read(job_id)
+        job = self._queue.find(job_id) or self._store.read(job_id)
         if job is None:
             raise not_found(f"no job {job_id!r} is here; finished ones are forgotten in time", job_id=job_id)
         return job
@@ -97,41 +97,41 @@ class Jobs:
         """The first page."""
         return self.page(JobQuery()).jobs
 
-    def outlooks(self) -> Mapping[str, Outlook]:
+    def wait_estimates(self) -> Mapping[str, WaitEstimate]:
         """What the jobs that wait here can expect, by job id."""
-        return self._backlog.outlooks()
+        return self._queue.wait_estimates()
 
     @property
     def draining(self) -> bool:
         """Whether no song is begun any more."""
-        return self._backlog.draining
+        return self._queue.draining
 
     @property
     def busy(self) -> bool:
         """Whether a song is sung here."""
-        return any(job.state == RUNNING for job in self._backlog.living())
+        return any(job.state == RUNNING for job in self._queue.living())
 
     def is_left(self, job: Job) -> bool:
         """Whether this server, which is stopping, will not bring the job any further."""
-        backlog = self._backlog
-        return backlog.draining and not job.finished and not (backlog.has(job) and job.state == RUNNING)
+        queue = self._queue
+        return queue.draining and not job.finished and not (queue.has(job) and job.state == RUNNING)
 
     def wait_for_change(self, job: Job, seconds: float) -> None:
         """Wait until there is something new of the job, so long at most, or until it is left.
 
         Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
         """
-        before, backlog = _shown(job), self._backlog
-        if backlog.has(job):
+        before, queue = _shown(job), self._queue
+        if queue.has(job):
 
             def is_over() -> bool:
-                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
+                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
 
             self.wait_until(is_over, self._until_late(job, seconds))
             self._check(job)
-            backlog.expire()
+            queue.expire()
         else:
-            self.wait_until(lambda: backlog.draining, min(LOOK_SECONDS, seconds))
+            self.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds))
             self._look_again(job)
 
     def wait(self, job: Job, seconds: float) -> bool:
@@ -145,19 +145,19 @@ class Jobs:
             self._look_again(job)
             if job.finished or time.monotonic() >= end:
                 break
-            self.wait_until(lambda: self._backlog.draining, min(LOOK_SECONDS, end - time.monotonic()))
+            self.wait_until(lambda: self._queue.draining, min(LOOK_SECONDS, end - time.monotonic()))
         return job.finished
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until a change makes `condition` true, so long at most; whether it is."""
-        return self._backlog.wait_until(condition, seconds)
+        return self._queue.wait_until(condition, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once while it is queued here, soon while it is sung. A finished one stays as it is."""
         job = self.get(job_id)
-        if not job.finished and not self._backlog.cancel(job):
+        if not job.finished and not self._queue.cancel(job):
             job.cancel_requested = True
-            self._store.wish_cancelled(job_id)  # it outlives this server, and reaches another
+            self._store.request_cancel(job_id)  # it outlives this server, and reaches another
         return job
 
     def delete(self, job_id: str) -> tuple[Job, bool]:
@@ -165,7 +165,7 @@ class Jobs:
         job = self.get(job_id)
         if not job.finished:
             return self.cancel(job_id), False
-        if self._backlog.has(job):
+        if self._queue.has(job):
             raise StorageError(f"job {job_id} has ended, but that cannot be written yet", "unavailable")
         self._store.delete(job_id)
         with about(job):
@@ -174,8 +174,8 @@ class Jobs:
 
     def drain(self) -> None:
         """Take no more songs and begin none; those that are queued are given to other servers."""
-        self._backlog.drain()
-        self.keeper.wake()
+        self._queue.drain()
+        self.maintenance.wake()
 
     def close(self, seconds: float = 0.0) -> None:
         """End the songs, after giving them so long to be done, the models with them, and the threads.
@@ -184,10 +184,10 @@ class Jobs:
         """
         self.drain()
         self.wait_until(lambda: not self.busy, seconds)
-        self._backlog.close()
+        self._queue.close()
         self._models.close()  # which is what wakes a singer that waits for an engine
-        self._singers.join()
-        self.keeper.stop()
+        self._dispatcher.join()
+        self.maintenance.stop()
 
     @contextmanager
     def _alone(self, request_id: str | None) -> Iterator[None]:
@@ -211,7 +211,7 @@ class Jobs:
         key = self._store.keys.find(job.request_id) if job.request_id else None
         if key is None or job.request_id is None:
             return None
-        known = self._backlog.find(key.job_id) or self._read_if_anybody_can(key.job_id)
+        known = self._queue.find(key.job_id) or self._read_if_anybody_can(key.job_id)
         if known is None:  # somebody has deleted it
             self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
@@ -224,38 +224,38 @@ class Jobs:
         try:
             return self._store.read(job_id)
         except Malformed:
-            if job_id in (opened for _, opened in self._store.surroundings().opened):
+            if job_id in (opened for _, opened in self._store.live_state().opened):
                 raise  # its server, or the next one, brings it to an end
             return None
 
     def _waited(self, job: Job, seconds: float) -> bool:
         """Wait as long as the job is this server's; whether there is nothing more to wait for."""
-        backlog = self._backlog
+        queue = self._queue
 
         def is_over() -> bool:
-            return job.finished or self.is_left(job) or self._is_stuck(job) or not backlog.has(job)
+            return job.finished or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
 
         end = time.monotonic() + seconds
         while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
-            backlog.expire()
+            queue.expire()
         self._check(job)
-        return job.finished or self.is_left(job) or backlog.has(job)
+        return job.finished or self.is_left(job) or queue.has(job)
 
     def _look_again(self, job: Job) -> None:
         """Tell a job of another server how it is now. Raises StorageError where the next look would tell no more."""
         try:
-            self._backlog.look_again(job)
+            self._queue.look_again(job)
         except StorageError as error:
             if error.kind in LASTING:
                 raise
             log.warning("job %s: cannot be looked at: %s", job.id, error)
 
     def _is_stuck(self, job: Job) -> bool:
-        return self._backlog.hindrance(job) is not None
+        return self._queue.hindrance(job) is not None
 
     def _check(self, job: Job) -> None:
         """Raises StorageError where the job gets no further."""
-        hindrance = self._backlog.hindrance(job)
+        hindrance = self._queue.hindrance(job)
         if hindrance:
             raise hindrance
 

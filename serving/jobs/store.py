@@ -31,12 +31,12 @@ from datetime import datetime
 from inference.errors import StorageError
 from serving.jobs import records
 from serving.jobs.job import Job, now
-from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, StoredAudio, Surroundings
-from serving.jobs.records import End
-from serving.jobs.schema import Json, Malformed, StoredEnd
-from serving.jobs.record_files import RecordFiles
+from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, LiveState, StoredAudio
 from serving.jobs.liveness import own_process
+from serving.jobs.record_files import RecordFiles
+from serving.jobs.records import End
 from serving.jobs.request_keys import Key, RequestKeys
+from serving.jobs.schema import Json, Malformed, StoredEnd
 from storage import Storage
 
 log = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ class JobStore:
             if not end:
                 self._files.report(f"job {job_id}: {error}")
                 raise
-            job = records.illegible(job_id, error)
+            job = records.unreadable_job(job_id, error)
         if end:
-            records.befall(job, end, self._audio(job, end))
+            records.apply_to(job, end, self._audio(job, end))
             return job
         self._read_progress(job)
         job.cancel_requested = self.storage.exists(f"live/cancel/{job_id}")
@@ -111,9 +111,9 @@ class JobStore:
         """The finished jobs, the newest first."""
         return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry))]
 
-    def surroundings(self) -> Surroundings:
+    def live_state(self) -> LiveState:
         """All that is going on, in one listing."""
-        return Surroundings.of(self.storage.entries("live"))
+        return LiveState.of(self.storage.entries("live"))
 
     # What a replica says of itself
 
@@ -134,7 +134,7 @@ class JobStore:
             record = {}
         return {} if record is None else {"replica": replica, **record}
 
-    def bury(self, replica: str) -> None:
+    def remove_replica(self, replica: str) -> None:
         """Remove a replica that is no more, its own also."""
         self.storage.delete(f"live/replicas/{replica}")
 
@@ -175,11 +175,11 @@ class JobStore:
         self.storage.put(f"live/open/{NOBODY}/{job.id}", b"")
         self.storage.delete(self._marker(job.id))
 
-    def wish_cancelled(self, job_id: str) -> None:
+    def request_cancel(self, job_id: str) -> None:
         """Tell whoever owns the job."""
         self.storage.put(f"live/cancel/{job_id}", b"")
 
-    def drop_wish(self, job_id: str) -> None:
+    def drop_cancel_request(self, job_id: str) -> None:
         """That job is over."""
         self.storage.delete(f"live/cancel/{job_id}")
 
@@ -202,7 +202,7 @@ class JobStore:
                 return False
         try:
             self._settle(job.id, records.read_end(record))
-        except StorageError as error:  # the marker is there still: some keeper does it later
+        except StorageError as error:  # the marker is there still: some maintenance does it later
             log.warning("job %s: its end is written, and what is left of it is not cleared away yet: %s", job.id, error)
         return True
 
@@ -254,7 +254,7 @@ class JobStore:
         listed = [each.path for each in self.ended() if each.job_id == job_id]
         self._remove(job_id)
         self._close(job_id)  # it may have ended just now
-        self.drop_wish(job_id)
+        self.drop_cancel_request(job_id)
         for path in listed:
             self.storage.delete(path)
 
@@ -279,7 +279,7 @@ class JobStore:
             owner = str(order.get("replica"))
         owners = [owner]
         if not ID.fullmatch(owner):  # the markers tell it too
-            owners = [replica for replica, opened in self.surroundings().opened if opened == job_id]
+            owners = [replica for replica, opened in self.live_state().opened if opened == job_id]
         return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
 
     def _order(self, job_id: str) -> Json | None:
@@ -304,7 +304,7 @@ class JobStore:
         try:
             job = records.read_ordered(job_id, order)
         except Malformed as error:
-            return records.illegible(job_id, error)
+            return records.unreadable_job(job_id, error)
         if job.request.reference and not self.folder(job_id).reference_parts:
             job.error = records.reference_lost()
         return job
@@ -348,7 +348,7 @@ class JobStore:
             if LEFTOVER.fullmatch(name) and not name.startswith(kept):
                 self.storage.delete(_in(job_id, name))
         self._list_ended(job_id, end.finished_at or now(), end.bytes)
-        self.drop_wish(job_id)
+        self.drop_cancel_request(job_id)
         self._close(job_id)
 
     def _list_ended(self, job_id: str, finished_at: datetime, size_bytes: int) -> None:
@@ -362,7 +362,7 @@ class JobStore:
 
     def _close(self, job_id: str, keep: str = "") -> None:
         """Remove the job's markers, whoever has put them."""
-        for replica, opened in self.surroundings().opened:
+        for replica, opened in self.live_state().opened:
             marker = f"live/open/{replica}/{job_id}"
             if opened == job_id and marker != keep:
                 self.storage.delete(marker)

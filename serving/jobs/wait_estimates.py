@@ -14,7 +14,7 @@ REMEMBERED_SONGS = 16  # that were finished last; what they took is what the nex
 
 
 @dataclass(frozen=True)
-class Outlook:
+class WaitEstimate:
     """What a song that waits can expect: its `position`, 1 for the next, and the seconds until it is done.
 
     `expected_seconds` is None while nothing has been measured.
@@ -24,11 +24,11 @@ class Outlook:
     expected_seconds: float | None
 
 
-class Pace:
+class WaitEstimator:
     """A running estimate. Whoever calls it holds the lock under which it is kept."""
 
     def __init__(self) -> None:
-        self.together = 1  # songs that the engine sings at once, as far as is known
+        self.max_songs = 1  # songs that the engine sings at once, as far as is known
         self._taken: deque[float] = deque(maxlen=REMEMBERED_SONGS)
 
     def note(self, seconds: float) -> None:
@@ -40,7 +40,7 @@ class Pace:
         """How long a song takes; None while none has been sung."""
         return sum(self._taken) / len(self._taken) if self._taken else None
 
-    def beginnings(self, running: Sequence[float], songs: int) -> list[float]:
+    def start_times(self, running: Sequence[float], songs: int) -> list[float]:
         """For each of the next songs the seconds until it begins; nothing while nothing has been measured.
 
         `running` says of each song that is sung for how many seconds it has been.
@@ -52,7 +52,7 @@ class Pace:
         if taken is None:
             return []
         places = sorted(max(0.0, taken - seconds) for seconds in running)
-        places += [0.0] * (self.together - len(places))
+        places += [0.0] * (self.max_songs - len(places))
         heapq.heapify(places)
         begins = []
         for _ in range(songs):

@@ -19,14 +19,14 @@ from inference.song import Progress, Song, SongRequest
 NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
 FIRST_PAUSE_SECONDS = 5.0  # before what went wrong is tried again by itself; doubled with each setback in a row
 LONGEST_PAUSE_SECONDS = 600.0
-SOUND_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
+STABLE_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
 CRASH_LOOP = 3  # so many engines in a row that ended by themselves: the next one will most likely end too
 
 
 class Engine(Protocol):
     """What sings. Its errors are YueErrors."""
 
-    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         """Starts a song; never blocks."""
 
     def cancel(self, song_id: str) -> None:
@@ -62,7 +62,7 @@ StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]  # what the 
 
 
 @dataclass(eq=False)
-class Tally:
+class Counters:
     """What has happened since the server started, for those who measure. The manager's guard is held to change it."""
 
     engine_starts: int = 0
@@ -71,7 +71,7 @@ class Tally:
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedModel:
     """A model that can sing, and how many use it right now."""
 
     model: Model
@@ -107,12 +107,12 @@ class Attempt:
     model: Model
     fetch: Fetch
     restores: bool = False  # the model that another one could not replace
-    outcome: Future[Loaded] = field(default_factory=Future)
+    outcome: Future[LoadedModel] = field(default_factory=Future)
     state: str = DOWNLOADING
     download: dict[str, object] = field(default_factory=dict)  # how far it is, as last heard
     repositories: dict[str, object] = field(default_factory=dict)  # the same of each repository
     part: str | None = None  # what the engine is loading
-    displaced: Loaded | None = None  # what had to make room
+    displaced: LoadedModel | None = None  # what had to make room
     ended: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -151,7 +151,7 @@ class Attempt:
 
 
 @dataclass(eq=False)
-class Setbacks:
+class Backoff:
     """What went wrong in a row, and how long the next try is put off for it. The manager's guard is held to use it."""
 
     clock: Callable[[], float]
@@ -171,7 +171,7 @@ class Setbacks:
 
     def engine_ended(self, ready_at: float) -> None:
         """An engine ended by itself. After the first that did, the next try may come at once."""
-        if self.clock() - ready_at > SOUND_SECONDS:
+        if self.clock() - ready_at > STABLE_SECONDS:
             self.forget()
         self.crashes += 1
         self._until = self.clock()
@@ -193,7 +193,7 @@ class Setbacks:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class LastError:
     """What went wrong last."""
 
     error: Exception

@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 
 from inference.song import STAGES
 from model_manager import ModelManager
-from serving.models.states import DOWNLOADING, ERROR, LOADING, NOT_LOADED, READY, Attempt, Loaded
-from serving.jobs.queue import Backlog
 from serving.jobs.job import FINISHED, SUCCEEDED, Job
+from serving.jobs.queue import JobQueue
+from serving.models.states import DOWNLOADING, ERROR, LOADING, NOT_LOADED, READY, Attempt, LoadedModel
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OTHER = "other"  # whatever is not one of a few
@@ -32,15 +32,15 @@ _RATE_BUCKETS = (1, 5, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1_000)
 class Metrics:
     """One app's numbers, in a registry of their own."""
 
-    def __init__(self, manager: ModelManager, backlog: Backlog, seats: Callable[[], int], max_seats: int) -> None:
+    def __init__(self, manager: ModelManager, queue: JobQueue, seats: Callable[[], int], max_slots: int) -> None:
         disable_created_metrics()  # a time of birth for each series, which nobody asks for
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics.on(self.registry)
         self.songs = SongMetrics.on(self.registry)
         self.registry.register(_Models(manager))
-        self.registry.register(_Backlog(backlog, seats, max_seats))
+        self.registry.register(_JobQueue(queue, seats, max_slots))
         ProcessCollector(namespace="yue", registry=self.registry)
-        backlog.on_end = self.songs.note
+        queue.on_end = self.songs.note
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _Models(Collector):
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:
-        state, loaded, attempt = self._manager.glance()
+        state, loaded, attempt = self._manager.snapshot()
         states = GaugeMetricFamily("yue_models_state", "1 for the state that the models are in", labels=("state",))
         for each in (NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR):
             states.add_metric((each,), each == state)
@@ -144,12 +144,14 @@ class _Models(Collector):
         yield GaugeMetricFamily("yue_engine_ready", "Whether songs can be sung at once", loaded is not None)
         yield from self._engine(loaded)
         yield from _download(attempt)
-        tally = self._manager.tally
-        yield CounterMetricFamily("yue_engine_starts", "Engines that became ready", tally.engine_starts)
-        yield CounterMetricFamily("yue_engine_crashes", "Engines that ended by themselves", tally.engine_crashes)
-        yield CounterMetricFamily("yue_models_failures", "Models that could not be made ready", tally.failed_attempts)
+        counters = self._manager.counters
+        yield CounterMetricFamily("yue_engine_starts", "Engines that became ready", counters.engine_starts)
+        yield CounterMetricFamily("yue_engine_crashes", "Engines that ended by themselves", counters.engine_crashes)
+        yield CounterMetricFamily(
+            "yue_models_failures", "Models that could not be made ready", counters.failed_attempts
+        )
 
-    def _engine(self, loaded: Loaded | None) -> Iterator[Metric]:
+    def _engine(self, loaded: LoadedModel | None) -> Iterator[Metric]:
         labels = ("model", "device", "dtype", "quantization")
         about = GaugeMetricFamily("yue_engine_info", "1, with what sings", labels=labels)
         memory = GaugeMetricFamily("yue_gpu_memory_bytes", "Of the GPU, when the models were ready", labels=())
@@ -163,19 +165,19 @@ class _Models(Collector):
         yield memory
 
 
-class _Backlog(Collector):
+class _JobQueue(Collector):
     """What waits and what is sung."""
 
-    def __init__(self, backlog: Backlog, seats: Callable[[], int], max_seats: int) -> None:
-        self._backlog, self._seats, self._max_seats = backlog, seats, max_seats
+    def __init__(self, queue: JobQueue, seats: Callable[[], int], max_slots: int) -> None:
+        self._queue, self._seats, self._max_slots = queue, seats, max_slots
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._backlog.counts()
+        counts = self._queue.counts()
         yield GaugeMetricFamily("yue_jobs_queued", "Jobs that wait to be sung", counts.queued)
         yield GaugeMetricFamily("yue_jobs_running", "Jobs that are sung", counts.running)
         yield GaugeMetricFamily("yue_jobs_unsaved", "Jobs whose end cannot be written yet", counts.unsaved)
         yield GaugeMetricFamily("yue_seats_taken", "Requests that wait for a song or for models", self._seats())
-        yield GaugeMetricFamily("yue_seats", "How many requests may wait at once", self._max_seats)
+        yield GaugeMetricFamily("yue_seats", "How many requests may wait at once", self._max_slots)
 
 
 def _download(attempt: Attempt | None) -> Iterator[Metric]:

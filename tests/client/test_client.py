@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import os
 import pty
@@ -17,6 +15,7 @@ import pytest
 import client
 from tests.support.fakes import FakeClock
 from tests.support.job_server import AUDIO, DONE, DOWNLOADING, JOB_ID, QUEUED, READY, JobServer, Json, running
+from tests.support.paths import PROJECT
 from tests.support.threaded import answering
 
 CLIENT = PROJECT / "client.py"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import io
 import json
 import signal
@@ -23,6 +21,7 @@ import client
 from server import close_app
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.fakes import LYRICS, SECONDS, FakeClock, Served, new_folder
+from tests.support.paths import PROJECT
 from tests.support.songs import tone
 from tests.support.threaded import answering
 

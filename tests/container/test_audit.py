@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
+from tests.support.paths import PROJECT
 from tests.support.threaded import answering
 
 AUDIT = PROJECT / "scripts" / "audit.py"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import base64
 import http.client
 import io
@@ -28,6 +26,7 @@ import soundfile
 
 from inference.catalog import ModelFiles
 from tests.support.hub_server import HubServer, serve_tiny
+from tests.support.paths import PROJECT
 from tests.support.vertex import (
     DEDICATED,
     HEALTH_ROUTE,
@@ -40,7 +39,6 @@ from tests.support.vertex import (
     endpoint,
     free_port,
 )
-
 
 ENTRYPOINT = str(PROJECT / "entrypoint.sh")
 PATIENCE_S = 120.0  # an end to waiting where something is broken

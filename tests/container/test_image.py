@@ -5,8 +5,6 @@ It does not build one: that is done in test_container.py.
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import os
 import shlex
@@ -17,12 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.deploy.cloud.person import Person
-
 from tests.support.job_server import JobServer
+from tests.support.paths import PROJECT
 from tests.support.threaded import answering
-
-
 
 
 def substitutions_of(person: Person) -> str:

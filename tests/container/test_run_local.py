@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT as ROOT, SUPPORT
-
 import os
 import select
 import shlex
@@ -21,7 +19,8 @@ import soundfile
 
 from tests.support.checkout import short_checkout
 from tests.support.job_server import AUDIO
-
+from tests.support.paths import PROJECT as ROOT
+from tests.support.paths import SUPPORT
 
 JOB_SERVER = SUPPORT / "job_server.py"
 PATIENCE_S = 300  # an end to waiting where something is broken

@@ -11,11 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.deploy.cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, gpus, only
 
 from inference import catalog
 from serving.http.request_models import Instance, JobOperation, ModelsOperation, read
 from serving.settings import Settings
+from tests.deploy.cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, gpus, only
 
 DOCUMENT = ROOT / "docs" / "deploy.md"
 DEPLOY_SCRIPTS = ("deploy_on_demand.sh", "deploy_with_entrypoint.sh")

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
+
 from tests.deploy.cloud.gcloud_check import library, refusals
 from tests.deploy.cloud.person import ROOT, Person
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from inference import log_relay
-
+from tests.support.paths import PROJECT
 
 SECONDS = 60.0
 BEGIN = "import logging, os, sys, threading, warnings; from inference import child_log; log_relay.write_lines()\n"

@@ -5,10 +5,9 @@ It does not know what is typed.
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT as ROOT
-
 from pathlib import Path
 
+from tests.support.paths import PROJECT as ROOT
 
 SHORT_LYRICS = "[verse]\nLa\n"
 

@@ -15,14 +15,14 @@ from flask import Flask
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.process.messages import Loading, Ready
 from inference.options import EngineOptions
 from inference.process.engine_process import EngineProcess
+from inference.process.messages import Loading, Ready
 from model_manager import ModelManager
 from server import create_app
 from tests.support.fakes import FakeModels
 
-SONGS = 3  # that it takes together
+SONGS = 3  # that it takes max_songs
 
 
 class DeafEngine(EngineProcess):

@@ -44,7 +44,7 @@ def audio_of(request: SongRequest, track: str) -> bytes:
 class FakeEngine:
     """Sings one song after the other in a thread of its own, each as soon as `may_sing` is set."""
 
-    max_songs = 1  # that it says it takes together
+    max_songs = 1  # that it says it takes max_songs
 
     def __init__(self, may_sing: bool = True, memory_bytes: int | None = None) -> None:
         self.memory_bytes = memory_bytes
@@ -64,7 +64,7 @@ class FakeEngine:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         future: Future[Song] = Future()
         with self._wake:
             if self._dead:
@@ -261,7 +261,7 @@ class Served:
     def waiters(self) -> int:
         """How many requests wait for a song or for the models."""
         services = self.app.extensions["yue"]
-        return services.settings.max_waiters - services.seats.free
+        return services.settings.max_waiters - services.wait_slots.free
 
     def wait_for(self, job_id: str) -> None:
         jobs = self.app.extensions["yue"].jobs
@@ -312,7 +312,7 @@ def fake_app(may_fetch: bool = True, may_sing: bool = True) -> Flask:
         return jsonify(engines=len(engines))
 
     app.add_url_rule("/sing-on", "sing-on", sing_on, methods=["POST"])
-    app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.seats.free))
+    app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.wait_slots.free))
     return app
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
-from inference.process import engine_process
 from inference.catalog import ModelFiles
 from inference.errors import RecordingFailed
 from inference.options import EngineOptions
+from inference.process import engine_process
 from inference.process.engine_process import EngineProcess
 
 STALL_SECONDS = 5.0
@@ -38,14 +38,14 @@ class FaultyEngine(EngineProcess):
 
 def install(fault: str, stage: str) -> None:
     """Let the stage's step break after some calls."""
-    from inference.engine.stage1_batch import Choir
-    from inference.engine.stage2_batch import Orchestra
     from inference.engine.pipeline import SongInProgress
+    from inference.engine.stage1_batch import Stage1Batch
+    from inference.engine.stage2_batch import Stage2Batch
 
     owner, name = {
         "load": (engine_process._Child, "_loaded"),
-        "stage1": (Choir, "step"),
-        "stage2": (Orchestra, "step"),
+        "stage1": (Stage1Batch, "step"),
+        "stage2": (Stage2Batch, "step"),
         "decode": (SongInProgress, "decode_part"),
     }[stage]
     step, calls = getattr(owner, name), iter(range(CALLS_BEFORE[stage]))

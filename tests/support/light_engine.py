@@ -5,8 +5,6 @@ It knows nothing of what is tested with it. Run as a program, it is the engine's
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import os
 import queue
@@ -18,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -30,6 +27,7 @@ from inference.song import Progress, SectionSpan, Song, SongRequest
 from model_manager import ModelManager
 from server import create_app
 from tests.support.fakes import FakeModels
+from tests.support.paths import PROJECT
 
 STEPS = 5
 STEP_SECONDS = 0.05
@@ -67,7 +65,7 @@ class LightEngine:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def sing(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         future: Future[Song] = Future()
         with self._lock:
             self._orders[song_id] = _Order(request, on_progress, future)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import re
-from pathlib import Path
 
 from inference.text.lyrics import parse
 from inference.text.lyrics_warnings import warnings
+from tests.support.paths import PROJECT
 
 PAGE = PROJECT / "docs" / "lyrics.md"
 _ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)

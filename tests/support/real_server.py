@@ -5,8 +5,6 @@ It does not know which app is served, or what is asked of it.
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import os
 import signal
@@ -24,6 +22,7 @@ from typing import IO, Any, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.paths import PROJECT
 
 SECONDS = 60.0  # the longest that anything may take on a busy machine
 Found = TypeVar("Found")
@@ -113,7 +112,7 @@ class RealServer:
             families = list(text_string_to_metric_families(response.read().decode()))
         return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
-    def sing(self, **fields: object) -> tuple[int, Any]:
+    def generate(self, **fields: object) -> tuple[int, Any]:
         """The status, and the prediction of one instance or its problem."""
         status, answer = self.ask("/predict", {"instances": [fields]})
         return status, answer["predictions"][0] if status == 200 else answer

@@ -10,11 +10,11 @@ import random
 from inference.errors import StorageError
 from inference.song import Song, SongRequest
 from serving.jobs.job import QUEUED, RUNNING, Job
-from serving.jobs.records import succeeded
-from serving.jobs.store import JobStore
-from serving.jobs.service import Jobs
-from serving.jobs.maintenance import Keep
 from serving.jobs.liveness import LOST_SECONDS
+from serving.jobs.maintenance import Retention
+from serving.jobs.records import succeeded
+from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
 from storage import Storage
 from tests.support.fakes import LYRICS, FakeClock, FakeModels
 
@@ -64,14 +64,16 @@ class FragileStorage(Storage):
 
 
 class Replica:
-    """One server: its queue, its keeper, its view of the storage."""
+    """One server: its queue, its maintenance, its view of the storage."""
 
-    def __init__(self, storage: Storage, clock: FakeClock, keep: Keep | None = None, max_queue: int = 4) -> None:
+    def __init__(
+        self, storage: Storage, clock: FakeClock, retention: Retention | None = None, max_queue: int = 4
+    ) -> None:
         self.storage = FragileStorage(storage)
         self.store = JobStore(self.storage, an_id())
-        self.jobs = Jobs(FakeModels().manager(), self.store, max_queue, keep, clock)
-        self.backlog = self.jobs._backlog
-        self.backlog.on_entry = lambda: None  # nobody sings by themselves
+        self.jobs = Jobs(FakeModels().manager(), self.store, max_queue, retention, clock)
+        self.queue = self.jobs._queue
+        self.queue.on_entry = lambda: None  # nobody sings by themselves
         self.sung: list[str] = []
 
     def submit(self, key: str | None, seed: int = 1) -> Job:
@@ -79,35 +81,35 @@ class Replica:
         return self.jobs.submit(Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id()))
 
     def begin(self) -> None:
-        """Begin the first song of the queue, as a singer does."""
-        if self.backlog.may_begin():
-            job = self.backlog.queue[0]
+        """Begin the first song of the queue, as a slot does."""
+        if self.queue.may_begin():
+            job = self.queue.queue[0]
             job.attempts, job.state = job.attempts + 1, RUNNING
             try:
                 begun = self.store.start(job)
             except StorageError:
                 job.attempts, job.state = job.attempts - 1, QUEUED
                 return
-            self.backlog.queue.popleft()
+            self.queue.queue.popleft()
             if not begun:
-                self.backlog.let_go(job)
+                self.queue.let_go(job)
 
     def finish(self) -> None:
         """Finish the first song that was begun."""
-        for job in self.backlog.living():
+        for job in self.queue.living():
             if job.state == RUNNING:
                 self.sung.append(job.id)
                 audio = {"mix": f"{job.id} by {self.store.replica}".encode()}
-                self.backlog.finish(job, succeeded(Song(audio, "mp3", 44_100, 1.5, job.request.seed, ())))
+                self.queue.finish(job, succeeded(Song(audio, "mp3", 44_100, 1.5, job.request.seed, ())))
                 return
 
-    def look_after(self) -> None:
-        """A sign of life, and a keeper's round."""
+    def run_round(self) -> None:
+        """A sign of life, and a maintenance's round."""
         try:
             self.store.beat()
-            self.jobs.keeper.look_after()
+            self.jobs.maintenance.run_round()
         except StorageError:
-            pass  # the next round begins anew, as the keeper's thread has it
+            pass  # the next round begins anew, as the maintenance's thread has it
 
 
 def an_id() -> str:
@@ -120,4 +122,4 @@ def lose(clock: FakeClock, *watchers: Replica) -> None:
     for pause in (0, LOST_SECONDS + 1):
         clock.advance(pause)
         for watcher in watchers:
-            watcher.look_after()
+            watcher.run_round()

@@ -5,8 +5,6 @@ It does not know what the scripts should do.
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT as ROOT
-
 import json
 import os
 import re
@@ -16,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support.paths import PROJECT as ROOT
 
 FOLDER = Path(__file__).parent
 

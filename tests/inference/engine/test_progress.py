@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from inference.engine.progress import MEASURED_S, Meter, RestShare, counted_down, expected_tokens, tokens_left
+from inference.engine.progress import MEASURED_S, ProgressTracker, RestShare, counted_down, expected_tokens, tokens_left
 from inference.song import Progress
 from tests.support.fakes import FakeClock
 from yue_client.progress import job_words, models_words
@@ -41,48 +41,50 @@ class Run:
         clock, shown = FakeClock(), []
         lengths = [expected_tokens(self.words, BUDGET)] * len(self.sections)
         share = RestShare(self.rest if self.learned is None else self.learned)
-        meter = Meter(lengths, BUDGET, lambda progress: shown.append((clock(), progress)), share, clock)
-        meter.enter("prompt")
+        progress = ProgressTracker(lengths, BUDGET, lambda progress: shown.append((clock(), progress)), share, clock)
+        progress.enter("prompt")
         clock.advance(0.5)
-        meter.enter("stage1")
+        progress.enter("stage1")
         for _ in range(int(self.waits)):
             clock.advance(1)
-            meter.sung(1, 0)
-        self._sing(meter, clock)
-        meter.enter("stage2")
+            progress.sung(1, 0)
+        self._sing(progress, clock)
+        progress.enter("stage2")
         rest_s = self.rest * sum(self.sections) / self.rate
-        self._fill_in(meter, clock, rest_s * 0.9 * (1 - self._first), self._first)
-        meter.enter("decode")
+        self._fill_in(progress, clock, rest_s * 0.9 * (1 - self._first), self._first)
+        progress.enter("decode")
         clock.advance(rest_s * 0.1)
-        meter.enter("encode")
-        meter.finish()
+        progress.enter("encode")
+        progress.finish()
         return shown
 
     @property
     def _first(self) -> float:
         return FIRST_PIECE / sum(self.sections) * self.piece if sum(self.sections) > FIRST_PIECE else 0.0
 
-    def _sing(self, meter: Meter, clock: FakeClock) -> None:
+    def _sing(self, progress: ProgressTracker, clock: FakeClock) -> None:
         total, sung, paused = sum(self.sections), 0, False
         for number, section in enumerate(self.sections, start=1):
             for inside in range(TOKENS_A_STEP, section + TOKENS_A_STEP, TOKENS_A_STEP):
                 tokens = sung + min(inside, section)
                 clock.advance(TOKENS_A_STEP / self.rate * (2 if tokens > self.slower_from * total else 1))
-                meter.sung(number, tokens)
-                meter.upsampled(0, 0, 0)
+                progress.sung(number, tokens)
+                progress.upsampled(0, 0, 0)
                 if tokens >= FIRST_PIECE and not paused:
                     paused = True
                     for step in range(1, 11):
                         clock.advance(self.rest * total / self.rate * self._first / 10)
-                        meter.sung(number, tokens)
-                        meter.upsampled(0, step, step / 10 * FIRST_PIECE / max(meter.expected_tokens, FIRST_PIECE))
+                        progress.sung(number, tokens)
+                        progress.upsampled(
+                            0, step, step / 10 * FIRST_PIECE / max(progress.expected_tokens, FIRST_PIECE)
+                        )
             sung += section
 
-    def _fill_in(self, meter: Meter, clock: FakeClock, seconds: float, first: float) -> None:
+    def _fill_in(self, progress: ProgressTracker, clock: FakeClock, seconds: float, first: float) -> None:
         frames = sum(self.sections)
         done = FIRST_PIECE if frames > FIRST_PIECE else 0
         for step in range(41):
-            meter.upsampled(2, done + step, (done + (frames - done) * step / 40) / frames)
+            progress.upsampled(2, done + step, (done + (frames - done) * step / 40) / frames)
             clock.advance(seconds / 40)
 
 

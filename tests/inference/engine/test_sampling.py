@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.models.llama import Llama
 from inference.engine.sampling import (
     EOA_CANDIDATE,
     N_CANDIDATES,
@@ -21,6 +20,7 @@ from inference.engine.sampling import (
     seen_candidates,
     token_id,
 )
+from inference.models.llama import Llama
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID
 from tests.support.language_models import parity_llama, seeded
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from inference.engine.scheduler import ENCODING_WAIT_S, Engine, Limits, Outcome
-from inference.errors import Cancelled, EngineError, InvalidField, YueError
-from inference.models.llama import Llama
-from inference.engine.stage2_batch import Orchestra
 from inference.engine.pipeline import Pipeline, SongInProgress
-from inference.text.prompt import Prompt
-from inference.song import MAX_NEW_TOKENS, Progress, Reference, Song, SongRequest
+from inference.engine.scheduler import ENCODING_WAIT_S, EndedSong, Limits, Scheduler
 from inference.engine.stage1 import Composition, Stage1Settings
 from inference.engine.stage2 import Piece
+from inference.engine.stage2_batch import Stage2Batch
+from inference.errors import Cancelled, EngineError, InvalidField, YueError
+from inference.models.llama import Llama
+from inference.song import MAX_NEW_TOKENS, Progress, Reference, Song, SongRequest
+from inference.text.prompt import Prompt
 from tests.support.language_models import small_llama
 from tests.support.songs import request, tone
 
@@ -57,9 +57,9 @@ def different_songs(n: int) -> list[SongRequest]:
     ]
 
 
-def run(engine: Engine, until_idle: Callable[[int], None] = lambda step: None) -> dict[str, Outcome]:
+def run(engine: Scheduler, until_idle: Callable[[int], None] = lambda step: None) -> dict[str, EndedSong]:
     """Step until nothing is left; `until_idle(step)` may add or cancel songs before each step."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, EndedSong] = {}
     step = 0
     while step == 0 or not engine.idle:
         until_idle(step)
@@ -70,21 +70,21 @@ def run(engine: Engine, until_idle: Callable[[int], None] = lambda step: None) -
     return outcomes
 
 
-def audio_of(outcome: Outcome) -> dict[str, bytes]:
+def audio_of(outcome: EndedSong) -> dict[str, bytes]:
     assert isinstance(outcome.result, Song), outcome.result
     return outcome.result.audio
 
 
 def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipeline) -> None:
     songs = different_songs(8)
-    alone = [Engine(tiny_pipeline, Limits(1, 1)).sing(song).audio for song in songs]
+    alone = [Scheduler(tiny_pipeline, Limits(1, 1)).generate(song).audio for song in songs]
     dice = random.Random(11)
     for _ in range(2):
-        engine = Engine(tiny_pipeline, Limits(songs=5, rows=7))
+        engine = Scheduler(tiny_pipeline, Limits(songs=5, rows=7))
         arrivals = sorted((dice.randrange(20), i) for i in range(8))
         order = [i for _, i in arrivals]
 
-        def arrive(step: int, arrivals: list[tuple[int, int]] = arrivals, engine: Engine = engine) -> None:
+        def arrive(step: int, arrivals: list[tuple[int, int]] = arrivals, engine: Scheduler = engine) -> None:
             while arrivals and (arrivals[0][0] <= step or engine.idle):
                 _, i = arrivals.pop(0)
                 engine.add(str(i), songs[i], ignore)
@@ -97,16 +97,16 @@ def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipe
 
 def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None:
     long_song = request(seed=1, max_new_tokens=800, segments=2, tracks=("vocal",))
-    alone = Engine(tiny_pipeline).sing(long_song)
+    alone = Scheduler(tiny_pipeline).generate(long_song)
     assert alone.duration_seconds > 6.0
-    engine = Engine(tiny_pipeline, Limits(songs=2, rows=1))
+    engine = Scheduler(tiny_pipeline, Limits(songs=2, rows=1))
     engine.add("long", long_song, ignore)
     engine.add("short", request(), ignore)
     assert audio_of(run(engine)["long"]) == alone.audio
 
 
 def test_more_songs_than_places_are_all_sung(tiny_pipeline: Pipeline) -> None:
-    engine = Engine(tiny_pipeline, Limits(songs=2, rows=2))
+    engine = Scheduler(tiny_pipeline, Limits(songs=2, rows=2))
     for i in range(5):
         engine.add(str(i), request(seed=i, segments=1), ignore)
     outcomes = run(engine)
@@ -114,7 +114,7 @@ def test_more_songs_than_places_are_all_sung(tiny_pipeline: Pipeline) -> None:
 
 
 def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> None:
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     engine.add("bad", request(lyrics="no tag"), ignore)
     engine.add("good", request(segments=1), ignore)
     outcomes = run(engine)
@@ -147,7 +147,7 @@ def test_a_mistake_in_one_song_ends_it_and_no_other(
 
     monkeypatch.setattr(owner, name, failing)
     monkeypatch.setattr(Composition, "seed", property(lambda self: self.noise._generator.initial_seed()), raising=False)
-    engine = Engine(small, Limits(songs=2, rows=4))
+    engine = Scheduler(small, Limits(songs=2, rows=4))
     for seed in range(2):
         engine.add(str(seed), request(seed=seed, segments=1, max_new_tokens=4), ignore)
     outcomes = run(engine)
@@ -161,15 +161,15 @@ def test_a_fault_of_the_device_is_no_mistake_in_one_song(small: Pipeline, monkey
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(SongInProgress, "decode_part", fail)
-    monkeypatch.setattr(Engine, "_answers", lambda engine: False)
-    engine = Engine(small)
+    monkeypatch.setattr(Scheduler, "_answers", lambda engine: False)
+    engine = Scheduler(small)
     engine.add("song", request(segments=1, max_new_tokens=4), ignore)
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(engine)
 
 
 def test_a_section_that_the_model_has_no_room_for_is_refused(tiny_pipeline: Pipeline) -> None:
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     for name, budget in (("million", 10**9), ("beyond", MAX_NEW_TOKENS + 1)):
         engine.add(name, request(max_new_tokens=budget), ignore)
     assert all(isinstance(outcome.result, InvalidField) for outcome in run(engine).values())
@@ -180,7 +180,7 @@ def test_a_section_that_the_model_has_no_room_for_is_refused(tiny_pipeline: Pipe
 
 @pytest.mark.parametrize("stage", ["prompt", "stage1", "stage2"])
 def test_a_cancelled_song_leaves_its_place_at_once(tiny_pipeline: Pipeline, stage: str) -> None:
-    engine = Engine(tiny_pipeline, Limits(songs=1, rows=2))
+    engine = Scheduler(tiny_pipeline, Limits(songs=1, rows=2))
     seen: list[str] = []
     engine.add("first", request(max_new_tokens=400, segments=1), lambda progress: seen.append(progress.stage))
     engine.add("second", request(segments=1), ignore)
@@ -195,9 +195,9 @@ def test_a_cancelled_song_leaves_its_place_at_once(tiny_pipeline: Pipeline, stag
 
 def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) -> None:
     """Memory runs out in the middle of stage 1, as an allocation in a forward would."""
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     songs = {str(i): request(seed=i, segments=1) for i in range(3)}
-    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    alone = {name: Scheduler(tiny_pipeline).generate(song).audio for name, song in songs.items()}
     for name, song in songs.items():
         engine.add(name, song, ignore)
     engine.step()
@@ -229,7 +229,7 @@ def memory_that_runs_out(llama: Llama, at_forward: int) -> Iterator[None]:
 def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
     tiny_pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     for name in "01":
         engine.add(name, request(seed=int(name), segments=1), ignore)
     with memory_that_runs_out(tiny_pipeline.composer, at_forward=0):
@@ -240,7 +240,7 @@ def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
 
 
 def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     engine.add("song", request(), ignore)
     head = tiny_pipeline.composer.model.lm_head.weight
     kept = head[50_000].clone()
@@ -254,7 +254,7 @@ def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
 
 def test_no_place_is_lost_over_many_random_lives(tiny_pipeline: Pipeline) -> None:
     dice = random.Random(3)
-    engine = Engine(tiny_pipeline, Limits(songs=3, rows=3))
+    engine = Scheduler(tiny_pipeline, Limits(songs=3, rows=3))
     made = 0
 
     def live(step: int) -> None:
@@ -277,15 +277,15 @@ def test_no_place_is_lost_over_many_random_lives(tiny_pipeline: Pipeline) -> Non
 
 def test_a_reference_is_heard_by_its_own_song_only(tiny_pipeline: Pipeline) -> None:
     plain, referred = request(segments=1), request(segments=1, reference=Reference(mix=tone(2.0)))
-    alone = [Engine(tiny_pipeline).sing(song).audio for song in (plain, referred)]
-    engine = Engine(tiny_pipeline)
+    alone = [Scheduler(tiny_pipeline).generate(song).audio for song in (plain, referred)]
+    engine = Scheduler(tiny_pipeline)
     engine.add("plain", plain, ignore)
     engine.add("referred", referred, ignore)
     outcomes = run(engine)
     assert [audio_of(outcomes[name]) for name in ("plain", "referred")] == alone
 
 
-def step_until_encoding(engine: Engine, seen: list[str]) -> None:
+def step_until_encoding(engine: Scheduler, seen: list[str]) -> None:
     """Until the song whose stages are `seen` is being encoded."""
     while "encode" not in seen:
         assert not engine.step()
@@ -307,9 +307,9 @@ class HeldEncoder:
 
 def test_the_others_are_sung_while_a_song_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     songs = {"first": request(segments=1), "second": request(seed=1, segments=1)}
-    alone = {name: Engine(tiny_pipeline).sing(song).audio for name, song in songs.items()}
+    alone = {name: Scheduler(tiny_pipeline).generate(song).audio for name, song in songs.items()}
     encoder = HeldEncoder(monkeypatch)
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     for name, song in songs.items():
         seen: list[str] = []
         engine.add(name, song, lambda progress, seen=seen: seen.append(progress.stage))  # type: ignore[misc]
@@ -325,7 +325,7 @@ def test_the_others_are_sung_while_a_song_is_encoded(tiny_pipeline: Pipeline, mo
 
 def test_a_song_can_be_cancelled_while_it_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = HeldEncoder(monkeypatch)
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     seen: list[str] = []
     engine.add("song", request(segments=1), lambda progress: seen.append(progress.stage))
     step_until_encoding(engine, seen)
@@ -334,7 +334,7 @@ def test_a_song_can_be_cancelled_while_it_is_encoded(tiny_pipeline: Pipeline, mo
     assert isinstance(outcome.result, Cancelled)
     assert engine.idle
     encoder.let_go.set()
-    assert isinstance(engine.sing(request(segments=1)), Song)
+    assert isinstance(engine.generate(request(segments=1)), Song)
 
 
 def test_what_cannot_be_encoded_ends_its_own_song(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_what_cannot_be_encoded_ends_its_own_song(tiny_pipeline: Pipeline, monke
         return real(song)
 
     monkeypatch.setattr(SongInProgress, "encode", encode)
-    engine = Engine(tiny_pipeline)
+    engine = Scheduler(tiny_pipeline)
     for seed in range(2):
         engine.add(str(seed), request(seed=seed, segments=1), ignore)
     outcomes = run(engine)
@@ -356,8 +356,8 @@ def test_what_cannot_be_encoded_ends_its_own_song(tiny_pipeline: Pipeline, monke
 
 def test_the_encoder_ends_with_the_engine(tiny_pipeline: Pipeline) -> None:
     before = set(threading.enumerate())
-    engine = Engine(tiny_pipeline)
-    engine.sing(request(segments=1))
+    engine = Scheduler(tiny_pipeline)
+    engine.generate(request(segments=1))
     (thread,) = set(threading.enumerate()) - before
     del engine
     thread.join(10)
@@ -372,14 +372,14 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.frames = 0
-        real = Orchestra._play
+        real = Stage2Batch._play
 
-        def play(orchestra: Orchestra, playing: Sequence[Piece]) -> int:
-            n_frames = real(orchestra, playing)
+        def play(batch: Stage2Batch, playing: Sequence[Piece]) -> int:
+            n_frames = real(batch, playing)
             self.frames += n_frames
             return n_frames
 
-        monkeypatch.setattr(Orchestra, "_play", play)
+        monkeypatch.setattr(Stage2Batch, "_play", play)
         monkeypatch.setattr("inference.engine.pipeline.PIECE_FRAMES", SHORT_PIECE)
 
 
@@ -388,13 +388,13 @@ def in_pieces(n: int, seed: int = 0) -> SongRequest:
     return request(seed=seed, segments=1, max_new_tokens=2 * SHORT_PIECE * n)
 
 
-def decoded(engine: Engine, song_id: str) -> bool:
+def decoded(engine: Scheduler, song_id: str) -> bool:
     """Whether the beginning of the song can be heard."""
     return engine._songs[song_id]._decoded_frames > 0
 
 
 def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Engine(small)
+    watch, engine = Watch(monkeypatch), Scheduler(small)
     engine.add("song", in_pieces(5), ignore)
     n_tokens = 0
     while not decoded(engine, "song"):
@@ -407,7 +407,7 @@ def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatc
 
 
 def test_songs_that_sing_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Engine(small)
+    watch, engine = Watch(monkeypatch), Scheduler(small)
     for name in "abc":
         engine.add(name, in_pieces(4), ignore)
     run(engine)
@@ -415,7 +415,7 @@ def test_songs_that_sing_together_share_every_frame(small: Pipeline, monkeypatch
 
 
 def test_a_song_that_comes_later_has_its_beginning_early(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Engine(small)
+    watch, engine = Watch(monkeypatch), Scheduler(small)
     engine.add("early", in_pieces(12), ignore)
     while not decoded(engine, "early"):
         engine.step()

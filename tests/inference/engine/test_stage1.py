@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from inference.engine.sampling import Sampling
+from inference.engine.stage1 import Composition, Stage1Settings, interleave, tracks, window
 from inference.engine.stage1_batch import compose
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
-from inference.engine.sampling import Sampling
-from inference.engine.stage1 import Composition, Stage1Settings, interleave, tracks, window
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FIRST_CODE_ID
 from tests.support.language_models import parity_llama, parity_network
 

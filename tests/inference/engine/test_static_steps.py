@@ -13,16 +13,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference.models import llama as room
-from inference.engine.stage1_batch import Choir, compose
-from inference.errors import EngineError
-from inference.models.llama import Lanes, Llama, Row
-from inference.engine.stage2_batch import Orchestra, upsample
-from inference.text.prompt import Prompt
 from inference.engine.cuda_graphs import Recorder, Recordings, buckets_up_to
 from inference.engine.sampling import Sampling
 from inference.engine.stage1 import Composition, Stage1Settings
+from inference.engine.stage1_batch import Stage1Batch, compose
 from inference.engine.stage2 import Piece
+from inference.engine.stage2_batch import Stage2Batch, upsample
+from inference.errors import EngineError
+from inference.models import llama as room
+from inference.models.llama import Llama, Row, StaticRows
+from inference.text.prompt import Prompt
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
 from tests.support.language_models import PARITY_CONFIG, parity_llama, parity_network, seeded
@@ -81,12 +81,12 @@ def test_static_rows_equal_plain_rows(composer: Llama) -> None:
     tokens = torch.randint(83_968, (4, 2), generator=seeded(1))
     with torch.inference_mode(), room.kept_length(rows):
         expected = composer.forward(rows, tokens)
-    lanes = [
-        Lanes(cache, torch.tensor([*(row.length for row in rows[:3]), 0])),
-        Lanes(other, torch.tensor([rows[3].length])),
+    static_rows = [
+        StaticRows(cache, torch.tensor([*(row.length for row in rows[:3]), 0])),
+        StaticRows(other, torch.tensor([rows[3].length])),
     ]
     with torch.inference_mode():
-        found = composer.static_forward(lanes, torch.cat([tokens[:3], tokens[:1], tokens[3:]]))
+        found = composer.static_forward(static_rows, torch.cat([tokens[:3], tokens[:1], tokens[3:]]))
     torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -104,11 +104,11 @@ def test_a_static_layer_compiles_whole_and_once_for_all_layers(composer: Llama) 
     for ids in (torch.randint(83_968, (1, n), generator=seeded(n)) for n in (140, 9)):
         llama.prefill([cache.take()], ids)
     for lengths in ([140, 9], [141, 10]):
-        lanes = [Lanes(cache, torch.tensor(lengths))]
+        static_rows = [StaticRows(cache, torch.tensor(lengths))]
         tokens = torch.randint(83_968, (2, 1), generator=seeded(3))
         with torch.inference_mode():
-            compiled = llama.static_forward(lanes, tokens)
-            plain = composer.static_forward(lanes, tokens)
+            compiled = llama.static_forward(static_rows, tokens)
+            plain = composer.static_forward(static_rows, tokens)
         torch.testing.assert_close(compiled, plain)
     assert llama.config.num_hidden_layers == 2
     assert len(variants) == 1
@@ -120,8 +120,10 @@ def test_a_step_is_compiled_for_as_many_shapes_as_there_are_buckets(composer: Ll
     cache = llama.new_cache(12, 128)
     with torch.inference_mode():
         for rows in range(1, 13):
-            lanes, tokens = [Lanes(cache, torch.zeros(rows, dtype=torch.long))], torch.full((rows, 1), 7)
-            torch.testing.assert_close(llama.static_forward(lanes, tokens), composer.static_forward(lanes, tokens))
+            static_rows, tokens = [StaticRows(cache, torch.zeros(rows, dtype=torch.long))], torch.full((rows, 1), 7)
+            torch.testing.assert_close(
+                llama.static_forward(static_rows, tokens), composer.static_forward(static_rows, tokens)
+            )
 
 
 class NothingWaits(TorchDispatchMode):
@@ -140,9 +142,9 @@ class NothingWaits(TorchDispatchMode):
 def test_nothing_in_a_step_waits_for_the_device(stage: str) -> None:
     """Its layers aside, which the compiler has proved."""
     llama = short_llama(stage) if stage == "stage1" else parity_llama(stage)
-    llama._layer = lambda layer, hidden, turns, lanes: hidden
+    llama._layer = lambda layer, hidden, turns, static_rows: hidden
     recorder = Recorder.on(CPU)
-    static = (Choir if stage == "stage1" else Orchestra)(llama, 2, recorder).static
+    static = (Stage1Batch if stage == "stage1" else Stage2Batch)(llama, 2, recorder).static
     assert static
     with torch.inference_mode(), NothingWaits():
         static._step(2)
@@ -156,15 +158,15 @@ def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> 
         song = a_song(seed, composer.context)
         compose(composer, song, silent)
         alone.append(song.sections)
-    choir = Choir(composer, max_songs=4, recorder=Recorder.on(CPU))
+    batch = Stage1Batch(composer, max_songs=4, recorder=Recorder.on(CPU))
     songs = [a_song(seed, composer.context) for seed in range(6)]
     dice, waiting = random.Random(2), list(songs)
     while not all(song.finished for song in songs):
-        if waiting and choir.n_free and dice.random() < 0.5:
-            choir.join(waiting.pop(0))
-        choir.step()
-    assert choir.static and not choir.static.recordings.failure
-    assert set(choir.static.recordings.seconds) == {1, 2, 4}
+        if waiting and batch.n_free and dice.random() < 0.5:
+            batch.join(waiting.pop(0))
+        batch.step()
+    assert batch.static and not batch.static.recordings.failure
+    assert set(batch.static.recordings.seconds) == {1, 2, 4}
     assert [song.sections for song in songs] == alone
 
 
@@ -184,11 +186,11 @@ def test_a_step_that_computes_other_numbers_is_not_used(
     codes = upsample(upsampler, [track], silent)[0]
     true = Llama.static_forward
     monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * 1.01)
-    song, choir = a_song(1, composer.context), Choir(composer, 1, Recorder.on(CPU))
-    choir.join(song)
+    song, batch = a_song(1, composer.context), Stage1Batch(composer, 1, Recorder.on(CPU))
+    batch.join(song)
     while not song.finished:
-        choir.step()
-    assert choir.static and "other numbers" in choir.static.recordings.failure
+        batch.step()
+    assert batch.static and "other numbers" in batch.static.recordings.failure
     assert song.sections == plain.sections
     assert torch.equal(upsample(upsampler, [track], silent, recorder=Recorder.on(CPU))[0], codes)
 
@@ -203,12 +205,12 @@ def deep_llama() -> Llama:
     return Llama(network.to(torch.bfloat16).eval().requires_grad_(False))
 
 
-def play_first_frame(llama: Llama, recorder: Recorder | None) -> tuple[Orchestra, Piece]:
-    orchestra = Orchestra(llama, 1, recorder)
+def play_first_frame(llama: Llama, recorder: Recorder | None) -> tuple[Stage2Batch, Piece]:
+    batch = Stage2Batch(llama, 1, recorder)
     piece = Piece(torch.randint(CODEBOOK_SIZE, (1,), generator=seeded(8)))
-    orchestra.join(piece)
-    orchestra.step()
-    return orchestra, piece
+    batch.join(piece)
+    batch.step()
+    return batch, piece
 
 
 def test_a_frame_of_other_codes_that_are_as_good_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +222,8 @@ def test_a_frame_of_other_codes_that_are_as_good_is_used(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Llama, "static_forward", rounded_otherwise)
     _, plain = play_first_frame(llama, None)
-    orchestra, played = play_first_frame(llama, Recorder.on(CPU))
-    assert orchestra.static and not orchestra.static.recordings.failure
+    batch, played = play_first_frame(llama, Recorder.on(CPU))
+    assert batch.static and not batch.static.recordings.failure
     assert not torch.equal(played.codes, plain.codes)
 
 
@@ -235,13 +237,13 @@ def test_a_wrong_frame_is_not_used_in_half_precision_either(monkeypatch: pytest.
         llama._layer = lambda *given: given[1] if next(count) == n_layers - 1 else layer(*given)
         return true(*given)
 
-    def another_token(self: Llama, lanes: list[Lanes], tokens: torch.Tensor) -> torch.Tensor:
-        return true(self, lanes, tokens + 1)
+    def another_token(self: Llama, static_rows: list[StaticRows], tokens: torch.Tensor) -> torch.Tensor:
+        return true(self, static_rows, tokens + 1)
 
     monkeypatch.setattr(Llama, "static_forward", fewer_layers if wrong == "a layer too few" else another_token)
     _, plain = play_first_frame(llama, None)
-    orchestra, played = play_first_frame(llama, Recorder.on(CPU))
-    assert orchestra.static and "other numbers" in orchestra.static.recordings.failure
+    batch, played = play_first_frame(llama, Recorder.on(CPU))
+    assert batch.static and "other numbers" in batch.static.recordings.failure
     assert torch.equal(played.codes, plain.codes)
 
 
@@ -253,11 +255,11 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(Llama, "static_forward", unknown)
-    song, choir = a_song(3, composer.context), Choir(composer, 1, Recorder.on(CPU))
-    choir.join(song)
+    song, batch = a_song(3, composer.context), Stage1Batch(composer, 1, Recorder.on(CPU))
+    batch.join(song)
     while not song.finished:
-        choir.step()
-    assert choir.static and "no compiler" in choir.static.recordings.failure
+        batch.step()
+    assert batch.static and "no compiler" in batch.static.recordings.failure
     assert song.sections == plain.sections
 
 
@@ -272,13 +274,13 @@ def test_a_bucket_for_which_memory_runs_out_is_done_without_and_no_other() -> No
 
 
 def test_numbers_that_are_none_are_noticed_in_a_window(upsampler: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    orchestra = Orchestra(upsampler, 1, Recorder.on(CPU))
-    orchestra.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
-    orchestra.step()
+    batch = Stage2Batch(upsampler, 1, Recorder.on(CPU))
+    batch.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
+    batch.step()
     true = Llama.static_forward
     monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * torch.nan)
     with pytest.raises(EngineError, match="not numbers"):
-        orchestra.step()
+        batch.step()
 
 
 def test_few_buckets_serve_every_number_of_rows() -> None:

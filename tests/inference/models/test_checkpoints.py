@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference.models.checkpoints import load_llama, load_strict, read_pickle
 from inference.errors import CheckpointError
+from inference.models.checkpoints import load_llama, load_strict, read_pickle
 
 CPU = torch.device("cpu")
 GIT_LFS_STUB = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12450000000\n"

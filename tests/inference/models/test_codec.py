@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference.models.codec import CHECKPOINT, CHECKPOINT_KEY, CONTEXT_FRAMES, SEMANTIC_CONFIG, Codec
 from inference.errors import CheckpointError, InvalidField
+from inference.models.codec import CHECKPOINT, CHECKPOINT_KEY, CODEC_CONTEXT_FRAMES, SEMANTIC_CONFIG, Codec
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, N_CODEBOOKS, TRACKS
 
@@ -121,7 +121,7 @@ def test_embedding_is_the_sum_of_eight_codebook_vectors(codec: Codec, shapes: Sh
 
 
 def test_a_track_decoded_in_pieces_is_the_same_track(codec: Codec) -> None:
-    codes = some_codes(4 * CONTEXT_FRAMES + 3)
+    codes = some_codes(4 * CODEC_CONTEXT_FRAMES + 3)
     whole = codec.decode(codes)
     assert whole.shape == (CODEC_HOP * codes.shape[1],)
     torch.testing.assert_close(codec.decode(codes, piece_frames=20), whole, rtol=0, atol=2e-5)

@@ -58,7 +58,7 @@ def aside() -> Iterator[Callable[..., Future[Any]]]:
 
 
 def assert_sings(server: RealServer, model: str = "en-cot") -> None:
-    status, prediction = server.sing(**SONG)
+    status, prediction = server.generate(**SONG)
     assert (status, prediction.get("status"), prediction.get("model")) == (200, "succeeded", model), prediction
     assert prediction["audio"]
 
@@ -169,8 +169,8 @@ def test_songs_are_sung_before_during_and_after_a_swap(
     def sing_on() -> list[tuple[int, Any]]:
         sung = []
         while not enough.is_set():
-            sung.append(server.sing(**SONG))
-        return [*sung, server.sing(**SONG)]
+            sung.append(server.generate(**SONG))
+        return [*sung, server.generate(**SONG)]
 
     streams = [aside(sing_on) for _ in range(2)]
     swap = aside(server.ask, "/download-models", {"model": "zh-cot"})

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from inference.models import quantization
 from inference.catalog import ModelFiles
-from inference.models.checkpoints import load_llama
-from inference.engine.scheduler import Engine, Limits
-from inference.options import EngineOptions
 from inference.engine.pipeline import Pipeline
+from inference.engine.scheduler import Limits, Scheduler
+from inference.models import quantization
+from inference.models.checkpoints import load_llama
 from inference.models.quantization import Int8Linear, quantize
+from inference.options import EngineOptions
 from inference.song import Song
 from tests.support.language_models import seeded
 from tests.support.songs import request
@@ -192,8 +192,8 @@ def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, tiny_pip
         request(seed=seed, segments=1, guidance_scale=(guidance, 1.2))
         for seed, guidance in ((1, 1.5), (2, 1.0), (3, 1.5))
     ]
-    alone = [Engine(int8_pipeline, Limits(1, 1)).sing(song).audio for song in songs]
-    engine = Engine(int8_pipeline, Limits(songs=3, rows=7))
+    alone = [Scheduler(int8_pipeline, Limits(1, 1)).generate(song).audio for song in songs]
+    engine = Scheduler(int8_pipeline, Limits(songs=3, rows=7))
     for name, song in enumerate(songs):
         engine.add(str(name), song, lambda progress: None)
     together: dict[str, Song] = {}
@@ -202,4 +202,4 @@ def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, tiny_pip
             assert isinstance(outcome.result, Song), outcome.result
             together[outcome.song_id] = outcome.result
     assert [together[str(name)].audio for name in range(3)] == alone
-    assert Engine(tiny_pipeline, Limits(1, 1)).sing(songs[0]).audio != alone[0]  # so it was int8 that sang
+    assert Scheduler(tiny_pipeline, Limits(1, 1)).generate(songs[0]).audio != alone[0]  # so it was int8 that sang

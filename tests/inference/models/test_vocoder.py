@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference.models import vocoder
 from inference.errors import CheckpointError
+from inference.models import vocoder
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import N_CODEBOOKS, TRACKS, VOCODER_HOP
 

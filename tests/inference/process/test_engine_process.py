@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import pytest
 
 from inference.catalog import ModelFiles
-from inference.engine.scheduler import Engine
+from inference.engine.scheduler import Scheduler
 from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField, RecordingFailed
 from inference.options import EngineOptions
-from inference.song import Progress
 from inference.process.engine_process import PROJECT, EngineProcess, EngineSeries
+from inference.song import Progress
 from tests.support.songs import request
 
 PATIENCE_S = 60.0
@@ -49,25 +49,25 @@ def ignore(progress: Progress) -> None:
 def long_song(engine: EngineProcess, song_id: str) -> tuple:
     """A song that goes on for longer than a test, and an event that is set once it is being sung."""
     started = threading.Event()
-    future = engine.sing(song_id, request(max_new_tokens=6_000), lambda progress: started.set())
+    future = engine.generate(song_id, request(max_new_tokens=6_000), lambda progress: started.set())
     return future, started
 
 
-def test_a_song_from_the_process_is_the_song_of_the_pipeline(engine: EngineProcess, tiny_engine: Engine) -> None:
-    song = engine.sing("a", request(format="mp3"), ignore).result(PATIENCE_S)
-    assert song.audio == tiny_engine.sing(request(format="mp3")).audio
+def test_a_song_from_the_process_is_the_song_of_the_pipeline(engine: EngineProcess, tiny_engine: Scheduler) -> None:
+    song = engine.generate("a", request(format="mp3"), ignore).result(PATIENCE_S)
+    assert song.audio == tiny_engine.generate(request(format="mp3")).audio
 
 
-def test_songs_are_sung_together_and_each_is_its_own(engine: EngineProcess, tiny_engine: Engine) -> None:
-    futures = [engine.sing(f"song {seed}", request(segments=1, seed=seed), ignore) for seed in range(3)]
+def test_songs_are_sung_together_and_each_is_its_own(engine: EngineProcess, tiny_engine: Scheduler) -> None:
+    futures = [engine.generate(f"song {seed}", request(segments=1, seed=seed), ignore) for seed in range(3)]
     for seed, future in enumerate(futures):
-        assert future.result(PATIENCE_S).audio == tiny_engine.sing(request(segments=1, seed=seed)).audio
+        assert future.result(PATIENCE_S).audio == tiny_engine.generate(request(segments=1, seed=seed)).audio
 
 
 def test_a_short_song_does_not_wait_for_a_long_one(engine: EngineProcess) -> None:
     running, started = long_song(engine, "endless")
     assert started.wait(PATIENCE_S)
-    assert engine.sing("short", request(segments=1), ignore).result(PATIENCE_S).audio
+    assert engine.generate("short", request(segments=1), ignore).result(PATIENCE_S).audio
     assert not running.done()
     engine.cancel("endless")
     with pytest.raises(Cancelled):
@@ -87,13 +87,13 @@ def test_a_process_that_hangs_is_killed(tiny_files: ModelFiles) -> None:
 
 def test_progress_reaches_the_parent(engine: EngineProcess) -> None:
     seen: list[Progress] = []
-    engine.sing("watched", request(segments=1), seen.append).result(PATIENCE_S)
+    engine.generate("watched", request(segments=1), seen.append).result(PATIENCE_S)
     assert {progress.stage for progress in seen} >= {"stage1", "stage2"}
 
 
 def test_a_refused_song_raises_its_error_and_the_next_one_is_sung(engine: EngineProcess) -> None:
-    refused = engine.sing("bad", request(lyrics="no tag"), ignore)
-    good = engine.sing("good", request(segments=1), ignore)
+    refused = engine.generate("bad", request(lyrics="no tag"), ignore)
+    good = engine.generate("good", request(segments=1), ignore)
     with pytest.raises(InvalidField, match="lyrics"):
         refused.result(PATIENCE_S)
     assert good.result(PATIENCE_S).audio
@@ -101,7 +101,7 @@ def test_a_refused_song_raises_its_error_and_the_next_one_is_sung(engine: Engine
 
 def test_cancel_ends_the_running_song_and_no_other(engine: EngineProcess) -> None:
     running, started = long_song(engine, "running")
-    waiting = engine.sing("waiting", request(segments=1), ignore)
+    waiting = engine.generate("waiting", request(segments=1), ignore)
     assert started.wait(PATIENCE_S)
     engine.cancel("running")
     with pytest.raises(Cancelled):
@@ -111,7 +111,7 @@ def test_cancel_ends_the_running_song_and_no_other(engine: EngineProcess) -> Non
 
 def test_a_waiting_song_can_be_cancelled_and_an_unknown_one_is_ignored(engine: EngineProcess) -> None:
     running, started = long_song(engine, "long")
-    waiting = engine.sing("never", request(), ignore)
+    waiting = engine.generate("never", request(), ignore)
     assert started.wait(PATIENCE_S)
     for name in ("never", "unknown", "long"):
         engine.cancel(name)
@@ -122,7 +122,7 @@ def test_a_waiting_song_can_be_cancelled_and_an_unknown_one_is_ignored(engine: E
 
 def test_a_killed_process_fails_its_songs_and_says_how_it_ended(fresh_engine: EngineProcess) -> None:
     running, started = long_song(fresh_engine, "running")
-    waiting = fresh_engine.sing("waiting", request(), ignore)
+    waiting = fresh_engine.generate("waiting", request(), ignore)
     assert started.wait(PATIENCE_S)
     os.kill(fresh_engine.pid, signal.SIGKILL)
     for future in (running, waiting):
@@ -130,7 +130,7 @@ def test_a_killed_process_fails_its_songs_and_says_how_it_ended(fresh_engine: En
             future.result(PATIENCE_S)
     assert not fresh_engine.alive
     with pytest.raises(EngineError):
-        fresh_engine.sing("late", request(), ignore).result(PATIENCE_S)
+        fresh_engine.generate("late", request(), ignore).result(PATIENCE_S)
 
 
 def test_closing_ends_the_process_and_its_songs(fresh_engine: EngineProcess) -> None:

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from inference.catalog import TINY, Model, ModelFiles, find
-from inference.engine.scheduler import Engine, Limits
+from inference.engine.pipeline import Pipeline
+from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import Cancelled, EngineError
 from inference.models.llama import Llama
 from inference.options import EngineOptions
-from inference.engine.pipeline import Pipeline
-from inference.song import Progress, Song, SongRequest
 from inference.process.engine_process import EngineProcess
+from inference.song import Progress, Song, SongRequest
 from model_manager import ModelManager
-from serving.models.states import Fetch
 from serving.jobs.job import Job
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
+from serving.models.states import Fetch
 from storage import Storage
 from tests.support.fakes import new_folder
 from tests.support.faulty_worker import FaultyEngine
@@ -67,7 +67,7 @@ def alone(small: Pipeline) -> Alone:
 
     @cache
     def sung(number: int) -> bytes:
-        return Engine(small, Limits(1, 1)).sing(song_of(number)).audio["mix"]
+        return Scheduler(small, Limits(1, 1)).generate(song_of(number)).audio["mix"]
 
     return sung
 
@@ -84,9 +84,9 @@ class Life:
         self.ended: dict[str, Song | Exception] = {}
         self.before_step: Callable[[int], None] = lambda step: None
 
-    def live(self) -> Engine:
+    def live(self) -> Scheduler:
         """Until every song that has not ended yet has. Raises what the engine raises."""
-        engine = Engine(self.pipeline, Limits(songs=self.dice.randint(1, 3), rows=self.dice.randint(1, 4)))
+        engine = Scheduler(self.pipeline, Limits(songs=self.dice.randint(1, 3), rows=self.dice.randint(1, 4)))
         coming, step = [song_id for song_id in self.songs if song_id not in self.ended], 0
         while coming or not engine.idle:
             for song_id in [each for each in coming if self.arrivals[each] <= step]:
@@ -180,7 +180,7 @@ class EngineInAThread:
     """An engine as its parent sees it, which ends as a killed process does, after some steps."""
 
     def __init__(self, pipeline: Pipeline, limits: Limits, steps: int) -> None:
-        self._engine, self._limits, self._steps = Engine(pipeline, limits), limits, steps
+        self._engine, self._limits, self._steps = Scheduler(pipeline, limits), limits, steps
         self._songs: dict[str, Future[Song]] = {}
         self._orders: list[Callable[[], None]] = []
         self._changed = threading.Condition()
@@ -197,7 +197,7 @@ class EngineInAThread:
     def info(self) -> dict[str, object]:
         return {"max_songs": self._limits.songs}
 
-    def sing(self, song_id: str, song: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(self, song_id: str, song: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
         future: Future[Song] = Future()
         with self._changed:
             if self._dead:
@@ -338,7 +338,7 @@ def next_engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
     ],
 )
 def test_a_process_that_breaks_is_replaced_and_its_songs_are_sung_once_more(
-    tiny_files: ModelFiles, tiny_engine: Engine, next_engine: EngineProcess, fault: str, stage: str, words: str
+    tiny_files: ModelFiles, tiny_engine: Scheduler, next_engine: EngineProcess, fault: str, stage: str, words: str
 ) -> None:
     engines: list[EngineProcess] = []
 
@@ -352,15 +352,15 @@ def test_a_process_that_breaks_is_replaced_and_its_songs_are_sung_once_more(
         for job, song in zip(submitted, songs, strict=True):
             assert jobs.wait(job, PATIENCE_S)
             assert job.song is not None, job.error
-            assert job.song.audio == tiny_engine.sing(song).audio
+            assert job.song.audio == tiny_engine.generate(song).audio
         assert words in engines[0].ending
         assert len(engines) == 2 and max(job.attempts for job in submitted) == 2
 
 
 def test_songs_that_keep_coming_do_not_hide_a_hang(tiny_files: ModelFiles) -> None:
     engine = FaultyEngine.broken("block", "stage1", tiny_files, lambda part: None)
-    hung = engine.sing("hung", request(), ignore)
-    coming = (engine.sing(f"song {i}", request(), ignore) for i in range(60))
+    hung = engine.generate("hung", request(), ignore)
+    coming = (engine.generate(f"song {i}", request(), ignore) for i in range(60))
     while not wait([hung], timeout=1.0).done:
         assert next(coming, None), "a minute of songs, and the hang was not noticed"
     assert "took no song any further" in str(hung.exception())

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import DATA
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from inference.text.lyrics import Section, parse
 from inference.text.prompt import Encode, Prompt, build, tidy_genres
 from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, SOA_ID, XCODEC_ID
+from tests.support.paths import DATA
 
 CASES = ("two_verses", "mandarin", "untidy", "with_reference", "four_sections")
 PIECES = DATA / "pieces.json"

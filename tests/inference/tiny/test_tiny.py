@@ -12,18 +12,16 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from inference.tiny import model_files
-from inference.tiny import layers
-from inference.tiny import checkpoints
-from inference.models import vocoder
 from inference.catalog import CODEC_FILES, ModelFiles
-from inference.models.checkpoints import load_llama, read_pickle
+from inference.engine.stage1 import Composition, Stage1Settings
 from inference.engine.stage1_batch import compose
+from inference.models import vocoder
+from inference.models.checkpoints import load_llama, read_pickle
 from inference.models.codec import Codec
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
-from inference.engine.stage1 import Composition, Stage1Settings
 from inference.text.tokenizer import Tokenizer
+from inference.tiny import checkpoints, layers, model_files
 from inference.vocabulary import SOA_ID, XCODEC_ID
 
 # The first 16 digits of the SHA-256 of each tensor's bytes, one for each way of scaling.
@@ -195,9 +193,7 @@ def test_a_set_that_is_there_is_not_written_again(files: ModelFiles) -> None:
 
 
 def test_a_set_that_is_there_is_found_without_torch(files: ModelFiles) -> None:
-    program = (
-        "import sys, pathlib, inference.tiny.model_files as t; t.ensure(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
-    )
+    program = "import sys, pathlib, inference.tiny.model_files as t; t.ensure(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
     command = [sys.executable, "-c", program, str(files.stage1.parent.parent)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
 

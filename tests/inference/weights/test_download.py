@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from tests.support.hub_server import HubServer, serve_tiny
-from tests.support.socks_server import SocksServer
 
 from inference import catalog
 from inference.catalog import Model, ModelFiles
-from inference.weights.download import PARTS, DownloadProcess, cache_folder, fetch
 from inference.errors import DownloadError
+from inference.weights.download import PARTS, DownloadProcess, cache_folder, fetch
+from tests.support.hub_server import HubServer, serve_tiny
+from tests.support.socks_server import SocksServer
 
 EN_COT = catalog.find("en-cot")
 ZH_COT = catalog.find("zh-cot")  # not pinned: its default branch is resolved
@@ -166,7 +166,7 @@ def test_a_machine_without_a_gpu_is_warned_of_before_the_first_byte(
     assert warnings() == [warning], "nothing is fetched the second time"
 
 
-# -- what is here is proven
+# -- what is here is verified
 
 
 def test_a_corrupted_cached_file_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
@@ -569,7 +569,9 @@ def test_an_error_is_a_line_and_an_exit_code(hub: HubServer, tmp_path: Path) -> 
 
 
 def test_importing_it_imports_neither_torch_nor_the_hub() -> None:
-    program = "import sys, inference.weights.download; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    program = (
+        "import sys, inference.weights.download; sys.exit('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.weights.download import PARTS, DownloadProcess, fetch
 from inference.errors import DownloadError, StorageError
+from inference.weights.checksums import WantedFile, looks_verified, verified
+from inference.weights.download import PARTS, DownloadProcess, fetch
 from inference.weights.mirror import SUMS, MirrorSource, parse_sums
-from inference.weights.checksums import WantedFile, looks_proven, proven
-from inference.weights.transfer import Patience
-from inference.weights.sync import Holding, Supply, supply
+from inference.weights.sync import FetchOptions, LocalCopy
+from inference.weights.transfer import RetryPolicy
 from serving.settings import InvalidSettings, Settings, read_settings
 from storage import Storage
 
@@ -165,7 +165,7 @@ def test_any_file_may_be_a_pointer(weights: Path, tmp_path: Path, path: str) -> 
 def test_a_pointer_that_was_taken_for_a_file_before_is_not_trusted(weights: Path, tmp_path: Path) -> None:
     path = weights / WEIGHTS
     path.write_bytes(POINTER)
-    assert not looks_proven(path, proven(path, WantedFile(WEIGHTS, len(POINTER), None)))
+    assert not looks_verified(path, verified(path, WantedFile(WEIGHTS, len(POINTER), None)))
 
 
 @pytest.mark.parametrize("summed", [False, True])
@@ -300,10 +300,10 @@ def test_a_mirror_that_breaks_off_is_read_on(weights: Path, tmp_path: Path) -> N
     bucket = Unsteady(Storage.at(weights), 3)
     events, waits = Events(), list[float]()
     source = MirrorSource(ZH_COT.stage2, "stage2", bucket, tmp_path)
-    terms = Supply(tmp_path / "proofs", events, Patience(sleep=waits.append))
-    holding = Holding(ZH_COT.stage2, source, terms)
-    supply([holding], terms)
-    assert (holding.folder / WEIGHTS).read_bytes() == (weights / NAMES[1] / WEIGHTS).read_bytes()
+    terms = FetchOptions(tmp_path / "proofs", events, RetryPolicy(sleep=waits.append))
+    copy = LocalCopy(ZH_COT.stage2, source, terms)
+    ensure([copy], terms)
+    assert (copy.folder / WEIGHTS).read_bytes() == (weights / NAMES[1] / WEIGHTS).read_bytes()
     assert waits == [1.0] * 3 and 1_000 in bucket.offsets
     assert "the bucket went away" in str(events.named("waiting")[0]["reason"])
 

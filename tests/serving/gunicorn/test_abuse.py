@@ -97,7 +97,7 @@ def is_healthy(connection: socket.socket) -> bool:
 
 
 def check_that_it_sings(server: RealServer) -> None:
-    status, song = server.sing(**SONG)
+    status, song = server.generate(**SONG)
     assert (status, song["status"]) == (200, "succeeded"), song
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_refuses_songs_and_takes_them_when_there_is_room(start: Star
     worker = worker_of(server)
     limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, limits[1]))  # no file can be written, as on a full disk
-    status, refused = server.sing(**SONG)
+    status, refused = server.generate(**SONG)
     assert (status, refused["type"]) == (507, "urn:yue:problem:storage-full"), refused
     assert server.ask("/health")[0] == 200
     assert len(server.ask("/jobs")[1]["jobs"]) == 1  # what is there can be read
@@ -273,15 +273,15 @@ def test_a_read_only_folder_refuses_songs_and_shows_those_that_are_there(start: 
         pytest.skip("nothing can be mounted here")
     try:
         server = start()
-        status, sung = server.sing(**SONG)
+        status, sung = server.generate(**SONG)
         assert status == 200
         until(lambda: not list((data / "live" / "open").rglob("*/*")) or not (data / "live" / "open").exists())
         remount = ["mount", "-o", "remount,bind,ro", str(data)]
         subprocess.run(remount, check=True)
-        status, refused = server.sing(**SONG)
+        status, refused = server.generate(**SONG)
         assert (status, refused["type"]) == (503, "urn:yue:problem:storage-failed"), refused
         assert server.ask("/health")[0] == 200
-        _, result = server.sing(job_id=sung["job_id"], operation="result")
+        _, result = server.generate(job_id=sung["job_id"], operation="result")
         assert base64.b64decode(result["audio"]) == audio_of(1)
         remount[2] = "remount,bind,rw"
         subprocess.run(remount, check=True)
@@ -349,7 +349,7 @@ def created(server: RealServer, job_id: str) -> int:
 
 def order(server: RealServer) -> str:
     """The id of a song that is sung."""
-    job_id: str = server.sing(**SONG, wait_seconds=0)[1]["job_id"]
+    job_id: str = server.generate(**SONG, wait_seconds=0)[1]["job_id"]
     until(lambda: server.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded")
     return job_id
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from serving.gunicorn.client_socket import BYTES_PER_SECOND, PatientSocket, Seats
+from serving.gunicorn.client_socket import BYTES_PER_SECOND, ClientSocket, SlowConnections
 from tests.support.real_server import RealServer, until
 
 LIGHT_APP = "tests.support.light_engine:light_app()"
@@ -90,7 +90,7 @@ def test_few_files_are_kept_for_songs_and_not_given_to_silent_connections(connec
         for _ in range(320):
             connect(server)
         assert server.ask("/jobs")[0] == 200
-        status, song = server.sing(**SONG)  # with an engine that starts only now
+        status, song = server.generate(**SONG)  # with an engine that starts only now
         assert (status, song["status"]) == (200, "succeeded")
         (warning,) = (line for line in server.log().splitlines() if "ulimit" in line)
         assert "only 256 files" in warning and "128 connections" in warning
@@ -155,9 +155,9 @@ def test_a_short_body_that_is_refused_unread_leaves_the_connection_open(locked: 
 class Pair:
     """Two ends of a connection, the server's of which is read until nothing more comes. A context manager."""
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, wait_slots: SlowConnections) -> None:
         self.client, server = socket.socketpair()
-        self.server = PatientSocket(server, seats, 3_600)
+        self.server = ClientSocket(server, wait_slots, 3_600)
         self.size = 0
         self.reader = threading.Thread(target=self._read)
 
@@ -175,25 +175,25 @@ class Pair:
 
 
 def test_a_seat_is_freed_whatever_timeout_a_socket_was_given() -> None:
-    seats = Seats(1)
-    with Pair(seats) as silent, Pair(seats) as newcomer:
+    wait_slots = SlowConnections(1)
+    with Pair(wait_slots) as silent, Pair(wait_slots) as newcomer:
         silent.server.settimeout(3_600)
         silent.reader.start()
-        until(lambda: seats.in_use == 1)
+        until(lambda: wait_slots.in_use == 1)
         newcomer.reader.start()
         silent.reader.join(SECONDS)
         assert not silent.reader.is_alive() and newcomer.reader.is_alive()
 
 
 def test_one_that_keeps_pace_stays_and_a_silent_one_makes_way() -> None:
-    seats = Seats(2)
-    with Pair(seats) as steady, Pair(seats) as silent, Pair(seats) as newcomer:
+    wait_slots = SlowConnections(2)
+    with Pair(wait_slots) as steady, Pair(wait_slots) as silent, Pair(wait_slots) as newcomer:
         steady.reader.start()  # and so it has waited for longest
-        until(lambda: seats.in_use == 1)
+        until(lambda: wait_slots.in_use == 1)
         silent.reader.start()
-        until(lambda: seats.in_use == 2)
+        until(lambda: wait_slots.in_use == 2)
         steady.client.sendall(b"x" * BYTES_PER_SECOND * 60)
-        until(lambda: steady.size == BYTES_PER_SECOND * 60 and seats.in_use == 2)
+        until(lambda: steady.size == BYTES_PER_SECOND * 60 and wait_slots.in_use == 2)
         newcomer.reader.start()
         silent.reader.join(SECONDS)
         assert not silent.reader.is_alive() and steady.reader.is_alive()

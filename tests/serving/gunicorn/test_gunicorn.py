@@ -150,7 +150,7 @@ def test_an_engine_that_reads_nothing_holds_up_no_cancel_request_and_no_look_at_
 
     def begun(seconds: int) -> str:
         reference = {"audio": base64.b64encode(tone(seconds)).decode(), "end_seconds": seconds}
-        status, song = server.sing(**INSTANCE, reference=reference, wait_seconds=0)
+        status, song = server.generate(**INSTANCE, reference=reference, wait_seconds=0)
         assert status == 200, song
         until(lambda: server.ask(f"/jobs/{song['job_id']}")[1]["status"] == "running")
         return str(song["job_id"])

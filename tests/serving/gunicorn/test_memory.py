@@ -35,7 +35,7 @@ def packed() -> str:
 def server() -> Iterator[RealServer]:
     with RealServer({}, "tests.support.light_engine:light_app()") as server:
         server.wait_until_answered()
-        assert server.sing(**INSTANCE)[0] == 200
+        assert server.generate(**INSTANCE)[0] == 200
         yield server
 
 
@@ -51,7 +51,7 @@ def test_a_burst_of_reference_audio_leaves_little_memory_behind(server: RealServ
     reference = {"audio": packed, "end_seconds": SECONDS}
 
     def ask(_: int) -> int:
-        return server.sing(**INSTANCE, reference=reference, wait_seconds=0)[0]
+        return server.generate(**INSTANCE, reference=reference, wait_seconds=0)[0]
 
     with ThreadPoolExecutor(AT_ONCE) as clients:
         assert set(clients.map(ask, range(AT_ONCE))) == {200}

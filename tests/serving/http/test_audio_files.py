@@ -126,10 +126,10 @@ def test_head_says_of_every_route_what_get_says_without_the_rest(served: Served,
         "/jobs/<job_id>/events": f"{job_url}/events",
         "/jobs/<job_id>/audio/<track>.<audio_format>": url,
     }
-    free = served.app.extensions["yue"].seats.free
+    free = served.app.extensions["yue"].wait_slots.free
     for path in (known.get(each, each) for each in paths):
         with served.client.get(path) as whole, served.client.head(path) as head:
             assert head.status_code == whole.status_code and head.data == b"", path
             assert head.mimetype == whole.mimetype, path
     assert served.client.head("/jobs/none").status_code == 404
-    assert served.app.extensions["yue"].seats.free == free
+    assert served.app.extensions["yue"].wait_slots.free == free

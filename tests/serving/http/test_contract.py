@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import TESTS
-
 import json
 import os
 import re
@@ -12,7 +10,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,19 +18,18 @@ from openapi_spec_validator import validate
 from pydantic import TypeAdapter
 from werkzeug.serving import make_server
 
-from inference.engine.scheduler import Engine
-from inference.errors import DownloadError, EngineError
 from inference.engine.pipeline import Pipeline
+from inference.engine.scheduler import Scheduler
+from inference.errors import DownloadError, EngineError
 from inference.song import SongRequest
 from server import close_app
-from serving.http import response_models
-from serving.http import openapi
+from serving.http import openapi, response_models
 from serving.http.operations import OPERATIONS
 from serving.http.request_models import Parameters
 from serving.settings import RESERVED_THREADS
 from tests.support.fakes import INSTANCE, Served, new_folder, problem
+from tests.support.paths import TESTS
 from tests.support.threaded import answering
-
 
 PROJECT = TESTS.parent
 REQUESTS = 20  # of each operation, besides those that try every limit of every field
@@ -222,7 +218,7 @@ def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
         TypeAdapter(kind).validate_python(answer, extra="forbid")
 
 
-def test_what_the_real_engine_tells_of_itself_is_described(tiny_pipeline: Pipeline, tiny_engine: Engine) -> None:
+def test_what_the_real_engine_tells_of_itself_is_described(tiny_pipeline: Pipeline, tiny_engine: Scheduler) -> None:
     info = {**tiny_pipeline.info(), "recordings": tiny_engine.recordings(), "max_songs": tiny_engine.limits.songs}
     response_models.EngineInfo.model_validate(info, extra="forbid")
 

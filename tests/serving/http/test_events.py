@@ -10,8 +10,8 @@ import pytest
 
 from server import close_app
 from serving.http import events
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
 from serving.settings import RESERVED_THREADS
 from storage import Storage
 from tests.support.fakes import FakeModels, Served, new_folder, problem

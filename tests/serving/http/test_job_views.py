@@ -9,8 +9,8 @@ from typing import Any
 from inference.errors import UnknownModel
 from inference.song import SectionSpan, Song, SongRequest
 from serving.http import job_views
-from serving.jobs.job import CANCELLED, SUCCEEDED, Job
 from serving.http.problems import problem_of
+from serving.jobs.job import CANCELLED, SUCCEEDED, Job
 from tests.support.fakes import LYRICS
 
 

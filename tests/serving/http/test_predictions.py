@@ -12,9 +12,9 @@ from inference.song import SongRequest
 from server import close_app
 from serving.http import predictions
 from serving.jobs.job import Job
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
-from serving.jobs.wait_estimates import Pace
+from serving.jobs.store import JobStore
+from serving.jobs.wait_estimates import WaitEstimator
 from storage import Storage
 from tests.support.bucket_server import bucket_server
 from tests.support.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, problem
@@ -132,13 +132,13 @@ def test_a_bucket_signs_an_address_for_its_object_and_a_folder_none(tmp_path: An
 
 
 def test_places_are_given_to_songs_in_the_order_they_come() -> None:
-    pace = Pace()
-    assert pace.beginnings([3.0], 2) == []  # nothing was measured
-    pace.together = 2
-    pace.note(8.0)
-    pace.note(12.0)
-    assert pace.beginnings([4.0, 7.0], 3) == [3.0, 6.0, 13.0]
-    assert pace.beginnings([11.0], 2) == [0.0, 0.0]
+    estimator = WaitEstimator()
+    assert estimator.start_times([3.0], 2) == []  # nothing was measured
+    estimator.max_songs = 2
+    estimator.note(8.0)
+    estimator.note(12.0)
+    assert estimator.start_times([4.0, 7.0], 3) == [3.0, 6.0, 13.0]
+    assert estimator.start_times([11.0], 2) == [0.0, 0.0]
 
 
 def test_a_queued_song_tells_its_position_and_when_it_is_expected(held: Served) -> None:
@@ -208,6 +208,6 @@ def test_whatever_delete_does_post_does_too(held: Served) -> None:
 
 def measured(served: Served, seconds: float) -> None:
     """As if a song had taken so long."""
-    backlog = served.app.extensions["yue"].jobs._backlog
-    with backlog.changed:
-        backlog.pace.note(seconds)
+    queue = served.app.extensions["yue"].jobs._queue
+    with queue.changed:
+        queue.estimator.note(seconds)

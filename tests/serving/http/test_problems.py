@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from werkzeug.exceptions import BadGateway, ExpectationFailed, MethodNotAllowed
@@ -14,7 +11,7 @@ from werkzeug.exceptions import BadGateway, ExpectationFailed, MethodNotAllowed
 from serving.http import problem_kinds
 from serving.http.problem_kinds import KINDS
 from serving.http.problems import Problem, problem_of, recorded
-
+from tests.support.paths import PROJECT
 
 SOURCES = [PROJECT / "server.py", *(PROJECT / "serving").glob("*.py")]
 

@@ -17,9 +17,9 @@ from inference.audio.mixing import read_reference
 from inference.song import Reference
 from server import close_app
 from serving.http import references
+from serving.http.references import References
 from serving.http.safe_fetch import Fetcher, Refused, Unreachable
 from serving.jobs.records import with_audio
-from serving.http.references import References
 from storage import Storage
 from tests.support.fakes import INSTANCE, Served, problem
 

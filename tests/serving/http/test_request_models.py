@@ -17,19 +17,18 @@ from hypothesis import strategies as st
 from inference import catalog
 from inference.errors import UnknownModel
 from inference.song import SongRequest
-from serving.http import song_instances
-from serving.http import request_models
+from serving.http import request_models, song_instances
 from serving.http.predictions import expected_bytes
-from serving.http.song_instances import Order, read_order
 from serving.http.problems import Problem, problem_of
 from serving.http.request_models import Download, JobOperation
+from serving.http.song_instances import SongInstance, read_song_instance
 from tests.support.fakes import INSTANCE, LYRICS
 
 TINY = catalog.find("tiny")
 
 
-def order(parameters: dict[str, object] | None = None, **fields: object) -> Order:
-    return read_order({**INSTANCE, **fields}, parameters or {}, TINY)
+def order(parameters: dict[str, object] | None = None, **fields: object) -> SongInstance:
+    return read_song_instance({**INSTANCE, **fields}, parameters or {}, TINY)
 
 
 def refused(**fields: object) -> dict[str, Any]:
@@ -186,7 +185,7 @@ def test_whatever_is_asked_is_an_order_or_a_problem_that_names_the_field(fields:
 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(Problem, match=r"lyrics: .*required"):
-        read_order({"genres": "pop"}, {}, TINY)
+        read_song_instance({"genres": "pop"}, {}, TINY)
 
 
 def test_every_wrong_field_is_listed() -> None:
@@ -259,8 +258,11 @@ def test_warnings_compare_the_words_with_the_budget() -> None:
 
 def test_a_language_of_another_model_is_warned_of() -> None:
     instance = {**INSTANCE, "lyrics": "[verse]\n山间的风"}
-    assert "zh-cot" in read_order(instance, {}, catalog.find("en-cot")).warnings[0]
-    assert not read_order(instance, {}, catalog.find("zh-cot")).warnings + read_order(instance, {}, TINY).warnings
+    assert "zh-cot" in read_song_instance(instance, {}, catalog.find("en-cot")).warnings[0]
+    assert (
+        not read_song_instance(instance, {}, catalog.find("zh-cot")).warnings
+        + read_song_instance(instance, {}, TINY).warnings
+    )
 
 
 def test_reference_audio_is_read() -> None:
@@ -332,8 +334,8 @@ def test_a_wrong_reference_is_named(reference: dict[str, object], field: str) ->
 
 def test_a_reference_for_a_model_that_was_not_trained_for_it_is_a_warning() -> None:
     instance = {**INSTANCE, "reference": {"audio": reference_audio()}}
-    assert "en-cot" in " ".join(read_order(instance, {}, catalog.find("en-cot")).warnings)
-    assert not read_order(instance, {}, catalog.find("en-icl")).warnings
+    assert "en-cot" in " ".join(read_song_instance(instance, {}, catalog.find("en-cot")).warnings)
+    assert not read_song_instance(instance, {}, catalog.find("en-icl")).warnings
 
 
 def test_the_model_must_be_the_one_that_is_here() -> None:

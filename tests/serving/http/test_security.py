@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from server import close_app
 from serving.http import openapi
 from tests.support.fakes import Served
+from tests.support.paths import PROJECT
 
 PAGE = (PROJECT / "docs" / "security.md").read_text()
 KEY = "first-key-0123456789"

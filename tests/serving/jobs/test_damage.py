@@ -13,9 +13,9 @@ import pytest
 
 from inference.errors import StorageError
 from inference.song import MAX_NEW_TOKENS, Reference, SongRequest
-from serving.jobs.job import FINISHED, Job
-from serving.jobs.maintenance import SWEEP_SECONDS, Keep
 from serving.http.problems import Problem
+from serving.jobs.job import FINISHED, Job
+from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from storage import Storage
 from tests.support.fakes import LYRICS, FakeClock, Served, new_folder
 from tests.support.replicas import Replica, lose
@@ -117,7 +117,7 @@ def test_what_is_stored_is_held_to_the_ranges_of_a_request(storage: Storage, clo
         change(storage, f"jobs/{job.id}/job.json", set_field("request", field, to=value))
         damaged[job.id] = field, value
     lose(clock, server)
-    assert [job.id for job in server.backlog.living()] == [good.id]
+    assert [job.id for job in server.queue.living()] == [good.id]
     for job_id, (field, value) in damaged.items():
         ended = server.jobs.get(job_id)
         assert ended.state == "failed" and field in str(ended.error), (field, value, ended.state, ended.error)
@@ -148,7 +148,7 @@ def test_a_job_of_which_another_field_is_wrong_fails_alone(
     job, good = lost.submit("key"), lost.submit(None)
     change(storage, f"jobs/{job.id}/job.json", set_field(field, to=value))
     lose(clock, server)
-    assert [each.id for each in server.backlog.living()] == [good.id]
+    assert [each.id for each in server.queue.living()] == [good.id]
     assert (server.jobs.get(job.id).state, server.submit("key").id) == ("failed", job.id)
 
 
@@ -160,10 +160,10 @@ def test_foreign_files_in_a_jobs_folder_are_passed_over(storage: Storage, clock:
     for name in names.split():
         storage.put(f"jobs/{job.id}/{name}", b"x")
     lose(clock, server)
-    assert [each.id for each in server.backlog.living()] == [job.id]
+    assert [each.id for each in server.queue.living()] == [job.id]
     server.begin()
     lose(clock, last)
-    (adopted,) = last.backlog.living()
+    (adopted,) = last.queue.living()
     assert (adopted.id, adopted.claim, adopted.attempts) == (job.id, 3, 1)  # claim-1 is a folder
     last.begin()
     last.finish()
@@ -180,18 +180,18 @@ def test_a_job_that_nobody_can_read_hides_no_other_and_is_reported_once(
     storage.put(f"jobs/{unread.id}/job.json", content)
     for _ in range(ROUNDS):
         owner.store.beat()
-        server.look_after()
+        server.run_round()
         assert other.id in {job.id for job in server.jobs.list()}
     assert len([line for line in caplog.messages if unread.id in line]) <= 2
     assert not [record for record in caplog.records if record.exc_info]
     lose(clock, server)
-    assert server.jobs.get(unread.id).state == "failed" and server.backlog.find(other.id)
+    assert server.jobs.get(unread.id).state == "failed" and server.queue.find(other.id)
     assert server.submit("key").state == "failed"
 
 
 @pytest.mark.parametrize("content", GARBAGE)
 def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeClock, content: bytes) -> None:
-    server, other = Replica(storage, clock, Keep(limit_bytes=0)), Replica(storage, clock)
+    server, other = Replica(storage, clock, Retention(limit_bytes=0)), Replica(storage, clock)
     job = server.submit("key")
     server.begin()
     server.finish()
@@ -206,20 +206,20 @@ def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeCloc
 def test_a_job_whose_end_is_broken_before_it_ends_is_settled_and_forgotten(
     storage: Storage, clock: FakeClock, content: bytes
 ) -> None:
-    server = Replica(storage, clock, Keep(limit_bytes=0))
+    server = Replica(storage, clock, Retention(limit_bytes=0))
     job = server.submit(None)
     server.begin()
     storage.put(f"jobs/{job.id}/end.json", content)
     server.finish()
-    assert (job.state, server.backlog.living()) == ("failed", [])
-    server.look_after()
+    assert (job.state, server.queue.living()) == ("failed", [])
+    server.run_round()
     assert not storage.entries("live/open")
     for _ in range(2):
         server.submit(None)
         server.begin()
         server.finish()
     clock.advance(SWEEP_SECONDS)
-    server.look_after()
+    server.run_round()
     assert not storage.entries(f"jobs/{job.id}")
 
 
@@ -248,7 +248,7 @@ def test_a_key_that_nobody_can_read_is_reported_and_taken_over(
 def test_a_key_whose_job_nobody_can_read_nor_end_is_taken_over(storage: Storage, clock: FakeClock) -> None:
     server = Replica(storage, clock)
     job = server.submit("key")
-    server.backlog.let_go(job)
+    server.queue.let_go(job)
     storage.put(f"jobs/{job.id}/job.json", b"")
     storage.delete(f"live/open/{server.store.replica}/{job.id}")
     assert server.submit("key").id != job.id
@@ -262,7 +262,7 @@ def test_a_song_out_of_range_in_the_storage_is_answered_with_its_reason_over_htt
     change(storage, f"jobs/{job.id}/job.json", set_field("request", "max_new_tokens", to=10**9))
     lost.jobs.close()
     jobs = served.app.extensions["yue"].jobs
-    jobs.keeper.wake()
+    jobs.maintenance.wake()
     assert jobs.wait(jobs.get(job.id), 10)
     answer = served.client.get(f"/jobs/{job.id}").json
     assert answer["status"] == "failed"

@@ -47,7 +47,7 @@ def folders(tmp_path: Path) -> set[str]:
 
 def ask_for_songs(server: RealServer) -> dict[str, str]:
     """Songs that are sung one after the other, the first of them begun: key -> job id."""
-    songs = {f"key-{seed}": server.sing(**SHORT, seed=seed, request_id=f"key-{seed}")[1] for seed in range(2)}
+    songs = {f"key-{seed}": server.generate(**SHORT, seed=seed, request_id=f"key-{seed}")[1] for seed in range(2)}
     ids = {key: song["job_id"] for key, song in songs.items()}
     until(lambda: status(server, ids["key-0"]) != "queued", PATIENCE_S)
     return ids
@@ -55,9 +55,9 @@ def ask_for_songs(server: RealServer) -> dict[str, str]:
 
 def check_that_each_is_one_song(server: RealServer, ids: dict[str, str], tmp_path: Path) -> None:
     for seed, (key, job_id) in enumerate(ids.items()):
-        assert server.sing(**SHORT, seed=seed, request_id=key)[1]["job_id"] == job_id
+        assert server.generate(**SHORT, seed=seed, request_id=key)[1]["job_id"] == job_id
         until(lambda job_id=job_id: status(server, job_id) in FINISHED, PATIENCE_S)
-        song = server.sing(job_id=job_id, operation="result")[1]
+        song = server.generate(job_id=job_id, operation="result")[1]
         assert song["status"] == "succeeded", song
         assert base64.b64decode(song["audio"])
     assert folders(tmp_path) == set(ids.values())
@@ -88,13 +88,13 @@ def test_a_server_that_is_told_to_stop_leaves_its_songs_to_the_next(start: Start
 
 def test_two_servers_on_one_folder_answer_for_each_other(start: Start) -> None:
     one, other = start(), start()
-    job_id = one.sing(**SHORT, seed=1, request_id="key")[1]["job_id"]
+    job_id = one.generate(**SHORT, seed=1, request_id="key")[1]["job_id"]
     until(lambda: status(one, job_id) in FINISHED, PATIENCE_S)
-    sung = one.sing(job_id=job_id, operation="result")[1]
-    result = other.sing(job_id=sung["job_id"], operation="result")[1]
+    sung = one.generate(job_id=job_id, operation="result")[1]
+    result = other.generate(job_id=sung["job_id"], operation="result")[1]
     assert (result["audio"], result["seed"]) == (sung["audio"], 1)
-    assert other.sing(**SHORT, seed=1, request_id="key")[1]["job_id"] == sung["job_id"]
-    refused, problem = other.sing(**SHORT, seed=2, request_id="key")
+    assert other.generate(**SHORT, seed=1, request_id="key")[1]["job_id"] == sung["job_id"]
+    refused, problem = other.generate(**SHORT, seed=2, request_id="key")
     assert (refused, problem["type"]) == (409, "urn:yue:problem:conflict")
 
     assert {job["job_id"] for job in other.ask("/jobs")[1]["jobs"]} == {sung["job_id"]}
@@ -105,9 +105,9 @@ def test_a_song_that_one_server_sings_is_cancelled_at_another(start: Start) -> N
     one.ask("/download-models", {})
     (engine,) = one.children("inference.process.engine_process")
     os.kill(engine, signal.SIGSTOP)  # so that the song cannot end before the wish is heard, however fast it is
-    job_id = one.sing(**SHORT)[1]["job_id"]
+    job_id = one.generate(**SHORT)[1]["job_id"]
     until(lambda: status(other, job_id) == "running")
-    assert other.sing(job_id=job_id, operation="cancel")[1]["cancel_requested"]
+    assert other.generate(job_id=job_id, operation="cancel")[1]["cancel_requested"]
     until(lambda: one.ask(f"/jobs/{job_id}")[1]["cancel_requested"])
     os.kill(engine, signal.SIGCONT)
     until(lambda: status(one, job_id) == "cancelled")

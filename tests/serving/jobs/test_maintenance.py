@@ -1,4 +1,4 @@
-"""A keeper's rounds go on past whatever is full, broken or foreign: it costs the one job that it belongs to, if any."""
+"""A maintenance's rounds go on past whatever is full, broken or foreign: it costs the one job that it belongs to, if any."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from inference.errors import StorageError
 from inference.song import Reference, SongRequest
-from serving.jobs.job import Job, now
-from serving.jobs.records import End, seconds_left
-from serving.jobs.maintenance import SWEEP_SECONDS, Keep
 from serving.http.problems import Problem
+from serving.jobs.job import Job, now
+from serving.jobs.maintenance import SWEEP_SECONDS, Retention
+from serving.jobs.records import End, seconds_left
 from storage import Storage
 from tests.support.fakes import LYRICS, FakeClock, FakeEngine, new_folder
 from tests.support.replicas import Replica, lose
@@ -40,7 +40,11 @@ def sing(server: Replica) -> str:
 
 
 def test_a_song_that_finds_no_room_keeps_no_other_from_its_end(storage: Storage, clock: FakeClock) -> None:
-    server, other, lost = Replica(storage, clock, Keep(limit_bytes=1)), Replica(storage, clock), Replica(storage, clock)
+    server, other, lost = (
+        Replica(storage, clock, Retention(limit_bytes=1)),
+        Replica(storage, clock),
+        Replica(storage, clock),
+    )
     old = sing(server)
     stuck, unwanted, orphan = server.submit(None), server.submit(None), lost.submit(None)
     server.begin()
@@ -49,11 +53,11 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_its_end(storage: Storage,
     other.jobs.cancel(unwanted.id)
     lose(clock, server)
     assert unwanted.state == "cancelled"
-    assert server.backlog.find(orphan.id)
+    assert server.queue.find(orphan.id)
     with pytest.raises(Problem, match="forgotten"):  # which makes room
         server.jobs.get(old)
     server.storage.too_large = ""
-    server.look_after()
+    server.run_round()
     assert other.jobs.get(stuck.id).state == "succeeded"
 
 
@@ -66,11 +70,11 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_the_next_server(storage: 
     server.storage.too_large = "/audio-"
     server.finish()
     server.jobs.drain()
-    server.look_after()
-    other.look_after()
-    assert [job.id for job in other.backlog.living()] == [queued.id]
+    server.run_round()
+    other.run_round()
+    assert [job.id for job in other.queue.living()] == [queued.id]
     lose(clock, other)  # the server is killed while it sings
-    adopted = other.backlog.find(running.id)
+    adopted = other.queue.find(running.id)
     assert adopted and adopted.attempts == 0  # it was told to stop, so that it was begun does not count
     engine.close()
 
@@ -80,13 +84,13 @@ def test_every_end_counts_once_whoever_writes_it(storage: Storage, clock: FakeCl
     servers = [Replica(storage, clock, max_queue=9) for _ in range(4)]
     counted: list[tuple[str, str]] = []
     for server in servers:
-        server.backlog.on_end = lambda job: counted.append((job.id, job.state))
+        server.queue.on_end = lambda job: counted.append((job.id, job.state))
     lost, other, third, last = servers
     cancelled, unread, interrupted = (lost.submit(None) for _ in range(3))
     other.jobs.cancel(cancelled.id)
     empty(storage, unread.id)
     lose(clock, other, third, last)
-    assert other.backlog.find(interrupted.id) and not third.backlog.living()
+    assert other.queue.find(interrupted.id) and not third.queue.living()
     other.begin()
     for server in (third, last):
         lose(clock, *servers[servers.index(server) :])
@@ -99,7 +103,7 @@ def test_every_end_counts_once_whoever_writes_it(storage: Storage, clock: FakeCl
     third.finish()
     last.finish()
     for server in servers:
-        server.look_after()
+        server.run_round()
     ends = {cancelled.id: "cancelled", unread.id: "failed", interrupted.id: "interrupted", made.id: "succeeded"}
     assert sorted(counted) == sorted(ends.items())
 
@@ -110,14 +114,14 @@ def test_an_end_that_is_written_at_the_second_try_counts_once(
 ) -> None:
     lost, server = Replica(storage, clock), Replica(storage, clock)
     counted: list[str] = []
-    server.backlog.on_end = lambda job: counted.append(job.state)
+    server.queue.on_end = lambda job: counted.append(job.state)
     job = lost.submit(None)
     empty(storage, job.id)
     lose_with_a_broken_write(clock, server, f"{job.id}/end.json", after_writing)
     assert counted == []
     for _ in range(2):
-        server.look_after()
-    assert (counted, server.jobs.get(job.id).state, server.backlog.living()) == (["failed"], "failed", [])
+        server.run_round()
+    assert (counted, server.jobs.get(job.id).state, server.queue.living()) == (["failed"], "failed", [])
 
 
 def lose_with_a_broken_write(clock: FakeClock, server: Replica, path: str, after_writing: bool) -> None:
@@ -142,14 +146,14 @@ def test_a_deadline_goes_on_at_the_next_server(storage: Storage, clock: FakeCloc
     one.jobs.submit(job)
     job.deadline = time.monotonic() + 10  # a minute and a half later
     one.jobs.close()
-    other.look_after()
-    (adopted,) = other.backlog.living()
+    other.run_round()
+    (adopted,) = other.queue.living()
     assert 0 < (seconds_left(adopted) or 0) <= 10
     lose(clock, third)  # the other one is killed
-    (adopted,) = third.backlog.living()
+    (adopted,) = third.queue.living()
     assert 0 < (seconds_left(adopted) or 0) <= 10
     adopted.deadline = time.monotonic()
-    third.look_after()
+    third.run_round()
     assert third.jobs.get(job.id).state == "failed"
 
 
@@ -204,7 +208,7 @@ def test_a_job_that_cannot_be_sung_any_more_fails_alone(
     damage(storage, broken)
     assert set(sound) <= {job.id for job in server.jobs.list()}
     lose(clock, server)
-    assert [job.id for job in sorted(server.backlog.living(), key=lambda job: job.id)] == sound
+    assert [job.id for job in sorted(server.queue.living(), key=lambda job: job.id)] == sound
     (end,) = (job for job in server.jobs.list() if job.id == broken)
     assert end.state == "failed" and words in str(end.error)
     assert server.submit(key).id == broken  # whoever asks again hears of it, and no other song is made
@@ -216,14 +220,14 @@ def test_a_broken_job_of_a_server_that_lives_is_left_to_it(storage: Storage, clo
     one, other = Replica(storage, clock), Replica(storage, clock)
     broken, *_ = submit_three(one)
     empty(storage, broken)
-    other.look_after()
-    assert one.backlog.find(broken) and one.store.folder(broken).claim == 0
+    other.run_round()
+    assert one.queue.find(broken) and one.store.folder(broken).claim == 0
     with pytest.raises(StorageError, match="malformed"):
         other.jobs.get(broken)
 
 
 def test_a_broken_job_is_forgotten_in_time(storage: Storage, clock: FakeClock) -> None:
-    server = Replica(storage, clock, Keep(limit_bytes=0))
+    server = Replica(storage, clock, Retention(limit_bytes=0))
     broken, *_ = submit_three(Replica(storage, clock))
     key = key_of(server, broken)
     empty(storage, broken)
@@ -232,7 +236,7 @@ def test_a_broken_job_is_forgotten_in_time(storage: Storage, clock: FakeClock) -
         server.begin()
         server.finish()
     clock.advance(SWEEP_SECONDS)
-    server.look_after()
+    server.run_round()
     assert not storage.entries(f"jobs/{broken}")
     assert server.submit(key).id != broken
 
@@ -243,8 +247,8 @@ def test_what_a_newer_server_wrote_beyond_our_fields_is_passed_over(storage: Sto
     change(storage, newer, lambda order: order["request"].update(tempo=120))
     change(storage, newer, lambda order: order["request"]["reference"].update(loudness=1.0))
     lose(clock, server)
-    assert {job.id for job in server.backlog.living()} == {newer, *others}
-    assert server.backlog.living()[0].request.reference == Reference()
+    assert {job.id for job in server.queue.living()} == {newer, *others}
+    assert server.queue.living()[0].request.reference == Reference()
     assert server.store.reference(newer) == {"mix": b"audio"}
 
 
@@ -252,14 +256,14 @@ def test_a_sign_of_life_that_cannot_be_read_is_one_all_the_same(storage: Storage
     server, lost = Replica(storage, clock), Replica(storage, clock)
     job = lost.submit(None)
     storage.put(f"live/replicas/{lost.store.replica}", b"")
-    server.look_after()
-    assert not server.backlog.living()
+    server.run_round()
+    assert not server.queue.living()
     lose(clock, server)
-    assert server.backlog.find(job.id)
+    assert server.queue.find(job.id)
 
 
 def test_files_of_others_between_ours_change_nothing(storage: Storage, clock: FakeClock) -> None:
-    server = Replica(storage, clock, Keep(limit_bytes=1))
+    server = Replica(storage, clock, Retention(limit_bytes=1))
     old, new = sing(server), sing(server)
     odd = ("ended/.DS_Store", "ended/1-2", "ended/1-2-3", "ended/x/y", "live/x", "live/open/x", "live/cancel/x/y")
     for path in odd:
@@ -268,15 +272,15 @@ def test_files_of_others_between_ours_change_nothing(storage: Storage, clock: Fa
     assert {each.id for each in server.jobs.list()} == {old, new, job.id}
     lose(clock, server)
     assert {each.id for each in server.jobs.list()} == {new, job.id}
-    assert server.backlog.find(job.id)
+    assert server.queue.find(job.id)
     assert all(storage.exists(path) for path in odd)
 
 
 def test_a_clock_that_was_behind_while_songs_were_made_forgets_none(storage: Storage, clock: FakeClock) -> None:
-    behind, right = Replica(storage, clock), Replica(storage, clock, Keep(hours=1))
+    behind, right = Replica(storage, clock), Replica(storage, clock, Retention(hours=1))
     jobs = [behind.submit(None) for _ in range(2)]
     for job in jobs:
-        behind.backlog.finish(job, End("cancelled", finished_at=now() - timedelta(days=400)))
+        behind.queue.finish(job, End("cancelled", finished_at=now() - timedelta(days=400)))
     lose(clock, right)
     assert {job.id for job in right.jobs.list()} == {job.id for job in jobs}
 
@@ -286,6 +290,6 @@ def test_a_server_that_starts_with_its_clock_ahead_forgets_no_song(
 ) -> None:
     sung = {sing(server) for server in (Replica(storage, clock), Replica(storage, clock))}
     monkeypatch.setattr("serving.jobs.maintenance.now", lambda: now() + timedelta(days=400))
-    ahead = Replica(storage, clock, Keep(hours=1))
+    ahead = Replica(storage, clock, Retention(hours=1))
     lose(clock, ahead)
     assert {job.id for job in ahead.jobs.list()} == sung

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from inference.catalog import TINY, Model, ModelFiles, find
-from inference.engine.scheduler import Engine
+from inference.engine.scheduler import Scheduler
 from inference.options import EngineOptions
-from inference.song import SongRequest
 from inference.process.engine_process import EngineProcess
+from inference.song import SongRequest
 from model_manager import ModelManager
-from serving.models.states import Fetch
 from serving.jobs.job import Job
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
+from serving.models.states import Fetch
 from storage import Storage
 from tests.support.songs import request
 
@@ -69,7 +69,9 @@ def job(song: SongRequest) -> Job:
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_songs_outlive_the_death_of_their_engine(jobs: Jobs, engines: Engines, tiny_engine: Engine, stage: str) -> None:
+def test_songs_outlive_the_death_of_their_engine(
+    jobs: Jobs, engines: Engines, tiny_engine: Scheduler, stage: str
+) -> None:
     songs = [request(seed=seed, segments=1, max_new_tokens=300) for seed in range(3)]
     submitted = [jobs.submit(job(song)) for song in songs]
     first = submitted[0]
@@ -78,7 +80,7 @@ def test_songs_outlive_the_death_of_their_engine(jobs: Jobs, engines: Engines, t
     for each, song in zip(submitted, songs, strict=True):
         assert jobs.wait(each, PATIENCE_S)
         assert each.song is not None, each.error
-        assert each.song.audio == tiny_engine.sing(song).audio
+        assert each.song.audio == tiny_engine.generate(song).audio
     assert len(engines.started) == 2
 
 

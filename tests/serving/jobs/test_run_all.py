@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference.errors import StorageError
-from serving.jobs.run_all import all_tried
+from serving.jobs.run_all import run_all
 
 
 def test_every_task_is_done_and_every_error_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -16,6 +16,6 @@ def test_every_task_is_done_and_every_error_told(caplog: pytest.LogCaptureFixtur
         raise StorageError(f"{name} failed", "full")
 
     with pytest.raises(StorageError, match="first failed"):
-        all_tried([lambda: fail("first"), lambda: fail("second"), lambda: done.append("third")])
+        run_all([lambda: fail("first"), lambda: fail("second"), lambda: done.append("third")])
     assert done == ["first", "second", "third"]
     assert "second failed" in caplog.text

@@ -14,11 +14,11 @@ import pytest
 
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import Reference, SongRequest
-from serving.jobs.job import Job, now
-from serving.jobs.store import JobStore
-from serving.jobs.service import Jobs
-from serving.jobs.maintenance import Keep
 from serving.http.problems import Problem
+from serving.jobs.job import Job, now
+from serving.jobs.maintenance import Retention
+from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
 from storage import Storage
 from tests.support.fakes import LYRICS, SECONDS, FakeModels, audio_of, new_folder
 
@@ -301,12 +301,12 @@ def test_a_request_id_sent_many_times_at_once_makes_one_job(jobs: Jobs) -> None:
 
 def test_the_oldest_finished_jobs_are_forgotten_by_age(models: FakeModels) -> None:
     folder = Path(new_folder())
-    jobs = Jobs(models.manager(), JobStore(Storage.at(folder)), 9, Keep(hours=1), models.clock)
+    jobs = Jobs(models.manager(), JobStore(Storage.at(folder)), 9, Retention(hours=1), models.clock)
     done = [finished(jobs, jobs.submit(song(seed, request_id=str(seed)))) for seed in range(3)]
     two_hours_ago = time.time() - 7_200
     for file in (folder / "ended").iterdir():
         os.utime(file, (two_hours_ago, two_hours_ago))
-    jobs.keeper.look_after()
+    jobs.maintenance.run_round()
     assert [job.id for job in jobs.list()] == [done[2].id]  # the newest stays
     with pytest.raises(Problem) as caught:
         jobs.get(done[0].id)
@@ -317,17 +317,17 @@ def test_the_oldest_finished_jobs_are_forgotten_by_age(models: FakeModels) -> No
 
 def test_the_oldest_finished_jobs_are_forgotten_by_bytes(models: FakeModels) -> None:
     one_song = len(audio_of(song(1).request, "mix"))
-    jobs = Jobs(models.manager(), new_store(), 9, Keep(limit_bytes=2 * one_song))
+    jobs = Jobs(models.manager(), new_store(), 9, Retention(limit_bytes=2 * one_song))
     done = [finished(jobs, jobs.submit(song(seed))) for seed in range(4)]
-    jobs.keeper.look_after()
+    jobs.maintenance.run_round()
     assert [job.id for job in jobs.list()] == [done[3].id, done[2].id]
     jobs.close()
 
 
 def test_a_song_larger_than_the_bound_is_kept_until_the_next(models: FakeModels) -> None:
-    jobs = Jobs(models.manager(), new_store(), 9, Keep(limit_bytes=1))
+    jobs = Jobs(models.manager(), new_store(), 9, Retention(limit_bytes=1))
     done = finished(jobs, jobs.submit(song(1)))
-    jobs.keeper.look_after()
+    jobs.maintenance.run_round()
     assert jobs.get(done.id).song == done.song
     jobs.close()
 
@@ -335,19 +335,19 @@ def test_a_song_larger_than_the_bound_is_kept_until_the_next(models: FakeModels)
 def test_jobs_that_wait_are_never_forgotten(held_models: FakeModels) -> None:
     manager = held_models.manager()
     manager.ensure_models_available()
-    jobs = Jobs(manager, new_store(), 9, Keep(limit_bytes=1, hours=1e-9), held_models.clock)
+    jobs = Jobs(manager, new_store(), 9, Retention(limit_bytes=1, hours=1e-9), held_models.clock)
     submitted = [jobs.submit(song(seed)) for seed in range(3)]
     held_models.clock.advance(3_600)
-    jobs.keeper.look_after()
+    jobs.maintenance.run_round()
     assert {job.id for job in jobs.list()} == {job.id for job in submitted}
     jobs.close()
 
 
 def test_a_clock_that_jumps_ahead_makes_no_song_old(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = Jobs(models.manager(), new_store(), 9, Keep(hours=1), models.clock)
+    jobs = Jobs(models.manager(), new_store(), 9, Retention(hours=1), models.clock)
     done = [finished(jobs, jobs.submit(song(seed))) for seed in range(2)]
     monkeypatch.setattr("serving.jobs.maintenance.now", lambda: now() + timedelta(days=400))
-    jobs.keeper.look_after()
+    jobs.maintenance.run_round()
     assert {job.id for job in jobs.list()} == {job.id for job in done}
     jobs.close()
 
@@ -396,7 +396,7 @@ def test_close_gives_every_job_to_the_next_server(held_models: FakeModels) -> No
     with pytest.raises(Problem, match="stopping"):
         jobs.submit(song())
     following = Jobs(FakeModels().manager(), JobStore(storage), max_queue=3)
-    following.keeper.look_after()
+    following.maintenance.run_round()
     for job in left:
         assert finished(following, following.get(job.id)).state == "succeeded"
         assert following.get(job.id).attempts == 1  # that it was begun before does not count

@@ -85,10 +85,10 @@ class IdleServer(RealServer):
     """Answers from this very process; `keep` is called with every request."""
 
     def __init__(self, keep: Callable[[], object] = lambda: None, **metrics: float) -> None:
-        self._keep, self._metrics = keep, metrics
+        self._retention, self._metrics = keep, metrics
 
     def ask(self, path: str, body: object = None, method: str | None = None) -> tuple[int, Any]:
-        self._keep()
+        self._retention()
         return 200, {"status": "healthy"}
 
     def metrics(self) -> dict[str, float]:

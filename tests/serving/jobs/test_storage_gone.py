@@ -14,12 +14,12 @@ import pytest
 
 from inference.errors import StorageError
 from serving.http import events
-from serving.jobs.store import JobStore
 from serving.jobs.service import Jobs
+from serving.jobs.store import JobStore
 from storage import Storage
+from tests.serving.jobs.test_service import song
 from tests.support.bucket_server import BucketServer, bucket_server
 from tests.support.fakes import INSTANCE, SECONDS, FakeModels, Served, problem
-from tests.serving.jobs.test_service import song
 
 LONG_S = 600
 
@@ -64,13 +64,13 @@ def test_whoever_waits_is_told_that_the_jobs_are_gone(
     running = pool.submit(served.predict, INSTANCE)
     served.models.engine.wait_until_begun(1)
     queued = pool.submit(served.predict, {**INSTANCE, "request_id": "key", "wait_seconds": LONG_S})
-    assert jobs.wait_until(lambda: jobs.backlog.counts().queued == 1, SECONDS)
-    job_ids = [job.id for job in jobs.backlog.living()]
+    assert jobs.wait_until(lambda: jobs.queue.counts().queued == 1, SECONDS)
+    job_ids = [job.id for job in jobs.queue.living()]
     followed = pool.submit(lambda: served.client.get(f"/jobs/{job_ids[1]}/events").get_data(as_text=True))
     elsewhere = Jobs(FakeModels().manager(), JobStore(Storage.at(folder)), max_queue=3)
     seen_elsewhere = pool.submit(elsewhere.wait, elsewhere.get(job_ids[1]), LONG_S)
     change(folder)
-    jobs.keeper.wake()
+    jobs.maintenance.wake()
     for waiting in (running, queued):
         answer = problem(waiting.result(SECONDS), 503)
         assert "no longer in the storage" in answer["detail"] and answer["job_id"] in job_ids
@@ -113,7 +113,7 @@ def check_that_waiting_ends(jobs: Jobs, refuse: Callable[[], None], allow: Calla
 
     threading.Thread(target=wait).start()
     refuse()
-    for step in (jobs.keeper.beat, jobs.keeper.look_after):
+    for step in (jobs.maintenance.beat, jobs.maintenance.run_round):
         with pytest.raises(StorageError) as refusal:
             step()
             raise StorageError("as the next step does", "denied")
@@ -122,8 +122,8 @@ def check_that_waiting_ends(jobs: Jobs, refuse: Callable[[], None], allow: Calla
     (stream,) = (chunk for chunk in events.stream(jobs, job, None, lambda: False) if "event: problem" in chunk)
     assert job.id in stream and "storage-failed" in stream
     allow()
-    jobs.keeper.beat()
-    jobs.keeper.look_after()
+    jobs.maintenance.beat()
+    jobs.maintenance.run_round()
 
 
 def test_whoever_waits_is_told_that_the_storage_takes_no_writes(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_whoever_waits_is_told_that_the_storage_takes_no_writes(tmp_path: Path) 
     jobs, models = jobs_on(storage)
     check_that_waiting_ends(jobs, lambda: setattr(storage, "refuses", True), lambda: setattr(storage, "refuses", False))
     models.may_fetch.set()
-    (job,) = jobs.backlog.living()
+    (job,) = jobs.queue.living()
     assert jobs.wait(job, SECONDS) and job.state == "succeeded"
     jobs.close()
 
@@ -147,7 +147,7 @@ def test_whoever_waits_is_told_that_the_bucket_refuses_the_server(bucket: Bucket
     jobs, models = jobs_on(bucket.storage(f"refused-{status}"))
     check_that_waiting_ends(jobs, lambda: setattr(bucket, "refusal", status), lambda: setattr(bucket, "refusal", 0))
     models.may_fetch.set()
-    (job,) = jobs.backlog.living()
+    (job,) = jobs.queue.living()
     assert jobs.wait(job, SECONDS) and job.state == "succeeded"
     jobs.close()
 
@@ -158,11 +158,11 @@ def test_a_storage_that_refuses_is_a_503_that_names_the_job(tmp_path: Path, pool
     jobs = served.app.extensions["yue"].jobs
     jobs._store.storage = storage
     waiting = pool.submit(served.predict, INSTANCE, INSTANCE)
-    assert jobs.wait_until(lambda: jobs.backlog.counts().queued == 2, SECONDS)
+    assert jobs.wait_until(lambda: jobs.queue.counts().queued == 2, SECONDS)
     storage.refuses = True
     with pytest.raises(StorageError):
-        jobs.keeper.beat()
+        jobs.maintenance.beat()
     answer = problem(waiting.result(SECONDS), 503)
-    assert {error["job_id"] for error in answer["errors"]} == {job.id for job in jobs.backlog.living()}
+    assert {error["job_id"] for error in answer["errors"]} == {job.id for job in jobs.queue.living()}
     storage.refuses = False
     jobs.close()

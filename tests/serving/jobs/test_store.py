@@ -20,13 +20,13 @@ from obstore.store import S3Store
 
 from inference.errors import StorageError
 from inference.song import Reference, SongRequest
+from serving.http.problems import Problem
 from serving.jobs.job import FINISHED, MOST_ATTEMPTS, Job
 from serving.jobs.layout import Folder
+from serving.jobs.liveness import LOST_SECONDS
+from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from serving.jobs.records import with_audio
 from serving.jobs.store import JobStore
-from serving.jobs.maintenance import SWEEP_SECONDS, Keep
-from serving.http.problems import Problem
-from serving.jobs.liveness import LOST_SECONDS
 from storage import Storage
 from tests.support.bucket_server import bucket_server
 from tests.support.fakes import LYRICS, FakeClock, new_folder
@@ -34,7 +34,7 @@ from tests.support.replicas import Crash, FragileStorage, Replica, lose
 
 KEYS = ("a", "b", None)
 replicas = st.integers(0, 2)
-ONE_SONG = Keep(limit_bytes=100)  # of those sung by hand, which take about 70 each
+ONE_SONG = Retention(limit_bytes=100)  # of those sung by hand, which take about 70 each
 breaks = st.one_of(st.none(), st.tuples(st.integers(0, 5), st.booleans(), st.booleans()))
 
 
@@ -83,16 +83,16 @@ class Servers(RuleBasedStateMachine):
             server.finish()
 
     @rule(at=replicas, key=st.sampled_from(KEYS), seed=st.integers(1, 2))
-    def sing(self, at: int, key: str | None, seed: int) -> None:
+    def generate(self, at: int, key: str | None, seed: int) -> None:
         """A whole song, so that there is something to forget."""
         self.submit(at, key, seed, None)
         self.begin_a_song(at, None)
         self.finish_a_song(at, None)
 
     @rule(at=replicas, breaks=breaks)
-    def look_after(self, at: int, breaks: tuple[int, bool, bool] | None) -> None:
+    def run_round(self, at: int, breaks: tuple[int, bool, bool] | None) -> None:
         with self._breaking(at, breaks) as server:
-            server.look_after()
+            server.run_round()
 
     @rule(at=replicas, choice=st.integers(0, 5), breaks=breaks)
     def cancel(self, at: int, choice: int, breaks: tuple[int, bool, bool] | None) -> None:
@@ -112,9 +112,9 @@ class Servers(RuleBasedStateMachine):
     def lose(self, at: int) -> None:
         """A server is killed, and the others notice."""
         self.servers[at] = self._new()
-        self._look_around()
+        self._inspect_live()
         self.clock.advance(LOST_SECONDS + 1)
-        self._look_around()
+        self._inspect_live()
 
     @rule(at=replicas, breaks=breaks)
     def stop(self, at: int, breaks: tuple[int, bool, bool] | None) -> None:
@@ -151,16 +151,16 @@ class Servers(RuleBasedStateMachine):
         last = self._new()
         for _ in range(40):
             self.clock.advance(LOST_SECONDS / 2 + 1)
-            last.look_after()
+            last.run_round()
             for _ in range(8):
                 last.begin()
                 last.finish()
-            if not self.looker.surroundings().opened:
+            if not self.looker.live_state().opened:
                 break
-        around = self.looker.surroundings()
+        around = self.looker.live_state()
         assert not around.opened, "a job is stuck"
         self.clock.advance(SWEEP_SECONDS)
-        last.look_after()
+        last.run_round()
         self.only_songs_that_are_done_are_forgotten()
         kept = {job.id: job for job_id in self.accepted if (job := self.looker.read(job_id))}
         for job in kept.values():
@@ -190,11 +190,11 @@ class Servers(RuleBasedStateMachine):
             found.setdefault(job_id, set()).add(name)
         return {job_id: frozenset(names) for job_id, names in found.items()}
 
-    def _look_around(self) -> None:
+    def _inspect_live(self) -> None:
         for server in self.servers:
             server.store.beat()
         for server in self.servers:
-            server.look_after()
+            server.run_round()
 
     def _ended(self) -> set[str]:
         """The jobs whose end was ever written."""
@@ -281,7 +281,7 @@ def test_audio_that_a_killed_server_left_half_written_is_swept_away(clock: FakeC
     half.parent.mkdir(parents=True)
     half.touch()
     os.utime(half, (0, 0))
-    Replica(Storage.at(tmp_path), clock).look_after()
+    Replica(Storage.at(tmp_path), clock).run_round()
     assert not half.exists()
 
 
@@ -331,7 +331,7 @@ def test_a_job_of_another_server_is_seen_cancelled_and_found_by_its_key(storage:
     with pytest.raises(Problem, match="another request"):
         other.submit("key", seed=2)
     assert other.jobs.cancel(job.id).cancel_requested
-    one.look_after()
+    one.run_round()
     assert (job.state, other.jobs.get(job.id).state) == ("cancelled", "cancelled")
     assert [each.id for each in other.jobs.list()] == [job.id]
 
@@ -351,7 +351,7 @@ def test_reference_audio_goes_with_the_job_and_not_with_its_end(storage: Storage
     request = SongRequest("pop", LYRICS, 1, reference=Reference(vocal=b"v", instrumental=b"i", start_seconds=2.5))
     job = one.jobs.submit(Job(request, "tiny"))
     lose(clock, other)
-    (adopted,) = other.backlog.living()
+    (adopted,) = other.queue.living()
     assert adopted.id == job.id and with_audio(adopted.request, other.store.reference(job.id)) == request
     other.begin()
     other.finish()
@@ -376,7 +376,7 @@ def test_a_cancelled_job_is_not_sung_after_its_server_ended(storage: Storage, cl
     job = one.submit(None)
     other.jobs.cancel(job.id)
     lose(clock, other)
-    assert other.jobs.get(job.id).state == "cancelled" and not other.backlog.living()
+    assert other.jobs.get(job.id).state == "cancelled" and not other.queue.living()
 
 
 def test_a_server_that_stood_still_drops_the_song_that_another_sang(storage: Storage, clock: FakeClock) -> None:
@@ -398,7 +398,7 @@ def test_a_server_that_stood_still_begins_no_song_that_another_sings(storage: St
     other.begin()
     slow.begin()
     assert Folder(frozenset(names_in(storage, job.id))).attempts == 1
-    assert not slow.backlog.living() and other.backlog.find(job.id)
+    assert not slow.queue.living() and other.queue.find(job.id)
 
 
 def names_in(storage: Storage, job_id: str) -> list[str]:
@@ -411,7 +411,7 @@ def test_the_song_of_the_tenth_claim_outlives_the_first(storage: Storage, clock:
     job = first.submit(None)
     lose(clock, slow)
     slow.begin()
-    assert slow.backlog.living()[0].claim == 1
+    assert slow.queue.living()[0].claim == 1
     for _ in range(9):
         last = Replica(storage, clock)
         lose(clock, last)
@@ -426,8 +426,8 @@ def test_a_server_that_stood_still_lets_go_of_a_song_that_another_sings(storage:
     slow, other = Replica(storage, clock), Replica(storage, clock)
     job = slow.submit(None)
     lose(clock, other)
-    slow.look_after()
-    assert not slow.backlog.living() and other.backlog.find(job.id)
+    slow.run_round()
+    assert not slow.queue.living() and other.queue.find(job.id)
 
 
 def test_a_key_that_another_took_meanwhile_leaves_one_song(storage: Storage, clock: FakeClock) -> None:
@@ -438,7 +438,7 @@ def test_a_key_that_another_took_meanwhile_leaves_one_song(storage: Storage, clo
     accepted = one.submit("key")
     lose(clock, one, other)
     assert [job.id for job in other.jobs.list()] == [accepted.id]
-    assert not other.backlog.living()
+    assert not other.queue.living()
 
 
 def test_a_song_that_cannot_be_written_is_answered_from_memory_and_written_later(
@@ -455,8 +455,8 @@ def test_a_song_that_cannot_be_written_is_answered_from_memory_and_written_later
     with pytest.raises(StorageError):
         server.submit("another")
     server.storage.writes_left = None
-    server.look_after()
-    assert other.jobs.get(job.id).state == "succeeded" and not server.backlog.living()
+    server.run_round()
+    assert other.jobs.get(job.id).state == "succeeded" and not server.queue.living()
 
 
 @pytest.mark.parametrize("job_id", ["../keys", "..", "", "A" * 32, "a" * 31, "a" * 32 + "/job.json", "live"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.paths import PROJECT
-
 import json
 import re
 import threading
@@ -21,6 +19,7 @@ from server import close_app
 from serving.settings import RESERVED_THREADS
 from storage import Storage
 from tests.support.fakes import SECONDS, FakeClock, Served
+from tests.support.paths import PROJECT
 from tests.support.replicas import Replica
 
 DASHBOARD = PROJECT / "docs" / "grafana.json"
@@ -106,7 +105,7 @@ def test_what_a_maintenance_round_ends_is_counted(tmp_path: Path) -> None:
     served = Served(data=tmp_path)
     deadline = time.monotonic() + SECONDS
     while (ended := ends(served)) != {"failed": 1, "cancelled": 1} and time.monotonic() < deadline:
-        served.app.extensions["yue"].jobs.keeper.wake()
+        served.app.extensions["yue"].jobs.maintenance.wake()
     close_app(served.app)
     assert ended == {"failed": 1, "cancelled": 1}
 

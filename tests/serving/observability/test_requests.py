@@ -175,10 +175,10 @@ def test_every_line_of_a_servers_life_is_json_and_none_holds_the_songs_words() -
         server.key = project["YUE_API_KEY"]
         server.wait_until_answered()
         song = {"genres": "zydecopop", "lyrics": "[verse]\nxylophonic zanzibar\n\n[chorus]\nla", "max_new_tokens": 100}
-        status, answer = server.sing(**song)
+        status, answer = server.generate(**song)
         assert (status, answer["status"]) == (200, "succeeded")
-        assert server.sing(**song, seed=-2)[0] == 400
-        assert server.sing(**{**song, "lyrics": "xylophonic zanzibar"})[0] == 400
+        assert server.generate(**song, seed=-2)[0] == 400
+        assert server.generate(**{**song, "lyrics": "xylophonic zanzibar"})[0] == 400
         assert server.ask("/nowhere")[0] == 404
         assert server.end() == 0
         log = server.log()
@@ -192,7 +192,7 @@ def test_every_line_of_a_servers_life_is_json_and_none_holds_the_songs_words() -
 def test_words_are_logged_where_a_setting_says_so() -> None:
     with RealServer(JSON_LOG | {"YUE_LOG_LYRICS": "true"}) as server:
         server.wait_until_answered()
-        server.sing(genres="zydecopop", lyrics="[verse]\nxylophonic zanzibar", wait_seconds=0)
+        server.generate(genres="zydecopop", lyrics="[verse]\nxylophonic zanzibar", wait_seconds=0)
         server.end()
         lines = lines_of(server.log())
     (queued,) = (line for line in lines if line["message"].endswith(": queued"))
@@ -205,7 +205,7 @@ def test_an_engine_that_is_killed_is_told_of_in_the_same_form() -> None:
         server.ask("/download-models", {})
         (engine,) = server.children("inference.process.engine_process")
         os.kill(engine, signal.SIGKILL)
-        assert server.sing(**INSTANCE, max_new_tokens=100)[0] == 200
+        assert server.generate(**INSTANCE, max_new_tokens=100)[0] == 200
         server.end()
         lines = lines_of(server.log())
     assert any("was ended by SIGKILL" in line["message"] and line["severity"] == "WARNING" for line in lines)
