@@ -17,7 +17,7 @@ from inference.errors import DownloadError, StorageError
 from inference.weights.checksums import WantedFile, looks_verified, verified
 from inference.weights.download import PARTS, DownloadProcess, fetch
 from inference.weights.mirror import SUMS, MirrorSource, parse_sums
-from inference.weights.sync import FetchOptions, LocalCopy
+from inference.weights.sync import FetchOptions, LocalCopy, ensure
 from inference.weights.transfer import RetryPolicy
 from serving.settings import InvalidSettings, Settings, read_settings
 from storage import Storage
