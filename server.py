@@ -18,7 +18,6 @@ from flask.typing import ResponseReturnValue
 
 from inference import catalog, gpu
 from inference.catalog import Model
-from inference.errors import StorageError
 from inference.process.engine_process import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess, cache_folder
@@ -40,7 +39,7 @@ from serving.jobs.store import JobStore
 from serving.models.states import ERROR, NOT_LOADED, READY, Fetch
 from serving.observability import requests
 from serving.settings import STARTUP, Settings, read_settings
-from storage import Storage, is_bucket
+from storage import Storage, StorageError, is_bucket
 
 log = logging.getLogger(__name__)
 

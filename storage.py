@@ -27,8 +27,6 @@ from obstore.exceptions import (
 )
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
-from inference.errors import StorageError
-
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
@@ -49,6 +47,20 @@ OWN_RETRIES = 0  # obstore's own would wait in silence
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StorageError(Exception):
+    """A folder or bucket did not do what it was asked for.
+
+    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth another try).
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, kind)
+        self.message, self.kind = message, kind
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)

@@ -102,20 +102,6 @@ class DownloadError(YueError):
 LASTING = ("denied", "missing", "invalid")  # kinds of a StorageError that stay until somebody acts
 
 
-class StorageError(YueError):
-    """A folder or bucket did not do what it was asked for.
-
-    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth another try).
-    """
-
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message, kind)
-        self.message, self.kind = message, kind
-
-    def __str__(self) -> str:
-        return self.message
-
-
 class EngineError(YueError):
     """The engine's process failed or ended; the song in it is lost, the server is not."""
 

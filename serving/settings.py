@@ -20,7 +20,7 @@ from inference import catalog
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
 from inference.weights.download import cache_folder
-from serving.gunicorn.descriptors import most_connections
+from serving.descriptors import most_connections
 from storage import is_address
 
 STARTUP = "startup"

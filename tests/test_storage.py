@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.errors import StorageError
-from storage import Entry, Storage, is_address
+from storage import Entry, Storage, StorageError, is_address
 from tests.support.real_server import PROJECT, until
 
 

@@ -21,11 +21,12 @@ from typing import IO, Any
 
 from inference import catalog, gpu, log_relay
 from inference.catalog import TINY, Model, ModelFiles, Repository
-from inference.errors import DownloadError, StorageError, YueError
+from inference.errors import DownloadError, YueError
 from inference.tiny import model_files
 from inference.weights import hub_settings, sync
 from inference.weights.terminal import Terminal
 from inference.weights.transfer import Emit, RetryPolicy, Source
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         local, device = options.local, options.device
         files = fetch(model, options.cache, local, device, force=options.force, emit=emit, retry_policy=retry_policy)
     except Exception as error:  # whatever it is, the parent must hear of it
-        if not isinstance(error, YueError):
+        if not isinstance(error, YueError | StorageError):
             log.error("the download failed", exc_info=error)
         reason = error.reason if isinstance(error, DownloadError) else "failed"
         emit("error", error=type(error).__name__, message=str(error), reason=reason)

@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from inference.catalog import Repository
-from inference.errors import DownloadError, StorageError
+from inference.errors import DownloadError
 from inference.weights.checksums import SHA256, WantedFile
 from inference.weights.transfer import PARTIAL, TemporaryError, unreadable
-from storage import Storage
+from storage import Storage, StorageError
 
 SUMS = "SHA256SUMS"  # what `sha256sum` writes; may lie in a repository's folder
 LOCAL = "local"

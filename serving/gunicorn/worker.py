@@ -33,8 +33,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers import gthread
 
+from serving.descriptors import allow_most_files, most_connections, most_files
 from serving.gunicorn.client_socket import ClientSocket, SlowConnections
-from serving.gunicorn.descriptors import allow_most_files, most_connections, most_files
 
 SLOW_CONNECTIONS = 64
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

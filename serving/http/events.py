@@ -18,12 +18,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from inference.errors import StorageError
 from serving.http import job_views
 from serving.http.problems import problem_of
 from serving.http.wait_slots import PEEK_SECONDS
 from serving.jobs.job import Job
 from serving.jobs.service import Jobs
+from storage import StorageError
 
 CONTENT_TYPE = "text/event-stream"
 KEEP_ALIVE_SECONDS = 15.0  # of silence, before a comment is sent

@@ -9,17 +9,16 @@ from flask import Response, jsonify, redirect
 from flask.typing import ResponseReturnValue
 from werkzeug import Response as WerkzeugResponse
 
-from model_manager import ModelManager
 from serving.http.problems import RETRY_AFTER_SECONDS
 from serving.jobs.service import Jobs
-from serving.models.states import ERROR, NOT_LOADED, READY
+from serving.models.states import ERROR, NOT_LOADED, READY, ObservedModels
 from serving.settings import STARTUP
 
 
 class OpenViews:
     """The views, for a server that loads its models that way."""
 
-    def __init__(self, manager: ModelManager, jobs: Jobs, loading: str) -> None:
+    def __init__(self, manager: ObservedModels, jobs: Jobs, loading: str) -> None:
         self._manager, self._jobs, self._loading = manager, jobs, loading
 
     def livez(self) -> Response:

@@ -20,7 +20,7 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from inference.errors import InvalidField, StorageError
+from inference.errors import InvalidField
 from inference.song import MIME_TYPES, SongRequest
 from inference.text import lyrics, prompt
 from serving.http import audio_files, job_views
@@ -28,6 +28,7 @@ from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
 from serving.jobs.job import SUCCEEDED, Job, SizedAudio
 from serving.jobs.service import Jobs
+from storage import StorageError
 
 SIGNED_SECONDS = 3_600
 PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64

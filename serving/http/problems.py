@@ -35,12 +35,12 @@ from inference.errors import (
     InvalidField,
     ModelBusy,
     ServerStopping,
-    StorageError,
     UnknownModel,
     YueError,
 )
 from serving.http.problem_kinds import KINDS
 from serving.http.whole_text import whole, whole_value
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

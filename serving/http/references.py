@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from inference.audio.mixing import cut_reference
-from inference.errors import InvalidField, StorageError
+from inference.errors import InvalidField
 from inference.song import Reference
 from serving.http.problems import Problem, unavailable
 from serving.http.request_models import ReferenceFields
 from serving.http.safe_fetch import Fetcher, Refused, Unreachable
 from serving.http.song_instances import SongInstance
 from serving.jobs.job import Job
-from storage import Storage
+from storage import Storage, StorageError
 
 LARGEST_FILE_BYTES = 64 << 20  # a song of six minutes as WAV
 LONGEST_FETCH_SECONDS = 30.0  # for one file

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from inference.errors import Cancelled, EngineError, InvalidField, StorageError
+from inference.errors import Cancelled, EngineError, InvalidField
 from inference.song import Progress, SongRequest
 from serving.jobs import records
 from serving.jobs.job import MOST_ATTEMPTS, QUEUED, RUNNING, Job, about, now
 from serving.jobs.queue import JobQueue
 from serving.jobs.store import JobStore
 from serving.models.states import Engine, LoadedModel
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

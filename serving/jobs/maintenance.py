@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from inference.errors import LASTING, Cancelled, StorageError
+from inference.errors import LASTING, Cancelled
 from serving.jobs import records
 from serving.jobs.job import MOST_ATTEMPTS, Job, now
 from serving.jobs.layout import NOBODY, LiveState
@@ -24,6 +24,7 @@ from serving.jobs.records import End
 from serving.jobs.run_all import run_all
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from inference.errors import Cancelled, StorageError
+from inference.errors import Cancelled
 from serving.http.problems import deadline_passed, deadline_unreachable, queue_full, stopping
 from serving.jobs import records
 from serving.jobs.job import RUNNING, Job, about
@@ -21,6 +21,7 @@ from serving.jobs.records import End
 from serving.jobs.run_all import run_all
 from serving.jobs.store import JobStore
 from serving.jobs.wait_estimates import WaitEstimate, WaitEstimator
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

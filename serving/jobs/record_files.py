@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from inference.errors import StorageError
 from serving.jobs.schema import Json, Malformed, parsed
-from storage import Storage
+from storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from serving.jobs.schema import (
     StoredSteps,
     well_formed,
 )
+from storage import StorageError
 
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
 PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
@@ -62,7 +63,7 @@ def succeeded(song: Song) -> End:
 
 def failed(error: Exception) -> End:
     """It was not. Whatever nobody foresaw becomes a problem here, so that it has one id in every answer."""
-    foreseen = isinstance(error, YueError | Problem)
+    foreseen = isinstance(error, YueError | StorageError | Problem)
     return End(FAILED, error=error if foreseen else problem_of(error))
 
 

@@ -14,9 +14,9 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import count
 
-from inference.errors import StorageError
 from serving.jobs.record_files import RecordFiles
 from serving.jobs.schema import Malformed, StoredKey, well_formed
+from storage import StorageError
 
 MOST_TRIES = 10
 

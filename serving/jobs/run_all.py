@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from inference.errors import StorageError
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

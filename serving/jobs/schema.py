@@ -15,10 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import from_json
 
 from inference.audio.mixing import check_reference
-from inference.errors import InvalidField, StorageError
+from inference.errors import InvalidField
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
 from serving.http.request_models import LARGEST_SEED, REQUEST_ID
 from serving.jobs.layout import ID
+from storage import StorageError
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from inference.errors import LASTING, StorageError
+from inference.errors import LASTING
 from serving.http.problems import being_accepted, conflict, not_found
 from serving.jobs import records
 from serving.jobs.dispatcher import Dispatcher, Models
@@ -24,6 +24,7 @@ from serving.jobs.queue import JobQueue
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
 from serving.jobs.wait_estimates import WaitEstimate
+from storage import StorageError
 
 log = logging.getLogger(__name__)
 

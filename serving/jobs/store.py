@@ -28,7 +28,6 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 
-from inference.errors import StorageError
 from serving.jobs import records
 from serving.jobs.job import Job, now
 from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, LiveState, StoredAudio
@@ -37,7 +36,7 @@ from serving.jobs.record_files import RecordFiles
 from serving.jobs.records import End
 from serving.jobs.request_keys import Key, RequestKeys
 from serving.jobs.schema import Json, Malformed, StoredEnd
-from storage import Storage
+from storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 

@@ -70,6 +70,19 @@ class Counters:
     failed_attempts: int = 0  # to fetch and load a model
 
 
+class ObservedModels(Protocol):
+    """What can be seen of the models without waiting for anything."""
+
+    counters: Counters
+
+    @property
+    def refuses_songs(self) -> bool:
+        """Whether a song that is sent now would be refused."""
+
+    def snapshot(self) -> tuple[str, LoadedModel | None, Attempt | None]:
+        """The status, the model that is loaded, and the attempt to get one ready."""
+
+
 @dataclass(eq=False)
 class LoadedModel:
     """A model that can sing, and how many use it right now."""

@@ -16,10 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from inference.song import STAGES
-from model_manager import ModelManager
 from serving.jobs.job import FINISHED, SUCCEEDED, Job
 from serving.jobs.queue import JobQueue
-from serving.models.states import DOWNLOADING, ERROR, LOADING, NOT_LOADED, READY, Attempt, LoadedModel
+from serving.models.states import DOWNLOADING, ERROR, LOADING, NOT_LOADED, READY, Attempt, LoadedModel, ObservedModels
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OTHER = "other"  # whatever is not one of a few
@@ -32,7 +31,7 @@ _RATE_BUCKETS = (1, 5, 10, 25, 50, 75, 100, 150, 200, 300, 500, 1_000)
 class Metrics:
     """One app's numbers, in a registry of their own."""
 
-    def __init__(self, manager: ModelManager, queue: JobQueue, seats: Callable[[], int], max_slots: int) -> None:
+    def __init__(self, manager: ObservedModels, queue: JobQueue, seats: Callable[[], int], max_slots: int) -> None:
         disable_created_metrics()  # a time of birth for each series, which nobody asks for
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics.on(self.registry)
@@ -132,7 +131,7 @@ class SongMetrics:
 class _Models(Collector):
     """Where the models are."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(self, manager: ObservedModels) -> None:
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:

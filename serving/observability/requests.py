@@ -18,8 +18,8 @@ from prometheus_client.exposition import choose_encoder
 from structlog.contextvars import bind_contextvars, clear_contextvars
 from werkzeug.datastructures import Headers
 
-from model_manager import ModelManager
 from serving.jobs.service import Jobs
+from serving.models.states import ObservedModels
 from serving.observability.metrics import Metrics
 from serving.settings import Settings
 
@@ -34,7 +34,9 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f
 _CLOUD_TRACE = re.compile(r"(?P<trace>[0-9a-fA-F]{32})(/(?P<span>[0-9]{1,20}))?(;o=(?P<flags>[0-9]))?")
 
 
-def install(app: Flask, settings: Settings, manager: ModelManager, jobs: Jobs, slots_taken: Callable[[], int]) -> None:
+def install(
+    app: Flask, settings: Settings, manager: ObservedModels, jobs: Jobs, slots_taken: Callable[[], int]
+) -> None:
     """Give each request of the app an id, a line and a count, and the app the route /metrics."""
     metrics = Metrics(manager, jobs.queue, slots_taken, settings.max_waiters)
     app.extensions[METRICS] = metrics

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 
-from inference.errors import StorageError
 from inference.song import Song, SongRequest
 from serving.jobs.job import QUEUED, RUNNING, Job
 from serving.jobs.liveness import LOST_SECONDS
@@ -15,7 +14,7 @@ from serving.jobs.maintenance import Retention
 from serving.jobs.records import succeeded
 from serving.jobs.service import Jobs
 from serving.jobs.store import JobStore
-from storage import Storage
+from storage import Storage, StorageError
 from tests.support.fakes import LYRICS, FakeClock, FakeModels
 
 

@@ -13,14 +13,14 @@ import pytest
 
 from inference import catalog
 from inference.catalog import ModelFiles
-from inference.errors import DownloadError, StorageError
+from inference.errors import DownloadError
 from inference.weights.checksums import WantedFile, looks_verified, verified
 from inference.weights.download import PARTS, DownloadProcess, fetch
 from inference.weights.mirror import SUMS, MirrorSource, parse_sums
 from inference.weights.sync import FetchOptions, LocalCopy, ensure
 from inference.weights.transfer import RetryPolicy
 from serving.settings import InvalidSettings, Settings, read_settings
-from storage import Storage
+from storage import Storage, StorageError
 
 ZH_COT = catalog.find("zh-cot")
 NAMES = ("YuE-s1-7B-anneal-zh-cot", "YuE-s2-1B-general", "xcodec_mini_infer")

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from inference.errors import StorageError
 from inference.song import MAX_NEW_TOKENS, Reference, SongRequest
 from serving.http.problems import Problem
 from serving.jobs.job import FINISHED, Job
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
-from storage import Storage
+from storage import Storage, StorageError
 from tests.support.fakes import LYRICS, FakeClock, Served, new_folder
 from tests.support.replicas import Replica, lose
 

@@ -9,13 +9,12 @@ from datetime import timedelta
 
 import pytest
 
-from inference.errors import StorageError
 from inference.song import Reference, SongRequest
 from serving.http.problems import Problem
 from serving.jobs.job import Job, now
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from serving.jobs.records import End, seconds_left
-from storage import Storage
+from storage import Storage, StorageError
 from tests.support.fakes import LYRICS, FakeClock, FakeEngine, new_folder
 from tests.support.replicas import Replica, lose
 

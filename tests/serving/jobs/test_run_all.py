@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference.errors import StorageError
 from serving.jobs.run_all import run_all
+from storage import StorageError
 
 
 def test_every_task_is_done_and_every_error_told(caplog: pytest.LogCaptureFixture) -> None:

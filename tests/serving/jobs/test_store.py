@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
-from inference.errors import StorageError
 from inference.song import Reference, SongRequest
 from serving.http.problems import Problem
 from serving.jobs.job import FINISHED, MOST_ATTEMPTS, Job
@@ -27,7 +26,7 @@ from serving.jobs.liveness import LOST_SECONDS
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from serving.jobs.records import with_audio
 from serving.jobs.store import JobStore
-from storage import Storage
+from storage import Storage, StorageError
 from tests.support.bucket_server import bucket_server
 from tests.support.fakes import LYRICS, FakeClock, new_folder
 from tests.support.replicas import Crash, FragileStorage, Replica, lose
