@@ -52,13 +52,12 @@ WORKDIR /app
 FROM runtime AS weights
 ARG BAKE_MODEL=
 # No more than the download imports: a change of anything else does not fetch the weights anew.
-COPY --chmod=755 entrypoint.sh storage.py ./
-COPY --chmod=755 inference/__init__.py inference/catalog.py inference/log_relay.py inference/weights/download.py inference/errors.py \
-     inference/gpu.py inference/weights/hub.py inference/weights/hub_settings.py inference/weights/mirror.py inference/weights/checksums.py \
-     inference/weights/transfer.py inference/weights/sync.py inference/
-# What makes the tiny model.
-COPY --chmod=755 inference/tiny/model_files.py inference/tiny/checkpoints.py inference/tiny/layers.py inference/tiny/tokenizer.py \
+COPY --chmod=755 entrypoint.sh paths.py storage.py ./
+COPY --chmod=755 inference/__init__.py inference/catalog.py inference/errors.py inference/gpu.py inference/log_relay.py \
      inference/vocabulary.py inference/
+COPY --chmod=755 inference/weights inference/weights
+# What makes the tiny model.
+COPY --chmod=755 inference/tiny inference/tiny
 USER 10001:10001
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download && chmod -R g=u /models; fi
 

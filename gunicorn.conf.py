@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inference.weights import hub_settings
-from serving.gunicorn import listening
+from serving.gunicorn import listening, memory, refusals
 from serving.gunicorn.worker import SLOW_CONNECTIONS
+from serving.http import access
 from serving.observability import logs
 from serving.settings import InvalidSettings, read_settings, unknown_variables
 
@@ -60,12 +62,9 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker how patient it is, whom it answers first, and how it refuses."""
-    from serving.gunicorn import (
-        memory,
-        refusals,  # which the master can do without
-    )
-    from serving.http import access
-
+    # Until the worker has handlers of its own, its parent's would swallow the signal to stop, which comes but once.
+    # For the same reason nothing is imported here that takes its time.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     memory.return_large_blocks()
     worker.network_seconds = _settings.network_seconds
     worker.refusal = refusals.refusal

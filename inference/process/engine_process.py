@@ -22,7 +22,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from inference import log_relay
@@ -44,13 +43,13 @@ from inference.process.messages import (
 from inference.process.pipe_writer import PipeWriter
 from inference.song import Progress, Song, SongRequest
 from inference.weights.download import cache_folder
+from paths import PROJECT
 
 if TYPE_CHECKING:
     from inference.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parent.parent
 SECONDS_TO_END = 5.0
 COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
 # Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds; compiling a step, for which a

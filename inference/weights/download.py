@@ -26,6 +26,7 @@ from inference.tiny import model_files
 from inference.weights import hub_settings, sync
 from inference.weights.terminal import Terminal
 from inference.weights.transfer import Emit, RetryPolicy, Source
+from paths import PROJECT
 from storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -112,10 +113,9 @@ class DownloadProcess:
             if self._cancelled:
                 raise DownloadError("the download was cancelled", "cancelled")
             assert self._child is None, "a download runs once"
-            root = Path(__file__).resolve().parent.parent  # where `-m inference.weights.download` is found
             pipe = subprocess.PIPE
             self._child = subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=root, encoding="utf-8", errors="replace"
+                self._command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=PROJECT, encoding="utf-8", errors="replace"
             )
             return self._child
 

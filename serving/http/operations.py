@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from inference.song import MIME_TYPES, TRACK_NAMES
+from paths import PROJECT
 from serving.http import response_models as answers
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.http.request_models import KEY, Download
@@ -18,7 +18,7 @@ from serving.jobs.layout import ID
 from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 
 Json = dict[str, Any]
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = PROJECT / "examples"
 JSON = "application/json"
 SONG = {"genres": "folk acoustic guitar calm female", "lyrics": "[verse]\nThe kettle hums, the window glows"}
 A_JOB_ID = "0123456789abcdef0123456789abcdef"

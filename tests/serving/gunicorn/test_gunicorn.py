@@ -41,6 +41,14 @@ def start() -> Iterator[Start]:
         yield start
 
 
+@pytest.mark.parametrize("line", ["Starting gunicorn", "Booting worker"])
+def test_a_server_that_is_told_to_stop_while_it_starts_stops(line: str) -> None:
+    with RealServer({}, "tests.support.fakes:fake_app()") as server:
+        until(lambda: line in server.log())
+        server.process.terminate()
+        assert server.process.wait(SECONDS) == 0, server.log()
+
+
 @pytest.mark.parametrize(("loading", "status", "health"), [("on_demand", 200, "healthy"), ("startup", 503, "starting")])
 def test_the_port_answers_while_the_models_are_not_there(start: Start, loading: str, status: int, health: str) -> None:
     server = start("tests.support.fakes:fake_app(may_fetch=False)", YUE_LOADING=loading)
