@@ -120,11 +120,12 @@ def test_the_next_server_names_the_request_that_made_the_song(kept: Kept) -> Non
 
 
 def test_a_request_is_logged_with_what_it_asked_and_got(served: Served, kept: Kept) -> None:
-    served.client.get("/jobs?key=secret", headers={"X-Request-Id": "r", "Authorization": "Bearer secret"})
-    (line,) = (line for line in kept.lines if "httpRequest" in line)
-    request = line["httpRequest"]
-    assert (request["requestMethod"], request["requestUrl"], request["status"]) == ("GET", "/jobs", 200)
-    assert line["request_id"] == "r" and "secret" not in json.dumps(kept.lines)
+    for path in ("/models/status", "/jobs"):
+        served.client.get(f"{path}?key=secret", headers={"X-Request-Id": "r", "Authorization": "Bearer secret"})
+    lines = [line for line in kept.lines if "httpRequest" in line]
+    told = [[line["httpRequest"][name] for name in ("requestMethod", "requestUrl", "status")] for line in lines]
+    assert told == [["GET", "/models/status", 200], ["GET", "/jobs", 400]]  # the list takes no such parameter
+    assert lines[0]["request_id"] == "r" and "secret" not in json.dumps(kept.lines)
 
 
 def test_no_request_has_the_trace_of_the_one_before(served: Served, kept: Kept) -> None:
