@@ -11,6 +11,8 @@ import time
 from types import FrameType
 from typing import Any, Protocol
 
+from gunicorn.workers import base
+
 from serving.gunicorn.worker import Worker
 
 STOPPABLE = "stoppable"  # where the app leaves its own, in `extensions`
@@ -50,6 +52,10 @@ class GracefulWorker(Worker):
         # In a thread, because what a signal interrupts may hold the very lock that is needed.
         self._draining = threading.Thread(target=self._stoppable.drain, daemon=True)
         self._draining.start()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGQUIT or SIGINT. gthread's own takes a lock that the interrupted code may hold."""
+        base.Worker.handle_quit(self, sig, frame)
 
     def notify(self) -> None:
         """A sign of life, which gthread gives in every round of its loop, once a second at least."""
