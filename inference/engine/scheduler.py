@@ -1,7 +1,7 @@
-"""Many songs at once on one device: who sings, whose pieces are filled in, what is decoded next.
+"""Schedules many songs on one device: which run stage 1, whose pieces run stage 2, what is decoded next.
 
-It knows nothing of processes or messages. The steps of each song are those of `inference/engine/pipeline.py`; this room only
-decides when each is taken, and takes as many songs as fit along with every pass through a model.
+The steps of each song are those of `inference/engine/pipeline.py`; this module decides when each step runs, and batches
+as many songs as fit into every pass through a model.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ a prompt begins with the prompt's last one:
     with the prompt      p p p p p p p p | x a b c d …
     without it                             x a b c d …
 
-On a CPU the rows of the songs that sing are gathered for each token. On a GPU the step is recorded for the first rows
-of both caches (`RecordedStage1Step`), and a whole window of tokens is drawn before anyone looks at them: what a song draws
-behind its section's end is thrown away.
+On a CPU the rows of the active songs are gathered for each token. On a GPU the step is recorded for the first rows of
+both caches (`RecordedStage1Step`), and a whole window of tokens is drawn before the program looks at them. Tokens drawn
+behind a section's end are discarded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The contract: an OpenAPI 3.1 document of the routes that an app has, and the page that shows it.
 
-It knows nothing of what the routes do; it reads what they take from `serving/http/request_models.py`, what they give from
-`serving/http/response_models.py`, and their problems from `serving/http/problem_kinds.py`.
+Requests are described by `serving/http/request_models.py`, responses by `serving/http/response_models.py`, and problems
+by `serving/http/problem_kinds.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a request may hold: JSON in, checked fields out.
 
-It knows nothing of routes, queues, answers or models' lives; `serving/http/song_instances.py` makes songs of the fields.
+`serving/http/song_instances.py` makes songs of the fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What an answer holds, for the contract: jobs, predictions, models, health, problems.
 
-It makes no answer: `serving/http/job_views.py`, `serving/models/states.py` and the routes do, and the tests hold theirs against this.
+`serving/http/job_views.py`, `serving/models/states.py` and the routes make the answers; tests compare them with these
+models.
 Every object may get more members in time; a client passes over those that it does not know.
 """
 

@@ -15,7 +15,7 @@ PEEK_SECONDS = 2.0  # between two looks at whether a client is still there
 
 
 class WaitSlots:
-    """Some threads are never given to those who wait, so that /health has one: as many may wait as there are wait_slots."""
+    """Limits how many requests may wait, so that some threads are always free for /health."""
 
     def __init__(self, wait_slots: int) -> None:
         self._free = threading.Semaphore(wait_slots)

@@ -223,7 +223,7 @@ class Maintenance:
         return records.interrupted() if job.attempts >= MOST_ATTEMPTS else None
 
     def _clear_orphans(self, state: LiveState) -> None:
-        """Jobs that were never written to the end, cancel_requests that came too late, replicas that left nothing behind."""
+        """Remove half-written jobs, cancel requests that came too late, and lost replicas without jobs."""
         opened = {job_id for _, job_id in state.opened}
         half = {job_id for job_id in self._unattended(state) if self._is_half_written(job_id)}
         late = state.cancel_requests - opened

@@ -1,8 +1,7 @@
 """The JSON form of a job: what was asked for, how far it is, how it ended.
 
-It does not know where the JSON lies, and writes no audio into it; `serving/jobs/schema.py` has what it must look like. A
-server of another version may have written it: what it has beyond ours is passed over, and what it lacks has the
-default, where there is one.
+It holds no audio; `serving/jobs/schema.py` has what it must look like. A server of another version may have written it:
+what it has beyond ours is passed over, and what it lacks has the default, where there is one.
 """
 
 from __future__ import annotations

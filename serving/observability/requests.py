@@ -1,7 +1,6 @@
 """What is known of each request from outside: its id, its trace, its line in the log, its place in the metrics.
 
-It knows nothing of what the routes do, and nothing of how lines look (`serving/observability/logs.py`) or numbers are kept
-(`serving/observability/metrics.py`).
+`serving/observability/logs.py` formats the lines and `serving/observability/metrics.py` keeps the numbers.
 """
 
 from __future__ import annotations

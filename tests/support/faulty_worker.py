@@ -1,4 +1,4 @@
-"""The engine's process with a fault built in: what `inference.process.engine_process` runs, but for one stage that breaks on its way.
+"""The engine's process with a fault built in: one of its stages breaks on its way.
 
 It does not know which songs are sung. Run as a program with a fault, a stage and the pipe's descriptor.
 """

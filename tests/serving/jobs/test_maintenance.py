@@ -1,4 +1,4 @@
-"""A maintenance's rounds go on past whatever is full, broken or foreign: it costs the one job that it belongs to, if any."""
+"""Maintenance goes on past whatever is full, broken or foreign: it costs at most the job that it belongs to."""
 
 from __future__ import annotations
 
