@@ -193,8 +193,10 @@ def test_a_set_that_is_there_is_not_written_again(files: ModelFiles) -> None:
 
 
 def test_a_set_that_is_there_is_found_without_torch(files: ModelFiles) -> None:
-    program = "import sys, pathlib; from inference.tiny.model_files import ensure; ensure(pathlib.Path(sys.argv[1]));"
-        " print('torch' in sys.modules)"
+    program = (
+        "import sys, pathlib; from inference.tiny.model_files import ensure;"
+        " ensure(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
     command = [sys.executable, "-c", program, str(files.stage1.parent.parent)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
 
