@@ -82,14 +82,14 @@ class Replica:
     def begin(self) -> None:
         """Begin the first song of the queue, as a slot does."""
         if self.queue.may_begin():
-            job = self.queue.queue[0]
+            job = self.queue.waiting[0]
             job.attempts, job.state = job.attempts + 1, RUNNING
             try:
                 begun = self.store.start(job)
             except StorageError:
                 job.attempts, job.state = job.attempts - 1, QUEUED
                 return
-            self.queue.queue.popleft()
+            self.queue.waiting.popleft()
             if not begun:
                 self.queue.let_go(job)
 
