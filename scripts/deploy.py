@@ -319,7 +319,7 @@ class Deployment:
         for what, instance in REQUESTS.items():
             if loading == "on_demand" or "download-models" not in instance:
                 print(f"# {what}:")
-                save = f" | {SAVE_SONG}" if instance == SONG else ""
+                save = f" | {SAVE_SONG}" if instance == SONG or '"result"' in instance else ""
                 print(f"{curl} -d '{{\"instances\": [{{{instance}}}]}}'{save}")
         gone = "./undeploy.sh removes the endpoint and the model, with --all the rest too"
         print(f"# {gone}; until then the machine is paid for.")
