@@ -304,7 +304,7 @@ def _require_finite(finite: bool) -> None:
 
 
 def _row(piece: Piece) -> Row:
-    assert piece.row is not None, "a active piece has a row"
+    assert piece.row is not None, "an active piece has a row"
     return piece.row
 
 

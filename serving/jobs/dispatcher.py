@@ -58,7 +58,7 @@ class Dispatcher:
         """A thread for each song that could be sung now, none before there is one. The lock is held."""
         wanted = min(self._queue.estimator.max_songs, self._busy + len(self._queue.waiting))
         while len(self._threads) < wanted and not self._queue.draining:
-            thread = threading.Thread(target=self._dispatch, name="jobs-thread", daemon=True)
+            thread = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
             self._threads.append(thread)
             thread.start()
 
