@@ -143,7 +143,7 @@ def test_a_hundred_first_requests_make_one_download(
     server = start(YUE_THREADS="200")
     server.wait_until_answered()
     by_operation = {"instances": [{"operation": "download-models"}]}
-    answers = [aside(server.sing, **SONG)]
+    answers = [aside(server.generate, **SONG)]
     answers += [aside(server.ask, "/download-models", {}) for _ in range(MANY // 2)]
     answers += [aside(server.ask, "/predict", by_operation) for _ in range(MANY // 2 - 1)]
     assert held.reached.wait(SECONDS)
@@ -199,7 +199,7 @@ def test_a_download_is_cancelled_and_begun_again(
     held = hub.fault(f"{STAGE_1}/resolve", method="GET", effect="hold")
     server = start()
     server.wait_until_answered()
-    waiting = [aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)]
+    waiting = [aside(server.ask, "/download-models", {}), aside(server.generate, **SONG)]
     assert held.reached.wait(SECONDS)
     (pid,) = server.children(DOWNLOAD)
     until(lambda: server.ask("/jobs")[1]["jobs"])
@@ -277,7 +277,7 @@ def test_a_signal_during_a_download_ends_everything_and_who_waits_is_told(
     held = hub.fault(f"{STAGE_1}/resolve", method="GET", effect="hold")
     server = start()
     server.wait_until_answered()
-    download, song = aside(server.ask, "/download-models", {}), aside(server.sing, **SONG)
+    download, song = aside(server.ask, "/download-models", {}), aside(server.generate, **SONG)
     assert held.reached.wait(SECONDS)
     until(lambda: server.ask("/jobs")[1]["jobs"])
     family = descendants(server.process.pid)

@@ -136,14 +136,14 @@ def test_a_cancel_before_the_engine_knows_the_song_is_not_lost(held_models: Fake
     manager = held_models.manager()
     engine = manager.ensure_models_available()
     jobs = Jobs(manager, new_store(), max_queue=3)
-    real_sing = engine.sing
+    real_sing = engine.generate
 
     def sing_after_the_cancel(song_id, request, on_progress):
         jobs.cancel(song_id)
         engine.cancelled.clear()  # the engine did not know that song yet
         return real_sing(song_id, request, on_progress)
 
-    engine.sing = sing_after_the_cancel
+    engine.generate = sing_after_the_cancel
     assert finished(jobs, jobs.submit(song())).state == "cancelled"
     jobs.close()
 
@@ -240,16 +240,16 @@ def test_a_song_for_one_model_is_not_sung_by_the_next(held_jobs: Jobs, held_mode
 def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeModels) -> None:
     manager = held_models.manager()
     engine = manager.ensure_models_available()
-    real_sing = engine.sing
+    real_sing = engine.generate
     jobs = Jobs(manager, new_store(), max_queue=3)
 
     def fail(song_id, request, on_progress):
         raise RuntimeError("a mistake of ours")
 
-    engine.sing = fail
+    engine.generate = fail
     error = finished(jobs, jobs.submit(song())).error
     assert isinstance(error, Problem) and error.status == 500 and "its log has error" in error.detail
-    engine.sing = real_sing
+    engine.generate = real_sing
     engine.sing_on()
     assert finished(jobs, jobs.submit(song())).state == "succeeded"
     jobs.close()
