@@ -111,7 +111,7 @@ class Client:
             self.submit(number, other, 0)
         elif habit == "cancels":
             time.sleep(draw.choice((0.0, 0.2, 0.5)))
-            self.persist(other, f"/jobs/{first['job_id']}", method="DELETE")
+            self.persist(other, f"/jobs/{first['job_id']}/cancel", method="POST")
 
     def submit(self, number: int, berth: Berth, wait_seconds: float) -> Json:
         """Send the song, with its key, until it is accepted; what is known of it then."""

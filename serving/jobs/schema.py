@@ -6,12 +6,12 @@ It does not know where the files lie. What a file has beyond these fields is pas
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import from_json
 
 from inference.audio.mixing import check_reference
@@ -56,6 +56,18 @@ def _in_utc(moment: datetime) -> datetime:
     if not 1970 <= moment.year < 5000:
         raise ValueError("no year in which a song is made")
     return moment
+
+
+def _or(default: object) -> WrapValidator:
+    """What is malformed of a detail is left out: it does not cost a job its song or its end."""
+
+    def read(value: object, handler: Callable[[object], object]) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            return default
+
+    return WrapValidator(read)
 
 
 Natural = Annotated[int, Field(ge=0)]
@@ -151,9 +163,9 @@ class StoredProgress(_Record):
 
     state: Literal["queued", "running"]
     model: str
-    started_at: Moment | None
-    attempts: Natural
-    progress: StoredSteps | None
+    started_at: Annotated[Moment | None, _or(None)] = None
+    attempts: Annotated[Natural, _or(0)] = 0
+    progress: Annotated[StoredSteps | None, _or(None)] = None
     seconds_left: Number | None = None
 
 
@@ -172,10 +184,10 @@ class StoredSong(_Record):
     sample_rate: int = Field(ge=1)
     duration_seconds: Number
     seed: int = Field(ge=0, le=LARGEST_SEED)
-    timings: dict[str, Number]
-    warnings: tuple[str, ...]
+    timings: Annotated[dict[str, Number], _or({})] = {}
+    warnings: Annotated[tuple[str, ...], _or(())] = ()
     sizes_bytes: dict[TrackName, Natural] = Field(min_length=1)
-    segments: tuple[StoredSpan, ...]
+    segments: Annotated[tuple[StoredSpan, ...], _or(())] = ()
 
 
 class StoredProblem(_Record):
@@ -197,12 +209,12 @@ class StoredEnd(_Record):
     """How a job ended. `claim` and `replica` say who ended it, `bytes` how large its audio is."""
 
     state: Literal["succeeded", "failed", "cancelled", "interrupted"]
-    model: str | None = None
-    started_at: Moment | None = None
-    finished_at: Moment | None = None
-    attempts: Natural = 0
-    progress: StoredSteps | None = None
-    cancel_requested: bool = False
+    model: Annotated[str | None, _or(None)] = None
+    started_at: Annotated[Moment | None, _or(None)] = None
+    finished_at: Annotated[Moment | None, _or(None)] = None
+    attempts: Annotated[Natural, _or(0)] = 0
+    progress: Annotated[StoredSteps | None, _or(None)] = None
+    cancel_requested: Annotated[bool, _or(False)] = False
     song: StoredSong | None = None
     error: StoredProblem | None = None
     claim: Natural = 0

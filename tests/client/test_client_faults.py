@@ -273,7 +273,7 @@ def test_models_are_fetched_and_loaded(capsys: pytest.CaptureFixture[str]) -> No
         assert client.main(["download", "--url", url(server), "--json"], clock) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["status"] == "ready"
-    assert "50% downloading 50%" in shown.err
+    assert "50% making the demo model 50%" in shown.err
 
 
 def _fill(served: Served) -> None:

@@ -119,7 +119,7 @@ class LightEngine:
         if order is None:
             return
         if word["state"] == "sings":
-            order.on_progress(Progress("stage1", 1, 1, word["fraction"]))
+            order.on_progress(Progress("stage1", 1, 1, fraction=word["fraction"]))
         elif word["state"] == "cancelled":
             self._end(song_id, error=Cancelled("the song was cancelled"))
         else:

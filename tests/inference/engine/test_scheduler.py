@@ -372,14 +372,14 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.frames = 0
-        real = Stage2Batch._play
+        real = Stage2Batch._advance
 
         def play(batch: Stage2Batch, playing: Sequence[Piece]) -> int:
             n_frames = real(batch, playing)
             self.frames += n_frames
             return n_frames
 
-        monkeypatch.setattr(Stage2Batch, "_play", play)
+        monkeypatch.setattr(Stage2Batch, "_advance", play)
         monkeypatch.setattr("inference.engine.pipeline.PIECE_FRAMES", SHORT_PIECE)
 
 

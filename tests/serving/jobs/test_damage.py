@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from inference.song import MAX_NEW_TOKENS, Reference, SongRequest
+from serving.http import job_views
 from serving.http.problems import Problem
 from serving.jobs.job import FINISHED, Job
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
@@ -199,6 +200,20 @@ def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeCloc
     assert ended.state == "failed" and "how the job ended cannot be read" in str(ended.error)
     assert other.submit("key").id == job.id
     assert job.id in {each.id for each in other.jobs.list()}
+
+
+def test_a_detail_of_an_end_that_nobody_can_read_does_not_cost_the_song(storage: Storage, clock: FakeClock) -> None:
+    server, other = Replica(storage, clock), Replica(storage, clock)
+    job = server.submit(None)
+    server.begin()
+    server.finish()
+    details = ("progress", "started_at", "finished_at", "attempts", "model", "cancel_requested")
+    parts = [(name,) for name in details] + [("song", name) for name in ("timings", "warnings", "segments")]
+    for detail in parts:
+        change(storage, f"jobs/{job.id}/end.json", set_field(*detail, to={"tokens": 0.8, "": [None]}))
+        heard = other.jobs.get(job.id)
+        assert heard.state == "succeeded" and heard.song and heard.song.audio["mix"], detail
+        json.dumps(job_views.job_view(heard))
 
 
 @pytest.mark.parametrize("content", GARBAGE)
