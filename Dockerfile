@@ -55,9 +55,12 @@ ARG BAKE_MODEL=
 COPY --chmod=755 entrypoint.sh paths.py storage.py ./
 COPY --chmod=755 inference/__init__.py inference/catalog.py inference/errors.py inference/gpu.py inference/log_relay.py \
      inference/vocabulary.py inference/
-COPY --chmod=755 inference/weights inference/weights
+COPY --chmod=755 inference/weights/__init__.py inference/weights/checksums.py inference/weights/download.py \
+     inference/weights/hub.py inference/weights/hub_settings.py inference/weights/mirror.py inference/weights/sync.py \
+     inference/weights/terminal.py inference/weights/transfer.py inference/weights/
 # What makes the tiny model.
-COPY --chmod=755 inference/tiny inference/tiny
+COPY --chmod=755 inference/tiny/__init__.py inference/tiny/checkpoints.py inference/tiny/layers.py \
+     inference/tiny/model_files.py inference/tiny/tokenizer.py inference/tiny/
 USER 10001:10001
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download && chmod -R g=u /models; fi
 

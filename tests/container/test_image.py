@@ -123,7 +123,8 @@ def test_health_is_asked_for_where_the_server_listens(variables: tuple[str, ...]
 def test_the_stage_that_fetches_the_weights_holds_what_that_needs_and_no_more(tmp_path: Path) -> None:
     stage = tmp_path / "app"
     copied = copy_weights_stage(stage)
-    program = "import sys; from inference import download, hub, mirror, tiny_weights, weights; import storage\n"
+    program = "import sys; from inference.weights import download, hub, mirror, sync, terminal\n"
+    program += "from inference.tiny import checkpoints\n"
     program += "print(*(getattr(module, '__file__', None) or '' for module in list(sys.modules.values())), sep='\\n')"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("YUE_", "AIP_", "PYTHON"))}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path)}

@@ -12,7 +12,7 @@ from inference import log_relay
 from tests.support.paths import PROJECT
 
 SECONDS = 60.0
-BEGIN = "import logging, os, sys, threading, warnings; from inference import child_log; log_relay.write_lines()\n"
+BEGIN = "import logging, os, sys, threading, warnings; from inference import log_relay; log_relay.write_lines()\n"
 
 
 def records_of(program: str, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -13,7 +13,7 @@ from serving.http.problem_kinds import KINDS
 from serving.http.problems import Problem, problem_of, recorded
 from tests.support.paths import PROJECT
 
-SOURCES = [PROJECT / "server.py", *(PROJECT / "serving").glob("*.py")]
+SOURCES = [PROJECT / "server.py", *(PROJECT / "serving").rglob("*.py")]
 
 
 def texts() -> Iterator[str]:
