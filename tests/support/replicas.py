@@ -6,9 +6,11 @@ They know nothing of what is tested with them; the singing is done by hand.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from inference.song import Song, SongRequest
-from serving.jobs.job import QUEUED, RUNNING, Job
+from serving.jobs.job import QUEUED, RUNNING, Job, now
 from serving.jobs.liveness import LOST_SECONDS
 from serving.jobs.maintenance import Retention
 from serving.jobs.records import succeeded
@@ -77,7 +79,8 @@ class Replica:
 
     def submit(self, key: str | None, seed: int = 1) -> Job:
         request = SongRequest("pop", LYRICS, seed)
-        return self.jobs.submit(Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id()))
+        job = Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id(), created_at=distinct_moment())
+        return self.jobs.submit(job)
 
     def begin(self) -> None:
         """Begin the first song of the queue, as a slot does."""
@@ -99,7 +102,8 @@ class Replica:
             if job.state == RUNNING:
                 self.sung.append(job.id)
                 audio = {"mix": f"{job.id} by {self.store.replica}".encode()}
-                self.queue.finish(job, succeeded(Song(audio, "mp3", 44_100, 1.5, job.request.seed, ())))
+                end = succeeded(Song(audio, "mp3", 44_100, 1.5, job.request.seed, ()))
+                self.queue.finish(job, replace(end, finished_at=distinct_moment()))
                 return
 
     def run_round(self) -> None:
@@ -114,6 +118,20 @@ class Replica:
 def an_id() -> str:
     """Of a job or a server: as good as any, and the same again where `random` is seeded, as hypothesis does."""
     return f"{random.getrandbits(128):032x}"
+
+
+class DistinctMoments:
+    """Now, but never twice within a millisecond: lists of jobs are ordered by milliseconds."""
+
+    def __init__(self) -> None:
+        self._last = now()
+
+    def __call__(self) -> datetime:
+        self._last = max(now(), self._last + timedelta(milliseconds=1))
+        return self._last
+
+
+distinct_moment = DistinctMoments()
 
 
 def lose(clock: FakeClock, *watchers: Replica) -> None:
