@@ -1,7 +1,4 @@
-"""Where the project's own files lie.
-
-It does not look at them, nor at the current directory.
-"""
+"""The project's own folder, independent of the current directory."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ check_port() {
     usage_error "PORT: got '$PORT'; allowed: 1 to 65535"
   fi
   if port_is_taken; then
-    fail "port $PORT is in use; end what listens there or choose another: PORT=8081 ./run_local.sh"
+    fail "port $PORT is in use; stop the program that listens there or choose another: PORT=8081 ./run_local.sh"
   fi
 }
 

@@ -1,6 +1,6 @@
-"""One folder or bucket: a local path, or `gs://`, `s3://`, `az://`, `file://`, all used alike.
+"""Files in one folder or bucket: a local path, or `gs://`, `s3://`, `az://`, `file://`, all used alike.
 
-It does not know what is kept in it, and tries nothing twice: whoever asks decides what is worth another try.
+Nothing is retried here: the caller decides what is worth a retry.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ SCHEMES = (*BUCKET_SCHEMES, "file")
 SIGNING_STORES = (S3Store, GCSStore, AzureStore)
 ALLOWED = "a folder, or an address that starts with gs://, s3://, az:// or file://"
 CHUNK_BYTES = 4 << 20
-# A file of gigabytes is one request, which obstore's own 30 s would cut; only a read that stalls is given up.
+# A file of gigabytes is one request, which obstore's default of 30 s would cut. Only a stalled read is given up.
 CLIENT_OPTIONS: ClientConfig = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "12h"}
-HALF_WRITTEN = re.compile(r"#\d+$")  # ends the name that obstore gives a file until all of it is there
+HALF_WRITTEN = re.compile(r"#\d+$")  # the end of obstore's temporary file names
 HALF_WRITTEN_SECONDS = 3_600.0
-OWN_RETRIES = 0  # obstore's own would wait in silence
+OWN_RETRIES = 0  # obstore's retries would wait without a word in the log
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(Exception):
-    """A folder or bucket did not do what it was asked for.
+    """An operation on a folder or bucket failed.
 
-    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth another try).
+    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth a retry).
     """
 
     def __init__(self, message: str, kind: str) -> None:
@@ -65,7 +65,7 @@ class StorageError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in a storage. Its `version` is another after every writing; two of the same size and name are equal."""
+    """One file in a storage. Its `version` changes with every write; entries of equal path and size compare equal."""
 
     path: str
     size_bytes: int
@@ -74,18 +74,18 @@ class Entry:
 
 
 def is_address(place: str) -> bool:
-    """Whether `place` is one of the addresses, and not a path on this machine."""
+    """Return True if `place` is an address, not a path on this machine."""
     scheme, separator, rest = place.partition("://")
     return bool(separator) and scheme in SCHEMES and bool(rest.strip("/"))
 
 
 def is_bucket(place: str | Path) -> bool:
-    """Whether what is at `place` can be read from other machines."""
+    """Return True if `place` is a bucket, which other machines can read."""
     return is_address(str(place)) and str(place).partition("://")[0] in BUCKET_SCHEMES
 
 
 class Storage:
-    """Files under one root, named by paths with `/`. Every method raises StorageError."""
+    """Files under one root, named by paths with `/`. Every method may raise StorageError."""
 
     def __init__(self, store: ObjectStore, name: str) -> None:
         self._store = store
@@ -93,7 +93,7 @@ class Storage:
 
     @classmethod
     def at(cls, place: str | Path) -> Storage:
-        """The storage at a path or address; a path's folder is made where it is missing."""
+        """Open the storage at a path or address. A missing folder is created."""
         name = str(place)
         if "://" in name and not is_address(name):
             raise StorageError(f"{name} is no place for files; allowed: {ALLOWED}", "invalid")
@@ -105,25 +105,25 @@ class Storage:
             return cls(LocalStore(Path(name).absolute(), mkdir=True, automatic_cleanup=True), name)
 
     def get(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the content of a file."""
         with _translated(self._title(path)):
             return bytes(obstore.get(self._store, path).bytes())
 
     def stream(self, path: str, offset: int = 0) -> Iterator[bytes]:
-        """The file in pieces, from `offset` on, which lies inside it."""
+        """Yield the file in pieces, from `offset` on, which lies inside the file."""
         with _translated(self._title(path)):
-            rest = {"range": {"offset": offset}} if offset else None  # an empty file has no range
+            rest = {"range": {"offset": offset}} if offset else None  # an empty file has no ranges
             answer = obstore.get(self._store, path, options=rest)  # type: ignore[arg-type]
             for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
     def open(self, path: str) -> IO[bytes]:
-        """The file, to be read piece by piece and from any point; reading it raises OSError."""
+        """Open a file for reading and seeking. Reading it may raise OSError."""
         with _translated(self._title(path)):
             return io.BufferedReader(_Reader(obstore.open_reader(self._store, path)), CHUNK_BYTES)
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return True if the file exists."""
         try:
             with _translated(self._title(path)):
                 obstore.head(self._store, path)
@@ -134,23 +134,23 @@ class Storage:
         return True
 
     def entries(self, prefix: str = "", limit: int | None = None) -> list[Entry]:
-        """The files under the folder `prefix`, in any depth, sorted by path: all, or the first of them."""
+        """Return the files below the folder `prefix`, sorted by path: all, or the first `limit`."""
         entries: list[Entry] = []
         with _translated(self._title(prefix)):
             for page in obstore.list(self._store, prefix=prefix or None):
                 entries += map(_entry, page)
                 if limit is not None and len(entries) >= limit and not isinstance(self._store, LocalStore):
-                    break  # a bucket lists in order, a folder as it likes
+                    break  # a bucket lists in order, a folder does not
         return sorted(entries, key=lambda entry: entry.path)[:limit]
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
-        """Write the file, whole or not at all; with `create` only where there is none yet."""
+        """Write a file, whole or not at all. With `create`, fail if it exists already."""
         with _translated(self._title(path)):
-            # In one request: of an upload in parts, what was sent would stay when the writer is killed.
+            # In one request: an upload in parts would leave parts behind if the process is killed.
             obstore.put(self._store, path, content, mode="create" if create else "overwrite", use_multipart=False)
 
     def delete(self, path: str) -> None:
-        """Remove the file; that it is gone already is no error."""
+        """Remove a file. A missing file is no error."""
         with _translated(self._title(path)):
             try:
                 obstore.delete(self._store, path)
@@ -158,36 +158,36 @@ class Storage:
                 return
 
     def tidy(self, prefix: str) -> None:
-        """Remove what killed writers left half written in the folder `prefix`, an hour ago or longer.
+        """Remove files below the folder `prefix` that killed processes left half written at least an hour ago.
 
-        A bucket has whole files only.
+        Does nothing in a bucket, which has whole files only.
         """
         if not isinstance(self._store, LocalStore):
             return
         with _translated(self._title(prefix)):
             for file in Path(str(self._store.prefix), prefix).rglob("*"):
-                with suppress(FileNotFoundError):  # it is whole meanwhile
+                with suppress(FileNotFoundError):  # its writer has just finished
                     if HALF_WRITTEN.search(file.name) and file.is_file() and _age_seconds(file) > HALF_WRITTEN_SECONDS:
                         file.unlink()
 
     @property
     def is_bucket(self) -> bool:
-        """Whether others can read it from elsewhere."""
+        """True for a bucket, which other machines can read."""
         return is_bucket(self.name)
 
     def uri(self, path: str) -> str | None:
-        """The file's address in a bucket; None in a folder."""
+        """Return the file's address in a bucket; None in a folder."""
         return self._title(path) if self.is_bucket else None
 
     def sign(self, path: str, seconds: int) -> str | None:
-        """An address that lets anyone read the file for so long; None where these credentials cannot make one."""
+        """Return an address that lets anyone read the file for `seconds`; None if the credentials cannot sign one."""
         if not isinstance(self._store, SIGNING_STORES):
             return None
         try:
             with _translated(self._title(path)):
                 return obstore.sign(self._store, "GET", path, timedelta(seconds=seconds))
         except StorageError as error:
-            log.warning("no address is signed: %s", error)
+            log.warning("cannot sign an address: %s", error)
             return None
 
     def _title(self, path: str) -> str:
@@ -195,7 +195,7 @@ class Storage:
 
 
 class _Reader(io.RawIOBase):
-    """obstore's open file as Python has files."""
+    """An obstore file with the interface of a Python file."""
 
     def __init__(self, file: ReadableFile) -> None:
         self._file = file
@@ -220,7 +220,7 @@ class _Reader(io.RawIOBase):
 
 
 def _age_seconds(file: Path) -> float:
-    """Since it was last written to, by the system's clock."""
+    """Return the seconds since the last write, by the system's clock."""
     return time.time() - file.stat().st_mtime
 
 
@@ -230,7 +230,7 @@ def _entry(item: ObjectMeta) -> Entry:
 
 @contextmanager
 def _translated(title: str) -> Iterator[None]:
-    """obstore's errors as ours."""
+    """Raise obstore's errors as StorageError."""
     try:
         yield
     except (NotFoundError, FileNotFoundError) as error:
@@ -245,7 +245,7 @@ def _translated(title: str) -> Iterator[None]:
 
 
 def _kind(cause: str) -> str:
-    """obstore tells an error of the operating system by its number, in words; of a listing's answer, its status too."""
+    """Return the StorageError kind. obstore puts the OS error number, or a listing's HTTP status, into the message."""
     if answered := re.search(r"status code: (401|403|404)\b", cause):
         return "missing" if answered[1] == "404" else "denied"
     number = re.search(r"\(os error (\d+)\)", cause)

@@ -1,4 +1,4 @@
-"""The rooms of the HTTP side: settings, schemas, problems and jobs.
+"""The HTTP side of the server: settings, HTTP, jobs, model states, the gunicorn worker, observability.
 
-It knows nothing of tensors: nothing in here imports torch.
+Nothing in here imports torch.
 """

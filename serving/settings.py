@@ -1,7 +1,4 @@
-"""Reads the server's settings from the environment; nothing else does.
-
-It knows nothing of what the settings are used for.
-"""
+"""Reads the server's settings from the environment. No other module of the server does."""
 
 from __future__ import annotations
 
@@ -35,14 +32,14 @@ ROUTE_TEXT = "a path that starts with / and holds no <, >, ?, # or white space"
 
 WEIGHTS_TEXT = "a folder on this machine that holds the weights, or its gs://, s3:// or az:// address"
 PREFIX = "YUE_"
-OF_OTHERS = ("YUE_ENDPOINT", "YUE_PIP_ARGS", "YUE_URL", "YUE_VENV")  # of the client and the scripts beside the server
-# What Kubernetes sets in every container beside a service named yue, or yue-and-more, YUE_PORT=tcp://10.0.0.1:80 too.
+OF_OTHERS = ("YUE_ENDPOINT", "YUE_PIP_ARGS", "YUE_URL", "YUE_VENV")  # read by the client and the scripts
+# Kubernetes sets these in every container beside a service named yue or yue-anything, YUE_PORT=tcp://10.0.0.1:80 too.
 SERVICE_LINK = r"YUE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 SERVICE_ADDRESS = r"(tcp|udp|sctp)://.*"
-SIMILAR = 0.8  # of two names' letters, for one to be taken for the other misspelt
+SIMILAR = 0.8  # share of common letters above which one name counts as a misspelling of the other
 KEY_VARIABLE = "YUE_API_KEY"
 HOSTS_VARIABLE = "YUE_ALLOWED_HOSTS"
-KEY = r"[!-+\--~]{16,256}"  # all that can be seen and typed, but for the comma
+KEY = r"[!-+\--~]{16,256}"  # visible ASCII except the comma
 KEYS_TEXT = "one key or several, separated by commas, each of 16 to 256 visible ASCII characters"
 REFERENCE_HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?|gs://[a-z0-9][a-z0-9._-]+(/[^/]+)*"
 HOSTS_TEXT = "hosts such as audio.example.com or audio.example.com:8443, and gs://bucket/folder, separated by commas"
@@ -56,14 +53,14 @@ DATA_TEXT = "a folder on this machine that can be made and written, or a gs://, 
 
 
 class Settings(BaseSettings):
-    """Every setting with its default. A field's description says what is allowed; an error repeats it."""
+    """Every setting with its default. A field's description says what is allowed, and error messages repeat it."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        hide_input_in_errors=True,  # it may be a key
+        hide_input_in_errors=True,  # the input may be a key
         populate_by_name=True,
         protected_namespaces=(),
     )
@@ -161,8 +158,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment is read by each variable's one name; code may pass a field by its own."""
-        env_settings.config = {**env_settings.config, "populate_by_name": False}  # else YUE_PORT is read for PORT
+        """Read each environment variable by its one name; code may pass a field by the field's name."""
+        env_settings.config = {**env_settings.config, "populate_by_name": False}  # else YUE_PORT would set PORT
         return init_settings, env_settings
 
     @field_validator("model")
@@ -179,13 +176,13 @@ class Settings(BaseSettings):
     def _is_a_place(cls, weights: Path | str | None) -> Path | str | None:
         if weights is None or is_address(str(weights)):
             return weights
-        if "://" in str(weights) or not os.path.isdir(weights):  # False too where this user may not look
+        if "://" in str(weights) or not os.path.isdir(weights):  # also False where this user has no access
             raise ValueError("no such folder")
-        return Path(weights).resolve()  # processes of ours start in another folder
+        return Path(weights).resolve()  # child processes start in another folder
 
     @field_validator("data", mode="before")
     @classmethod
-    def _can_be_kept(cls, data: Path | str) -> Path | str:
+    def _is_usable_folder(cls, data: Path | str) -> Path | str:
         if is_address(str(data)):
             return data
         if "://" in str(data) or (Path(data).exists() and not Path(data).is_dir()):
@@ -222,45 +219,45 @@ class Settings(BaseSettings):
 
     @property
     def api_keys(self) -> tuple[SecretStr, ...]:
-        """The keys, any of which opens the server; none where everybody may use it."""
+        """The accepted API keys; empty if the server needs no key."""
         return tuple(map(SecretStr, _listed(self.api_key.get_secret_value()))) if self.api_key else ()
 
     @property
     def may_administer(self) -> bool:
-        """Whether whoever is let in may also change models and see everybody's jobs."""
+        """True if every client that may use the server may also change models and list all jobs."""
         if self.admin != "auto":
             return self.admin == "on"
-        # A key, the platform or this machine's own border says who comes in; else it is anybody.
+        # Otherwise anybody on the network could.
         return bool(self.api_key or self.aip_mode) or self.is_local
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """True if the server listens on a loopback address."""
         return ipaddress.ip_address(self.host).is_loopback
 
     @property
     def needs_hub(self) -> bool:
-        """Whether the weights come from the Hub."""
+        """True if the weights come from the Hugging Face Hub."""
         return self.model != catalog.TINY and self.weights is None
 
     @property
     def bind(self) -> str:
-        """Where to listen, as `address:port`."""
+        """The address to listen on, as `address:port`."""
         return f"[{self.host}]:{self.http_port}" if ":" in self.host else f"{self.host}:{self.http_port}"
 
     @property
     def http_port(self) -> int:
-        """The port to listen on: Vertex AI's word counts before `PORT`."""
+        """The port to listen on. `AIP_HTTP_PORT` takes precedence over `PORT`."""
         return self.aip_http_port or self.port
 
     @property
     def project(self) -> str | None:
-        """The project of Google Cloud that this server's traces belong to, where one is known."""
+        """The Google Cloud project of this server's traces, if known."""
         return self.google_cloud_project or self.aip_project_number
 
     @property
     def engine_options(self) -> EngineOptions:
-        """What these settings say to the engine."""
+        """The part of the settings that concerns the engine."""
         return EngineOptions(
             self.device,
             self.dtype,
@@ -273,16 +270,16 @@ class Settings(BaseSettings):
 
     @property
     def max_waiters(self) -> int:
-        """How many requests may wait for a song at once."""
+        """The number of requests that may wait for a song at once."""
         return min(self.threads - RESERVED_THREADS, most_connections() // 2)
 
 
 class InvalidSettings(ValueError):
-    """The environment holds a value that cannot be used; the message names each of them."""
+    """A variable has an invalid value. The message names every such variable."""
 
 
 def read_settings() -> Settings:
-    """The settings that the environment holds. Raises InvalidSettings."""
+    """Return the settings from the environment. Raises InvalidSettings."""
     try:
         return Settings()
     except ValidationError as error:
@@ -290,7 +287,7 @@ def read_settings() -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One line for each variable that looks like a setting and is none: whoever set it expects something."""
+    """Return one line for each variable that looks like a setting but is none, probably a misspelling."""
     known = [variable for variable, _ in _variables().values()]
     lines = []
     for name, value in sorted(environment.items()):
@@ -303,10 +300,10 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def describe(error: ValidationError) -> str:
-    """One line for each wrong setting: the variable, its value and what is allowed."""
+    """Return one line for each invalid setting: the variable, its value and what is allowed."""
     lines = []
     for mistake in error.errors(include_url=False):
-        if mistake["type"] == "default_factory_not_called":  # a consequence of another field's mistake
+        if mistake["type"] == "default_factory_not_called":  # follows from another field's error
             continue
         field = str(mistake["loc"][0])
         variable, allowed = _variables()[field]
@@ -316,7 +313,7 @@ def describe(error: ValidationError) -> str:
 
 
 def _as_host(name: str) -> str:
-    """One of the allowed hosts, an IPv6 address in its shortest form. Raises ValueError."""
+    """Return an allowed host, with an IPv6 address in its shortest form. Raises ValueError."""
     return name if re.fullmatch(ALLOWED_HOST, name) else str(ipaddress.IPv6Address(name.strip("[]")))
 
 
@@ -325,13 +322,13 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes has set it. A number in YUE_PORT is a person's, who means PORT."""
+    """True if Kubernetes has set the variable. A plain number in YUE_PORT comes from a person who means PORT."""
     is_address = name.endswith("_PORT") and re.fullmatch(SERVICE_ADDRESS, value)
     return bool(is_address or re.fullmatch(SERVICE_LINK, name))
 
 
 def _variables() -> dict[str, tuple[str, str]]:
-    """For each field, and each name pydantic may call it by: the variable, and what it may hold."""
+    """Return the variable and its allowed values, by field name and by alias."""
     variables = {}
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias

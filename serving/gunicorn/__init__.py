@@ -1,4 +1,4 @@
 """The gunicorn worker: sockets, draining, refusals.
 
-Nothing here knows routes or songs.
+Independent of routes and songs.
 """

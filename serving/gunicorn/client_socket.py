@@ -1,6 +1,6 @@
-"""A client's connection, for which a thread waits only so long, and only while few others wait.
+"""Client sockets that limit how long, and in how many threads at once, the server waits for the network.
 
-It knows nothing of HTTP, or of who reads and writes.
+Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-BYTES_PER_SECOND = 8 * 1024  # half of what an MP3 of 128 kbit/s takes to be heard while it comes
-FILE_BYTES = 256 * 1024  # of a file, in one piece
+BYTES_PER_SECOND = 8 * 1024  # half the rate of an MP3 of 128 kbit/s
+FILE_BYTES = 256 * 1024  # read from a file at once
 
 
 class SlowConnections:
-    """Those connections for which a thread waits now."""
+    """The connections that a thread waits for now, at most `limit` of them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._waiting: dict[socket.socket, float] = {}  # since when, as if it had fallen behind in one go
+        self._waiting: dict[socket.socket, float] = {}  # when it began to wait, shifted back by its earlier delays
 
     @property
     def in_use(self) -> int:
-        """How many are taken."""
+        """The number of connections waited for."""
         return len(self._waiting)
 
     @contextmanager
     def taken(self, sock: socket.socket, behind_seconds: float) -> Iterator[None]:
-        """A seat for one that is so far behind; where none is free, the one that is furthest behind is closed."""
+        """Count a connection that is `behind_seconds` late. At the limit, close the one that is furthest behind."""
         with self._lock:
             if len(self._waiting) >= self._limit:
                 slowest = min(self._waiting, key=lambda each: self._waiting[each])
                 del self._waiting[slowest]
-                with suppress(OSError):  # it hangs up itself just now
+                with suppress(OSError):  # it has just disconnected by itself
                     slowest.shutdown(socket.SHUT_RDWR)  # which wakes its thread
             self._waiting[sock] = time.monotonic() - behind_seconds
         try:
@@ -49,10 +49,10 @@ class SlowConnections:
 
 
 class ClientSocket(socket.socket):
-    """A client's connection, for whose bytes a thread waits only so long.
+    """A client's connection with a limit on the total time that a thread waits for it.
 
-    The system's socket never blocks. A timeout is kept in this object: Python's own methods would wait for it
-    themselves, without a seat.
+    The system's socket never blocks. The timeout is kept in this object, because Python's own methods would wait
+    without being counted in `SlowConnections`.
     """
 
     def __init__(self, client: socket.socket, slow: SlowConnections, seconds: float) -> None:
@@ -63,24 +63,24 @@ class ClientSocket(socket.socket):
         self.begin()
 
     def begin(self) -> None:
-        """Another request begins, with all its time."""
+        """Begin a new request, with the full time limit."""
         self._waited_seconds = self._behind_seconds = 0.0
         self._moved_bytes = 0
 
     def settimeout(self, value: float | None) -> None:
-        """How long one call may wait; `None` is as long as the request may."""
+        """Limit how long one call may wait; None: as long as the request may."""
         self._timeout = value
 
     def gettimeout(self) -> float | None:
-        """What `settimeout` was told."""
+        """Return the timeout of one call."""
         return self._timeout
 
     def setblocking(self, flag: bool) -> None:
-        """Whether a call may wait at all."""
+        """Allow or forbid calls to wait."""
         self._timeout = None if flag else 0.0
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """What is there to be read. Raises TimeoutError."""
+        """Read up to `bufsize` bytes, waiting for the first. Raises TimeoutError."""
         while True:
             try:
                 data = super().recv(bufsize, flags)
@@ -91,7 +91,7 @@ class ClientSocket(socket.socket):
                 return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send some of it, and return how many bytes that were. Raises TimeoutError."""
+        """Send some of the data and return the number of bytes sent. Raises TimeoutError."""
         while True:
             try:
                 sent = super().send(data, flags)
@@ -102,13 +102,13 @@ class ClientSocket(socket.socket):
                 return sent
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all of it. Raises TimeoutError."""
+        """Send all of the data. Raises TimeoutError."""
         rest = memoryview(data).cast("B")
         while rest:
             rest = rest[self.send(rest, flags) :]
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send so much of a file, or all of it, and return how many bytes that were. Raises TimeoutError."""
+        """Send `count` bytes of a file, or all, and return the number of bytes sent. Raises TimeoutError."""
         file.seek(offset)
         sent = 0
         while piece := file.read(FILE_BYTES if count is None else min(count - sent, FILE_BYTES)):
@@ -117,9 +117,9 @@ class ClientSocket(socket.socket):
         return sent
 
     def _wait(self, event: int) -> None:
-        """Wait until the network is ready, as long as the timeout and this request's time allow."""
+        """Wait for `event` within the timeout and the request's remaining time. Raises TimeoutError."""
         if self._timeout == 0:
-            raise BlockingIOError(errno.EAGAIN, "nothing to be done without waiting")
+            raise BlockingIOError(errno.EAGAIN, "the call would have to wait")
         left = self._seconds + self._moved_bytes / BYTES_PER_SECOND - self._waited_seconds
         seconds = left if self._timeout is None else min(left, self._timeout)
         if seconds <= 0:
@@ -136,11 +136,11 @@ class ClientSocket(socket.socket):
             raise _too_slow()
 
     def _count(self, moved_bytes: int) -> None:
-        """Bytes moved: they make up for waiting before, but earn nothing for later."""
+        """Record moved bytes. They reduce the delay so far but earn no credit for later."""
         self._moved_bytes += moved_bytes
         self._behind_seconds = max(0.0, self._behind_seconds - moved_bytes / BYTES_PER_SECOND)
 
 
 def _too_slow() -> TimeoutError:
-    """gunicorn takes it for a connection that was reset: it closes it, and writes no traceback."""
+    """Return an error that gunicorn treats as a reset connection: it closes it without a traceback."""
     return TimeoutError(errno.ECONNRESET, "the client takes too long over its request or its answer")

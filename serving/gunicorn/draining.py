@@ -1,7 +1,7 @@
-"""The gunicorn worker: told to stop, it goes on answering until what is open is done, and refuses new work at once.
+"""A gunicorn worker that keeps answering after SIGTERM until its open work is done, and refuses new work at once.
 
-gunicorn's own stops to accept, so that new connections hang until they are reset. It knows nothing of routes or songs:
-the app's `Stoppable` says what is left to do.
+gunicorn's own worker stops accepting, so new connections hang until they are reset. The app's `Stoppable` tells what
+is left to do.
 """
 
 from __future__ import annotations
@@ -15,61 +15,61 @@ from gunicorn.workers import base
 
 from serving.gunicorn.worker import Worker
 
-STOPPABLE = "stoppable"  # where the app leaves its own, in `extensions`
-FETCH_SECONDS = 3.0  # after the last song, for those who ask from time to time whether it is done
-LEAVE_SECONDS = 5.0  # of the grace period are for what comes after the songs
+STOPPABLE = "stoppable"  # the key in `app.extensions`
+FETCH_SECONDS = 3.0  # after the last song, so that polling clients can fetch it
+LEAVE_SECONDS = 5.0  # of the grace period, reserved for closing down after the songs
 
 
 class Stoppable(Protocol):
-    """What the app lets end."""
+    """An app that can be drained and closed."""
 
     def drain(self) -> None:
-        """Begin nothing any more."""
+        """Begin no more work."""
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way that is worth the grace period."""
+        """True while work is running that is worth waiting for."""
 
     def close(self, seconds: float = 0.0) -> None:
-        """End everything, after giving it so long to be done. May be called again."""
+        """End everything, after waiting up to `seconds` for running work. May be called again."""
 
 
 class GracefulWorker(Worker):
-    """Keeps accepting after SIGTERM, until nothing is open or the grace period is nearly over."""
+    """Keeps accepting after SIGTERM until no request is open or the grace period is nearly over."""
 
-    wsgi: Any = None  # until the app is made
+    wsgi: Any = None  # until the app is created
     alive: bool
     _ends_at: float | None = None  # when gunicorn's master will kill this process
     _draining: threading.Thread
     _closing: threading.Thread | None = None
-    _busy_at: float | None = None  # when songs were last seen to be sung, since it drains
+    _busy_at: float | None = None  # when songs were last seen running while draining
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM."""
+        """Handle SIGTERM: start draining; on the second signal, stop at once."""
         if self._ends_at is not None or self.wsgi is None:
             return super().handle_exit(sig, frame)
         self._ends_at = time.monotonic() + self.cfg.graceful_timeout
-        # In a thread, because what a signal interrupts may hold the very lock that is needed.
+        # In a thread: the interrupted code may hold a lock that draining needs.
         self._draining = threading.Thread(target=self._stoppable.drain, daemon=True)
         self._draining.start()
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGQUIT or SIGINT. gthread's own takes a lock that the interrupted code may hold."""
+        """Handle SIGQUIT and SIGINT. gthread's own handler takes a lock that the interrupted code may hold."""
         base.Worker.handle_quit(self, sig, frame)
 
     def notify(self) -> None:
-        """A sign of life, which gthread gives in every round of its loop, once a second at least."""
+        """Heartbeat; gthread calls it in every round of its loop, at least once a second."""
         super().notify()
         if self._ends_at is None or not self.alive:
             return
         if time.monotonic() >= self._ends_at - LEAVE_SECONDS and self._closing is None:
-            self._closing = threading.Thread(target=self._stoppable.close, daemon=True)  # who waits is answered
+            self._closing = threading.Thread(target=self._stoppable.close, daemon=True)  # answers waiting requests
             self._closing.start()
         if self._is_idle() or time.monotonic() >= self._ends_at - LEAVE_SECONDS / 2:
             self.alive = False
 
     def end(self) -> None:
-        """Close the app: the process would wait for its threads."""
+        """Close the app; otherwise the process would wait for the app's threads."""
         if self._closing:
             self._closing.join()
         elif self.wsgi is not None:

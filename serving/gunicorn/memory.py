@@ -1,7 +1,4 @@
-"""How this process gives freed memory back to the system.
-
-It knows nothing of who uses it.
-"""
+"""Returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ _LARGE_BLOCK_BYTES = 256 << 10
 
 
 def return_large_blocks() -> None:
-    """Have each large block go back to the system as soon as it is freed, where the C library is glibc.
+    """Make glibc return each large block as soon as it is freed. Other C libraries are left alone.
 
-    By default glibc keeps blocks of up to 32 MB once it has seen some of them freed, separately for each group of
-    threads: one burst of requests with audio would leave a gigabyte behind.
+    By default glibc keeps freed blocks of up to 32 MB in each of its arenas: one burst of requests with audio would
+    keep a gigabyte.
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)

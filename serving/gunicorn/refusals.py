@@ -1,6 +1,6 @@
-"""What never reaches a route, because it is no HTTP or too long to be read, is refused in the form of all problems.
+"""Responses to requests that never reach a route, because they are not HTTP or too long, in the usual problem format.
 
-It knows nothing of threads or connections: `serving/gunicorn/worker.py` sends what is made here.
+`serving/gunicorn/worker.py` sends them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def refusal(error: Exception) -> bytes:
-    """The whole HTTP response, after which the connection is closed. What nobody foresaw is logged by `problem_of`."""
+    """Return the whole HTTP response; the connection is closed after it. `problem_of` logs unexpected errors."""
     problem, request_id = problem_of(error), uuid.uuid4().hex
-    # Not its words: they may hold a key.
+    # The type alone: the message may contain a key.
     log.info("a request was refused: %s", type(error).__name__, extra={"request_id": request_id})
     body = json.dumps(problem.as_dict()).encode() + b"\n"
     headers = {

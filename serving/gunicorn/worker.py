@@ -1,19 +1,19 @@
-"""gunicorn's worker, of whose threads slow, silent or vanished clients never hold more than their share.
+"""A gunicorn worker whose threads slow, silent or vanished clients cannot exhaust.
 
-It knows nothing of what is asked or answered: only of connections, and of the time that their bytes take.
+It handles connections and the time that their bytes take; requests and responses are the app's.
 
-A connection gets a thread when the head of a request is there, not before; until then it waits in the main loop. A
-thread that has to wait for the network takes one of SLOW_CONNECTIONS slow; where none is free, the connection that is
-furthest behind BYTES_PER_SECOND is closed. For one request a thread waits no longer than the worker's
-`network_seconds`, and a second more for every BYTES_PER_SECOND that were moved. So there are always as many threads
-left for those who wait for songs as if all clients were quick.
+A connection gets a thread only when the head of a request has arrived; until then it waits in the main loop. At most
+SLOW_CONNECTIONS threads wait for the network at once; beyond that, the connection that is furthest behind
+BYTES_PER_SECOND is closed. A thread waits for one request no longer than the worker's `network_seconds`, plus one
+second for every BYTES_PER_SECOND moved. So slow clients never take the threads of requests that wait for songs.
 
-A body that nobody reads is not waited for: the answer closes the connection. What the client still sends is read and
-thrown away in the main loop for a while, since closing at once would reset the connection and lose the answer.
+The worker does not wait for a body that the app leaves unread: it closes the connection after the response. What the
+client still sends is read and discarded in the main loop for a while, because closing at once would reset the
+connection and lose the response.
 
-Requests are begun in the order they came, a few in each round of the main loop. Who asks whether the server is well
-stands in no line: such a request is answered at once by one of URGENT_THREADS of its own. Whoever is not let in has
-UNTRUSTED_THREADS and their slow, and so holds up nobody else.
+Requests start in the order of arrival, a few in each round of the main loop. Health probes skip this queue: one of
+URGENT_THREADS answers them at once. Requests without a valid key have UNTRUSTED_THREADS and their own limit of slow
+connections, so they never delay others.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from serving.gunicorn.client_socket import ClientSocket, SlowConnections
 SLOW_CONNECTIONS = 64
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
-IDLE_SECONDS = 0.1  # after which a connection may have to make way for another
-# In one round of the main loop. Python's threads take turns: the more of them run, the longer a round takes, and with
-# it the time until a new connection is heard of.
+IDLE_SECONDS = 0.1  # an idle connection may be closed for a new one after this time
+# Limits for one round of the main loop. The more threads run, the longer a round takes, and the longer a new connection
+# waits to be accepted.
 MOST_ACCEPTED = 64
 MOST_BEGUN = 4
 URGENT_THREADS = 4
 UNTRUSTED_THREADS = 8
-HEAD_BYTES = 8_192  # of a request, its lines and headers; a thread reads the rest of a longer one
+HEAD_BYTES = 8_192  # of request line and headers; a thread reads the rest of a longer head
 HEAD_ENDS = b"\r\n\r\n"
 BODY_FOLLOWS = re.compile(
     rb"\r\n(?:content-length|transfer-encoding):[ \t]*(\d{1,9}(?=[ \t]*(?:\r\n|$)))?", re.IGNORECASE
 )
-MOST_SKIPPED_BYTES = 64 * 1024  # of a body that nobody has read, so that another request may follow
-# A client that goes on sending after its answer is read from until it hangs up, pauses for so long, or has had so much.
+MOST_SKIPPED_BYTES = 64 * 1024  # of an unread body, so that another request may follow
+# After its response, a client's further bytes are discarded until it disconnects, pauses this long, or reaches a limit.
 LINGER_PAUSE_SECONDS = 5.0
 LINGER_SECONDS = 300.0
 LINGER_BYTES = 1024**3
@@ -60,64 +60,64 @@ LINGER_PIECE_BYTES = 1024**2
 
 
 class Connection(gthread.TConn):
-    """A connection as the main loop sees it: nothing here waits for anybody."""
+    """A connection in the main loop. No method blocks."""
 
     def receive(self) -> bool:
-        """Read what has come. Whether there may be more: False where the client has hung up."""
+        """Read the bytes that have arrived. Return False if the client has disconnected."""
         try:
             data = socket.socket.recv(self.sock, HEAD_BYTES)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        self.init()  # the parser
+        self.init()  # creates the parser
         self.parser.unreader.buf.seek(0, 2)
         self.parser.unreader.buf.write(data)
         return bool(data)
 
     @property
     def head(self) -> bytes:
-        """What was read and not parsed."""
+        """The bytes that are read but not parsed."""
         return self.parser.unreader.buf.getvalue() if self.parser else b""
 
     @property
     def can_begin(self) -> bool:
-        """Whether a thread has enough to go on with."""
+        """True if a thread can start the request."""
         head = self.head
         return HEAD_ENDS in head or len(head) >= HEAD_BYTES or self.cfg.is_ssl
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of a request is there, so that no thread has to wait for the rest."""
+        """True if the whole request has arrived, so no thread has to wait for the rest."""
         head, end, body = self.head.partition(HEAD_ENDS)
         lengths = BODY_FOLLOWS.findall(head)
         return bool(end) and (not lengths or (b"" not in lengths and len(body) >= max(map(int, lengths))))
 
     def skip_body(self) -> bool:
-        """Whether the rest of the request's body, which the app has not read, is here and short; it is thrown away."""
+        """Discard the rest of an unread body. Return False if it is long or has not arrived."""
         body, before = self.parser.mesg.body, self.sock.gettimeout()
         self.sock.settimeout(0)
         try:
             return not body.failed and len(body.read(MOST_SKIPPED_BYTES)) < MOST_SKIPPED_BYTES
-        except Exception:  # it has not come, or it is no HTTP
+        except Exception:  # it has not arrived, or is not HTTP
             return False
         finally:
             self.sock.settimeout(before)
 
     def set_timeout(self) -> None:
-        """It is kept for another request."""
+        """Start the keep-alive time."""
         super().set_timeout()
         self.idle_since = time.monotonic()
 
     def begin_to_linger(self) -> None:
-        """The answer is sent: say that no more follows. Raises OSError where the client is gone."""
+        """Close the sending side after the response. Raises OSError if the client is gone."""
         self.sock.shutdown(socket.SHUT_WR)
         self.idle_since = now = time.monotonic()
         self.timeout, self.linger_until = now + LINGER_PAUSE_SECONDS, now + LINGER_SECONDS
         self.left_bytes, self.has_sent = LINGER_BYTES, False
 
     def linger(self, buffer: bytearray) -> bool:
-        """Throw away what has come. Whether there may be more."""
+        """Discard the bytes that have arrived. Return False at the end or at the limit."""
         try:
             size = self.sock.recv_into(buffer)
         except BlockingIOError:
@@ -129,26 +129,26 @@ class Connection(gthread.TConn):
         return size > 0 and self.left_bytes > 0
 
     def lingers_on(self) -> bool:
-        """Whether it gets more time: it has sent something in that which it had."""
+        """Extend the time and return True if the client has sent something since the last call."""
         now = time.monotonic()
         self.timeout, has_sent, self.has_sent = now + LINGER_PAUSE_SECONDS, self.has_sent, False
         return has_sent and now < self.linger_until
 
     def close(self, graceful: bool = False) -> None:
-        """Close it at once: gunicorn's own would make the main loop wait 2 s."""
+        """Close the socket at once. gunicorn's own method would block the main loop for 2 s."""
         util.close(self.sock)
 
 
 class Worker(gthread.ThreadWorker):
-    """gunicorn's threaded worker with connections as described above."""
+    """gunicorn's threaded worker with the connection handling described above."""
 
     network_seconds = 30.0
-    is_trusted: Callable[[bytes], bool] = staticmethod(lambda head: True)  # by a request's head, as it was sent
-    urgent_paths: Sequence[str] = ()  # asked by GET or HEAD
-    refusal: Callable[[Exception], bytes]  # what is sent where a request cannot be read, or its answer not be made
+    is_trusted: Callable[[bytes], bool] = staticmethod(lambda head: True)  # decides by the raw head of a request
+    urgent_paths: Sequence[str] = ()  # requested by GET or HEAD
+    refusal: Callable[[Exception], bytes]  # makes the response to an unreadable or failed request
 
     def init_process(self) -> None:
-        """Make room for all the connections that may come, then work."""
+        """Raise the limits on open files and connections, then run."""
         allow_most_files()
         least = 2 * self.cfg.threads
         self.worker_connections = min(max(self.cfg.worker_connections, least), most_connections())
@@ -161,25 +161,25 @@ class Worker(gthread.ThreadWorker):
         self._urgent_pool = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         self._urgent: set[Future[Any]] = set()
         self._untrusted_pool = ThreadPoolExecutor(UNTRUSTED_THREADS, thread_name_prefix="untrusted")
-        self._untrusted_seats = SlowConnections(UNTRUSTED_THREADS // 2)
-        self._line: deque[Any] = deque()
+        self._untrusted_slow = SlowConnections(UNTRUSTED_THREADS // 2)
+        self._waiting: deque[Any] = deque()
         self.lingering_conns: deque[Connection] = deque()
-        self._thrown_away = bytearray(LINGER_PIECE_BYTES)
+        self._discarded = bytearray(LINGER_PIECE_BYTES)
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
-        """Take the new connections, and wait in the main loop until something comes from them."""
+        """Accept new connections, which then wait in the main loop."""
         for _ in range(MOST_ACCEPTED):
             if self._is_full() or not self._accept_one(listener):
                 return
 
     def _accept_one(self, listener: socket.socket) -> bool:
-        """Whether there was one."""
+        """Accept one connection. Return False if there is none."""
         try:
             client, address = listener.accept()
         except OSError as error:
-            if error.errno in NO_FILES_LEFT:  # gunicorn would end, and every song with it
-                self.log.error("a connection could not be taken: %s", error)
+            if error.errno in NO_FILES_LEFT:  # gunicorn would exit, and lose every song
+                self.log.error("cannot accept a connection: %s", error)
                 if not self._drop_an_idle_one():
                     time.sleep(IDLE_SECONDS)
             elif error.errno not in NOBODY_CAME:
@@ -191,18 +191,18 @@ class Worker(gthread.ThreadWorker):
         return True
 
     def _is_full(self) -> bool:
-        """Whether there is no room for another connection, though one that is idle makes way."""
+        """Return True if there is no room for another connection, even after closing an idle one."""
         return self.nr_conns >= self.worker_connections and not self._drop_an_idle_one()
 
     def _await_head(self, conn: Any) -> None:
-        """Have it wait for the rest of a request's head, which may take so long as a thread would wait."""
+        """Let a connection wait for the rest of a request's head, for at most `network_seconds`."""
         conn.idle_since = time.monotonic()
         conn.timeout = conn.idle_since + self.network_seconds
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        """Some of a request has come; the connection may have been dropped in this very round."""
+        """Handle bytes of a new request. The connection may have been closed in this same round."""
         if client.fileno() < 0:
             return
         if not self.cfg.is_ssl and not conn.receive():
@@ -211,7 +211,7 @@ class Worker(gthread.ThreadWorker):
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        """It asks again, or hangs up; it may have been dropped in this very round."""
+        """Handle the next request or a disconnect. The connection may have been closed in this same round."""
         if client.fileno() < 0:
             return
         if not self.cfg.is_ssl and not conn.receive():
@@ -220,16 +220,16 @@ class Worker(gthread.ThreadWorker):
             super().on_client_socket_readable(conn, client)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """One round of the main loop: what came, and then the next few of those who stand in line."""
-        if self.nr_conns >= self.worker_connections:  # nobody is accepted in this round
+        """Run one round of the main loop: handle events, then start the next few waiting requests."""
+        if self.nr_conns >= self.worker_connections:  # no connection is accepted in this round
             self._drop_an_idle_one()
             timeout = min(timeout, IDLE_SECONDS)
-        super().wait_for_and_dispatch_events(0 if self._line else timeout)
-        for _ in range(min(MOST_BEGUN, len(self._line))):
-            self._submit(self.tpool, self._line.popleft())
+        super().wait_for_and_dispatch_events(0 if self._waiting else timeout)
+        for _ in range(min(MOST_BEGUN, len(self._waiting))):
+            self._submit(self.tpool, self._waiting.popleft())
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a request answered in its turn, when its head is there; called by the main loop alone."""
+        """Queue a request once its head has arrived. Called only by the main loop."""
         if not conn.can_begin:
             self._await_head(conn)
             return
@@ -238,9 +238,9 @@ class Worker(gthread.ThreadWorker):
         if len(self._urgent) < URGENT_THREADS and conn.is_whole and conn.head.startswith(self._urgent_heads):
             self._urgent.add(self._submit(self._urgent_pool, conn))
         elif self.is_trusted(conn.head):
-            self._line.append(conn)
+            self._waiting.append(conn)
         else:
-            conn.sock.slow = self._untrusted_seats
+            conn.sock.slow = self._untrusted_slow
             self._submit(self._untrusted_pool, conn)
 
     def _submit(self, pool: ThreadPoolExecutor, conn: Any) -> Future[Any]:
@@ -249,12 +249,12 @@ class Worker(gthread.ThreadWorker):
         return future
 
     def handle(self, conn: Any) -> Any:
-        """One request, in a thread."""
+        """Handle one request, in a thread."""
         conn.sock.begin()
         return super().handle(conn)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Answer it. Where its body is still to come when the answer begins, it is the connection's last."""
+        """Answer a request. Close the connection afterwards if the body has not arrived when the response begins."""
         asks_to_close = req.should_close
 
         def should_close() -> bool:
@@ -266,12 +266,12 @@ class Worker(gthread.ThreadWorker):
         return super().handle_request(req, conn)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        """Refuse what cannot be read, or could not be answered; gunicorn closes the connection then."""
-        with suppress(OSError):  # nobody is there any more
+        """Send the refusal of an unreadable or failed request; gunicorn then closes the connection."""
+        with suppress(OSError):  # the client is gone
             client.sendall(self.refusal(exc))
 
     def finish_request(self, conn: Any, fs: Future[Any]) -> None:
-        """After a request: wait for the next, or take leave; called by the main loop."""
+        """Wait for the next request, or close the connection gently. Called only by the main loop."""
         if fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
             return
@@ -279,17 +279,17 @@ class Worker(gthread.ThreadWorker):
             conn.begin_to_linger()
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._linger, conn))
             self.lingering_conns.append(conn)
-        except (OSError, ValueError):  # it is gone already
+        except (OSError, ValueError):  # the client is gone
             self.nr_conns -= 1
             conn.close()
 
     def _linger(self, conn: Connection, client: Any) -> None:
-        """Something came after the answer; the connection may have been dropped in this very round."""
-        if client.fileno() >= 0 and not conn.linger(self._thrown_away):
+        """Handle bytes after the response. The connection may have been closed in this same round."""
+        if client.fileno() >= 0 and not conn.linger(self._discarded):
             self._drop(conn, self.lingering_conns)
 
     def murder_pending(self) -> None:
-        """Close those whose time to ask, or to take leave, is over."""
+        """Close connections whose time has run out."""
         super().murder_pending()
         while self.lingering_conns and self.lingering_conns[0].timeout <= time.monotonic():
             conn = self.lingering_conns[0]
@@ -299,7 +299,7 @@ class Worker(gthread.ThreadWorker):
                 self._drop(conn, self.lingering_conns)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Where the worker stops, no idle connection is waited for longer than those that have asked already."""
+        """Apply the deadline of a stopping worker to all idle connections, not only to kept-alive ones."""
         super()._cap_keepalive(deadline)
         for conn in (*self.pending_conns, *self.lingering_conns):
             conn.timeout = min(conn.timeout, deadline)
@@ -307,7 +307,7 @@ class Worker(gthread.ThreadWorker):
             conn.linger_until = deadline
 
     def _drop_an_idle_one(self) -> bool:
-        """Close the connection that is idle for longest, of those first that never asked or were answered for good."""
+        """Close the longest idle connection, first of those without a request or after their last response."""
         unwanted = sorted((self.pending_conns, self.lingering_conns), key=len, reverse=True)
         for idle in (*unwanted, self.keepalived_conns):
             if idle and time.monotonic() - idle[0].idle_since >= IDLE_SECONDS:
@@ -316,7 +316,7 @@ class Worker(gthread.ThreadWorker):
         return False
 
     def _drop(self, conn: Any, idle: deque[Any]) -> None:
-        """Close a connection that no thread has."""
+        """Close a connection that no thread handles."""
         idle.remove(conn)
         self.poller.unregister(conn.sock)
         self.nr_conns -= 1

@@ -1,4 +1,4 @@
-"""The states that a model goes through.
+"""Model states: what is loaded, how far an attempt is, what failed last.
 
-`model_manager.py` is made of these.
+The building blocks of `model_manager.py`.
 """

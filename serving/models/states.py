@@ -1,6 +1,6 @@
-"""What is known of a model on its way: what it is loaded into, how far an attempt is, what went wrong last.
+"""The state of a model: the loaded engine, the progress of an attempt, the pauses between attempts, the last error.
 
-It starts nothing and waits for nothing: `model_manager.py` does.
+Plain data: `model_manager.py` starts and waits for things.
 """
 
 from __future__ import annotations
@@ -17,93 +17,93 @@ from inference.errors import Cancelled
 from inference.song import Progress, Song, SongRequest
 
 NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
-FIRST_PAUSE_SECONDS = 5.0  # before what went wrong is tried again by itself; doubled with each setback in a row
+FIRST_PAUSE_SECONDS = 5.0  # before an automatic retry; doubled after each failure in a row
 LONGEST_PAUSE_SECONDS = 600.0
-STABLE_SECONDS = 600.0  # an engine that lived so long did not end for the reason that the one before it did
-CRASH_LOOP = 3  # so many engines in a row that ended by themselves: the next one will most likely end too
+STABLE_SECONDS = 600.0  # after this uptime, a crash counts as unrelated to earlier ones
+CRASH_LOOP = 3  # this many crashes in a row are taken for a permanent failure
 
 
 class Engine(Protocol):
-    """What sings. Its errors are YueErrors."""
+    """Generates songs. Raises YueError."""
 
     def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Starts a song; never blocks."""
+        """Start generating a song. Never blocks."""
 
     def cancel(self, song_id: str) -> None:
-        """Ends that song, whose future raises Cancelled. An unknown id is none of its business."""
+        """End the song; its future raises Cancelled. An unknown id is ignored."""
 
     def info(self) -> dict[str, object]:
-        """Device, dtype, quantization, memory, seconds of loading. `memory_bytes` is None where it is not a GPU's."""
+        """Return device, dtype, quantization, memory and loading time. `memory_bytes` is None without a GPU."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can still sing."""
+        """True while it can generate songs."""
 
     @property
     def ending(self) -> str:
-        """How it ended by itself, as the rest of a sentence: "was ended by SIGKILL"."""
+        """How the process ended, as the rest of a sentence: "was ended by SIGKILL"."""
 
     def close(self) -> None:
-        """Ends it; the songs in it fail with EngineError."""
+        """End the engine. Its unfinished songs fail with EngineError."""
 
 
 class Fetch(Protocol):
-    """One fetching of one model's files."""
+    """One download of one model's files."""
 
     def run(self, on_progress: Callable[[Mapping[str, object]], None]) -> ModelFiles:
-        """Blocks until the files are here; `on_progress` hears how far it is. Raises DownloadError."""
+        """Block until the files are complete, reporting to `on_progress`. Raises DownloadError."""
 
     def cancel(self) -> None:
-        """Makes `run` raise DownloadError soon."""
+        """Make `run` raise DownloadError soon."""
 
 
-MakeFetch = Callable[[Model, bool], Fetch]  # True: prove the files, and fetch again what is not right
-StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]  # what the callback raises ends the start
+MakeFetch = Callable[[Model, bool], Fetch]  # True: verify the files' checksums and fetch damaged ones again
+StartEngine = Callable[[ModelFiles, Callable[[str], None]], Engine]  # an exception in the callback ends the start
 
 
 @dataclass(eq=False)
 class Counters:
-    """What has happened since the server started, for those who measure. The manager's guard is held to change it."""
+    """Totals since the server started, for the metrics. Changed only under the manager's lock."""
 
     engine_starts: int = 0
-    engine_crashes: int = 0  # engines that ended by themselves once they were ready
-    failed_attempts: int = 0  # to fetch and load a model
+    engine_crashes: int = 0  # engines that ended unexpectedly after they were ready
+    failed_attempts: int = 0  # attempts to fetch and load a model
 
 
 class ObservedModels(Protocol):
-    """What can be seen of the models without waiting for anything."""
+    """The view of the models that never blocks."""
 
     counters: Counters
 
     @property
     def refuses_songs(self) -> bool:
-        """Whether a song that is sent now would be refused."""
+        """True while new songs are refused."""
 
     def snapshot(self) -> tuple[str, LoadedModel | None, Attempt | None]:
-        """The status, the model that is loaded, and the attempt to get one ready."""
+        """Return the status, the loaded model, and the current attempt to load one."""
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A model that can sing, and how many use it right now."""
+    """A loaded model and the number of its current users."""
 
     model: Model
     files: ModelFiles
     engine: Engine
-    seconds: float  # from the first byte to ready
+    seconds: float  # from the start of the download until ready
     ready_at: float = 0.0  # by the manager's clock
     users: int = 0
-    retired: bool = False  # another takes its place: no new song begins in it
+    retired: bool = False  # being replaced: accepts no new songs
 
     @property
     def max_songs(self) -> int:
-        """How many songs the engine sings together."""
+        """The number of songs that the engine generates at once."""
         songs = self.engine.info().get("max_songs", 1)
         assert isinstance(songs, int)
         return songs
 
     def status(self) -> dict[str, object]:
-        """As /models/status shows it."""
+        """Return it as in /models/status."""
         return {
             "status": READY,
             "model": self.model.name,
@@ -115,22 +115,22 @@ class LoadedModel:
 
 @dataclass(eq=False)
 class Attempt:
-    """One try to get a model ready, shared by all who wait for it. The manager's guard is held to change it."""
+    """One attempt to fetch and load a model, shared by all callers that wait. Changed only under the manager's lock."""
 
     model: Model
     fetch: Fetch
-    restores: bool = False  # the model that another one could not replace
+    restores: bool = False  # reloads the previous model after its replacement failed
     outcome: Future[LoadedModel] = field(default_factory=Future)
     state: str = DOWNLOADING
-    download: dict[str, object] = field(default_factory=dict)  # how far it is, as last heard
-    repositories: dict[str, object] = field(default_factory=dict)  # the same of each repository
+    download: dict[str, object] = field(default_factory=dict)  # the last reported progress
+    repositories: dict[str, object] = field(default_factory=dict)  # the same, by repository
     part: str | None = None  # what the engine is loading
-    displaced: LoadedModel | None = None  # what had to make room
+    displaced: LoadedModel | None = None  # the model that was closed to make room
     ended: bool = False
     began: float = field(default_factory=time.monotonic)
 
     def note_progress(self, progress: Mapping[str, object]) -> None:
-        """How far the download is."""
+        """Record the progress of the download."""
         news = dict(progress)
         repository = str(news.pop("repository", ""))
         if repository:
@@ -140,13 +140,13 @@ class Attempt:
         self.download = news if overall["bytes_total"] is None else {**news, **overall}
 
     def note_part(self, part: str) -> None:
-        """What the engine loads now. Raises Cancelled, which ends the loading, if nobody wants it any more."""
+        """Record which part the engine is loading. Raises Cancelled, which ends it, if the attempt has ended."""
         if self.ended:
             raise cancelled(self.model)
         self.part = part
 
     def status(self) -> dict[str, object]:
-        """As /models/status shows it."""
+        """Return it as in /models/status."""
         return {
             "status": self.state,
             "model": self.model.name,
@@ -159,31 +159,31 @@ class Attempt:
 
     @property
     def replaces(self) -> bool:
-        """Whether a model was here and made room: songs wait for the new one, or for the old one again."""
+        """True if a loaded model was closed for this attempt, so songs wait for the new or the restored one."""
         return self.restores or self.displaced is not None
 
 
 @dataclass(eq=False)
 class Backoff:
-    """What went wrong in a row, and how long the next try is put off for it. The manager's guard is held to use it."""
+    """Consecutive failures and the pause before the next attempt. Used only under the manager's lock."""
 
     clock: Callable[[], float]
-    crashes: int = 0  # engines that ended by themselves, while they sang or while they were started
-    _pause_s: float = 0.0  # the last that was taken
+    crashes: int = 0  # engines in a row that ended unexpectedly, running or starting
+    _pause_s: float = 0.0  # the latest pause
     _until: float = 0.0  # by the clock
 
     @property
     def seconds_left(self) -> float:
-        """Of the pause."""
+        """The rest of the pause."""
         return max(0.0, self._until - self.clock())
 
     @property
     def crash_loop(self) -> bool:
-        """Whether engines end too often for chance."""
+        """True after CRASH_LOOP crashes in a row."""
         return self.crashes >= CRASH_LOOP
 
     def engine_ended(self, ready_at: float) -> None:
-        """An engine ended by itself. After the first that did, the next try may come at once."""
+        """Record a crash. The first one in a row causes no pause."""
         if self.clock() - ready_at > STABLE_SECONDS:
             self.forget()
         self.crashes += 1
@@ -192,12 +192,12 @@ class Backoff:
             self._put_off()
 
     def attempt_failed(self, crashed: bool) -> None:
-        """Models could not be made ready; `crashed` says that it was their engine that did not come up."""
+        """Record a failed attempt; `crashed` if its engine ended while it started."""
         self.crashes += crashed
         self._put_off()
 
     def forget(self) -> None:
-        """Something else begins, or has lived for long."""
+        """Reset, for another model or after a stable engine."""
         self.crashes, self._pause_s, self._until = 0, 0.0, 0.0
 
     def _put_off(self) -> None:
@@ -207,16 +207,16 @@ class Backoff:
 
 @dataclass(frozen=True)
 class LastError:
-    """What went wrong last."""
+    """The most recent error."""
 
     error: Exception
     model: Model
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def as_dict(self) -> dict[str, object]:
-        """As /models/status shows it. `reason` is a word for programs, `detail` a sentence for people.
+        """Return it as in /models/status. `reason` is for programs, `detail` for people.
 
-        `permanent`: another try can only end the same way, until somebody acts.
+        `permanent`: another attempt fails in the same way until somebody acts.
         """
         kind = type(self.error).__name__
         reason = getattr(self.error, "reason", None) if kind == "DownloadError" else None
@@ -231,5 +231,5 @@ class LastError:
 
 
 def cancelled(model: Model) -> Cancelled:
-    """What those hear who wait for a model whose download was cancelled."""
+    """Return the error for callers that wait for a model whose download was cancelled."""
     return Cancelled(f"the download of {model.name} was cancelled; what is here already is kept: ask again to go on")

@@ -1,4 +1,1 @@
-"""Logs, metrics and traces.
-
-What operators see of the server.
-"""
+"""Logs, metrics and traces: what operators see of the server."""

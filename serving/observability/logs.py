@@ -1,8 +1,7 @@
-"""The log: one JSON object a line as Google Cloud reads it, or coloured lines for a person at a terminal.
+"""Formats the log: one JSON object a line for Google Cloud, or coloured lines for a terminal.
 
-It knows nothing of what is logged, but that what a song is about is nobody's business.
-
-Every room logs with `logging`; what is bound to a request or a job (`structlog.contextvars`) is in each line of it.
+Lyrics and genres are left out unless `YUE_LOG_LYRICS` is set. Every module logs with `logging`; fields bound to a
+request or a job with `structlog.contextvars` appear in each of its lines.
 """
 
 from __future__ import annotations
@@ -22,41 +21,41 @@ from inference.log_relay import log_the_uncaught, traceback_text, without_value
 from serving.settings import Settings
 
 OURS = ("gunicorn", "inference", "model_manager", "serving.models.states", "server", "serving", "storage")
-PRIVATE = ("lyrics", "genres")  # fields that are logged only where a setting says so
+PRIVATE = ("lyrics", "genres")  # fields that are logged only if YUE_LOG_LYRICS is set
 _GOOGLE = "logging.googleapis.com/"
 _FIRST = ("severity", "message", "time", "logger")
 
 
 def config(settings: Settings) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: everything on stdout, for platforms take what is on stderr for errors."""
+    """Return a `logging.config.dictConfig`. Everything goes to stdout: platforms take stderr for errors."""
     level = settings.log_level.upper()
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter, "settings": settings}},
         "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}},
-        # Libraries are never heard below a warning: some log addresses and headers, with tokens in them.
+        # Libraries log from WARNING on: below, some log addresses and headers that contain tokens.
         "root": {"level": max(logging.WARNING, logging.getLevelName(level)), "handlers": ["stdout"]},
         "loggers": {name: {"level": level} for name in OURS}
         | {"gunicorn.error": {"level": level, "handlers": [], "propagate": True}}
-        | {"gunicorn.access": {"level": "WARNING"}},  # `serving/observability/requests.py` tells of requests, and more
+        | {"gunicorn.access": {"level": "WARNING"}},  # `serving/observability/requests.py` logs requests
     }
 
 
 def catch_all() -> None:
-    """Log what would be written to stderr as it is: warnings, and exceptions that nobody catches."""
+    """Log warnings and uncaught exceptions instead of writing them to stderr."""
     log_the_uncaught()
 
 
 def formatter(settings: Settings) -> logging.Formatter:
-    """What makes a line of a record."""
+    """Return the formatter that the settings ask for."""
     terminal = sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not terminal)
     return Lines(as_json, settings.project, settings.log_lyrics, terminal)
 
 
 class Lines(ProcessorFormatter):
-    """Records to lines. `project` is Google's, for the traces' full names; `private` lets songs' words through."""
+    """Formats records. `project` is the Google Cloud project for trace names; `private` keeps lyrics and genres."""
 
     def __init__(self, as_json: bool, project: str | None = None, private: bool = False, colours: bool = False) -> None:
         last: tuple[Processor, ...] = (_traces(project), _in_order, _json) if as_json else (_console(colours),)
@@ -65,7 +64,7 @@ class Lines(ProcessorFormatter):
         self._private = private
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or on a terminal several where an exception came with it."""
+        """Return one line; on a terminal, an exception adds more lines."""
         if not self._private and isinstance(record.args, tuple):
             record = logging.makeLogRecord(record.__dict__)
             record.args = tuple(
@@ -86,7 +85,7 @@ def _stamped(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
 
 
 def _stack(private: bool) -> Processor:
-    """The exception as `stack_trace`, which is where Error Reporting looks for it."""
+    """Put the exception into `stack_trace`, where Google's Error Reporting looks for it."""
 
     def render(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
         error = line.pop("exc_info", None)
@@ -103,7 +102,7 @@ def _withheld(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
 
 
 def _traces(project: str | None) -> Processor:
-    """The trace by the names that tie Google's log lines to its traces."""
+    """Rename the trace fields to those that link Google's log entries to its traces."""
 
     def rename(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
         if project and "trace_id" in line:

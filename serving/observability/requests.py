@@ -1,6 +1,6 @@
-"""What is known of each request from outside: its id, its trace, its line in the log, its place in the metrics.
+"""Gives each request an id and a trace, and logs and counts it.
 
-`serving/observability/logs.py` formats the lines and `serving/observability/metrics.py` keeps the numbers.
+`serving/observability/logs.py` formats the lines, `serving/observability/metrics.py` keeps the numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
-METRICS = "yue_metrics"  # where `install` leaves the Metrics in app.extensions
-UNMATCHED = "unmatched"  # the route of whatever is no route
-LONGEST_PATH = 200  # characters of a path that are logged
+METRICS = "yue_metrics"  # the key of the Metrics in `app.extensions`
+UNMATCHED = "unmatched"  # the route label of a request that matches no route
+LONGEST_PATH = 200  # logged characters of a path
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@~-]{0,127}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(-.*)?")
 _CLOUD_TRACE = re.compile(r"(?P<trace>[0-9a-fA-F]{32})(/(?P<span>[0-9]{1,20}))?(;o=(?P<flags>[0-9]))?")
@@ -36,13 +36,13 @@ _CLOUD_TRACE = re.compile(r"(?P<trace>[0-9a-fA-F]{32})(/(?P<span>[0-9]{1,20}))?(
 def install(
     app: Flask, settings: Settings, manager: ObservedModels, jobs: Jobs, slots_taken: Callable[[], int]
 ) -> None:
-    """Give each request of the app an id, a line and a count, and the app the route /metrics."""
+    """Add request ids, request logs and metrics to the app, and the route /metrics."""
     metrics = Metrics(manager, jobs.queue, slots_taken, settings.max_waiters)
     app.extensions[METRICS] = metrics
-    quiet = {"/health", "/livez", "/readyz", "/metrics", settings.health_route}  # asked every few seconds, by machines
+    quiet = {"/health", "/livez", "/readyz", "/metrics", settings.health_route}  # probed every few seconds
 
     def expose() -> Response:
-        """Numbers for Prometheus."""
+        """Metrics for Prometheus."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(metrics.registry), content_type=content_type)
 
@@ -58,13 +58,13 @@ def install(
         return response
 
     app.add_url_rule("/metrics", "GET /metrics", expose, methods=["GET"])
-    # The first of all, whatever was added before: what refuses a request is to be seen too.
+    # Before all other functions, so that refused requests are logged and counted too.
     app.before_request_funcs.setdefault(None, []).insert(0, _begin)
-    app.after_request_funcs.setdefault(None, []).insert(0, end)  # which are called in reverse
+    app.after_request_funcs.setdefault(None, []).insert(0, end)  # called in reverse order
 
 
 def trace_of(headers: Headers) -> dict[str, object]:
-    """The trace that a request belongs to, by W3C's header or by Google's; nothing where there is none."""
+    """Return the trace fields from W3C's or Google's header; empty without one."""
     w3c = _TRACEPARENT.fullmatch(headers.get("traceparent", "").strip())
     if w3c and int(w3c["trace"], 16) and int(w3c["span"], 16):
         return {"trace_id": w3c["trace"], "span_id": w3c["span"], "trace_sampled": bool(int(w3c["flags"], 16) & 1)}
@@ -77,7 +77,7 @@ def trace_of(headers: Headers) -> dict[str, object]:
 
 
 def request_id_of(headers: Headers) -> str:
-    """The id that the client gave, if it can be logged as it is; else a new one."""
+    """Return the client's request id if it is safe to log, else a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
@@ -85,19 +85,19 @@ def request_id_of(headers: Headers) -> str:
 def _begin() -> None:
     g.began = time.monotonic()
     g.request_id = request_id_of(request.headers)
-    clear_contextvars()  # of the request that this thread had before
+    clear_contextvars()  # of this thread's previous request
     bind_contextvars(request_id=g.request_id, **trace_of(request.headers))
 
 
 def _level(status: int, quiet: bool) -> int:
-    """Who probes a server hears 503 for as long as it loads: that is no reason to warn."""
+    """Return the log level. A probe gets 503 for as long as models load, which is no reason to warn."""
     if quiet:
         return logging.DEBUG if status < 400 else logging.INFO
     return logging.WARNING if status >= 500 else logging.INFO
 
 
 def _log(response: Response, seconds: float, quiet: bool) -> None:
-    status, path = response.status_code, quote(request.path)[:LONGEST_PATH]  # no control characters at a terminal
+    status, path = response.status_code, quote(request.path)[:LONGEST_PATH]  # no control characters on a terminal
     http = {
         "requestMethod": request.method,
         "requestUrl": path,

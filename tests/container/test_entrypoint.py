@@ -196,7 +196,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(environment: dict[str, str]) -
         done = entrypoint(environment | {"PORT": str(port)})
     (line,) = (done.stdout + done.stderr).splitlines()
     assert done.returncode == 1
-    assert f"127.0.0.1:{port} cannot be listened at (Address already in use)" in line and "set PORT" in line
+    assert f"127.0.0.1:{port} cannot be listened on (Address already in use)" in line and "set PORT" in line
 
 
 # -- the real server, deployed

@@ -23,19 +23,19 @@ def test_a_port_that_is_taken_is_named_by_its_variable(settings: Settings, hint:
         busy.listen()
         port = busy.getsockname()[1]
         field = "aip_http_port" if settings.aip_http_port else "port"
-        told = listening.hindrance(settings.model_copy(update={field: port}))
-    assert told.startswith(f"127.0.0.1:{port} cannot be listened at (Address already in use)") and hint in told
+        told = listening.bind_problem(settings.model_copy(update={field: port}))
+    assert told.startswith(f"127.0.0.1:{port} cannot be listened on (Address already in use)") and hint in told
 
 
 def test_an_address_of_another_machine_is_refused_with_what_is_allowed() -> None:
-    assert "set YUE_HOST to an address of this machine" in listening.hindrance(Settings(host="192.0.2.1"))
+    assert "set YUE_HOST to an address of this machine" in listening.bind_problem(Settings(host="192.0.2.1"))
 
 
 def test_a_free_port_hinders_nobody() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert listening.hindrance(Settings(host="127.0.0.1", port=port)) == ""
+    assert listening.bind_problem(Settings(host="127.0.0.1", port=port)) == ""
 
 
 @pytest.mark.parametrize(
