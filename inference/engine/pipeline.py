@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from inference.audio import mixing
+from inference.audio import encoding, mixing
+from inference.audio.reading import read_reference
 from inference.catalog import ModelFiles
 from inference.engine import stage1
 from inference.engine.progress import ProgressTracker, RestShare, expected_tokens
@@ -204,7 +205,7 @@ class SongInProgress:
         files = {}
         for name in self.request.tracks:
             waveform = mixing.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
-            files[name] = mixing.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
+            files[name] = encoding.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
         return files
 
     def finish(self, files: dict[str, bytes]) -> Song:
@@ -251,7 +252,7 @@ class SongInProgress:
         return lyrics_warnings.warnings(self.words, self._pipeline.model, request.max_new_tokens, request.segments)
 
     def _reference_ids(self, reference: Reference) -> list[int]:
-        waveforms = mixing.read_reference(reference)
+        waveforms = read_reference(reference)
         codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
         return stage1.interleave(codes)
 
