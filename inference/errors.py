@@ -148,6 +148,11 @@ class Cancelled(YueError):
     """The song, or the download that it waited for, was cancelled by somebody."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type's name where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def _shortened(value: object, limit: int = 80) -> str:
     if value is None:
         return "nothing"  # which is what a request says by null, and by leaving a field out

@@ -209,7 +209,7 @@ def kept_length(rows: Sequence[Row]) -> Iterator[None]:
             row.length = length
 
 
-def agree(found: Tensor, expected: Tensor, rounding: float = 5e-2) -> bool:
+def agree(found: Tensor, expected: Tensor, rounding: float) -> bool:
     """Whether hidden states (…, H) of two ways to compute them are the same up to their dtype's rounding.
 
     `rounding` is what is allowed in half precision, relative to each row's norm.

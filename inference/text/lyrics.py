@@ -10,6 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 
 from inference.errors import InvalidField
 from inference.song import MAX_SECTIONS
@@ -23,6 +24,7 @@ from inference.text.section_names import Name
 CHARACTERS_PER_SECOND = 4
 WORDS_PER_SECOND = 3
 
+PARSED_AT_ONCE = 64  # results that are kept: a song is checked, warned of and measured between two others
 ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
 
 _LITERAL_LINE_END = re.compile(r"(?:\\{1,4}r)?\\{1,4}n|<br\s*/?>", re.IGNORECASE)
@@ -79,8 +81,9 @@ class Lyrics:
     notes: tuple[Note, ...]
 
 
+@lru_cache(PARSED_AT_ONCE)
 def parse(text: str) -> Lyrics:
-    """The sections of `text`. Raises InvalidField, naming the line."""
+    """The sections of `text`, parsed once for a song. Raises InvalidField, naming the line."""
     check_characters("lyrics", text, name_line=True)
     written, literal = _with_line_ends(visible(text))
     parser = _Parser()

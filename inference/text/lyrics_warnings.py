@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from inference.text.lyrics import Kind, Lyrics, Section
-from inference.vocabulary import FRAME_RATE_HZ, TRACKS
-
-TOKENS_PER_SECOND = FRAME_RATE_HZ * len(TRACKS)
+from inference.vocabulary import TOKENS_PER_SECOND
 
 _TOLD = {  # of one place, of several
     Kind.LINE_END: ("{} is taken for a line end", ""),

@@ -53,20 +53,6 @@ class VocosWidths:
     layers: int
 
 
-# The published networks'.
-REAL_CODEC = CodecWidths(
-    encoder=64,
-    decoder=1024,
-    acoustic=256,
-    semantic=768,
-    hubert_layers=12,
-    hubert_heads=12,
-    hubert_feed_forward=3072,
-    hubert_convolutions=512,
-)
-REAL_VOCOS = VocosWidths(codebook=REAL_CODEC.codebook, hidden=512, feed_forward=1536, layers=8)
-
-
 def llama_shapes(config: Mapping[str, Any]) -> Shapes:
     """What a checkpoint of a Llama with that `config.json` holds, in transformers' order."""
     hidden, between = config["hidden_size"], config["intermediate_size"]

@@ -16,8 +16,9 @@ from typing import Protocol
 CHUNK_BYTES = 4 << 20
 NS_PER_S = 10**9
 SHA256, GIT = "sha256", "git"  # how a digest is spelled: "sha256:…", "git:…" (a git blob's id)
-GIT_LFS_POINTER = b"version https://git-lfs"  # begins what stands for a file that was not fetched
-POINTER_BYTES = 1024  # a pointer is smaller than that
+GIT_LFS_POINTER = b"version https://git-lfs"  # the start of the stub for a file that was not fetched
+POINTER_BYTES = 1024  # every pointer is smaller
+IS_POINTER = "is a Git LFS pointer, not the file itself"
 
 
 @dataclass(frozen=True)

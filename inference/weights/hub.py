@@ -30,7 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from inference.catalog import Repository
-from inference.errors import DownloadError
+from inference.errors import DownloadError, first_line
 from inference.weights import hub_settings
 from inference.weights.checksums import GIT, SHA256, WantedFile
 from inference.weights.transfer import PARTIAL, TemporaryError
@@ -171,9 +171,8 @@ class HubSource:
         except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             raise self._stranger(f"leads astray ({error})") from error
         except httpx2.RequestError as error:
-            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
             way = hub_settings.way_to(self._endpoint, os.environ)
-            raise TemporaryError(f"{self._hub} cannot be reached{way} ({cause})") from error
+            raise TemporaryError(f"{self._hub} cannot be reached{way} ({first_line(error)})") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (REQUEST_TIMEOUT, TOO_MANY) or status >= SERVER_ERROR:

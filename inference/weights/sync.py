@@ -18,6 +18,7 @@ from pathlib import Path
 from inference.catalog import Repository
 from inference.errors import DownloadError
 from inference.weights.checksums import (
+    IS_POINTER,
     POINTER_BYTES,
     Record,
     Verified,
@@ -163,7 +164,7 @@ class LocalCopy:
         if self.source.removable:
             return None
         if pointer:
-            trouble = f"is a git-lfs pointer, not the file itself; run `git lfs pull` in {self.folder}"
+            trouble = f"{IS_POINTER}; run `git lfs pull` in {self.folder}"
         elif file.digest is not None:
             trouble = "is not what the SHA256SUMS of its repository says; copy it there again"
         else:

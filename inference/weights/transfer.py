@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from inference.errors import DownloadError
-from inference.weights.checksums import Hash, WantedFile, agrees, hasher, is_pointer, read_into
+from inference.weights.checksums import IS_POINTER, Hash, WantedFile, agrees, hasher, is_pointer, read_into
 
 T = TypeVar("T")
 Emit = Callable[..., None]  # event, and its fields
@@ -196,7 +196,7 @@ class Move:
         if is_pointer(partial):
             partial.unlink()
             advice = "run `git lfs pull` where it was copied from, and copy it again"
-            raise DownloadError(f"{self.what} is a git-lfs pointer, not the file itself; {advice}", "corrupted")
+            raise DownloadError(f"{self.what} {IS_POINTER}; {advice}", "corrupted")
 
     @property
     def what(self) -> str:

@@ -206,7 +206,7 @@ def test_a_pointer_that_the_hub_sends_is_named_until_the_file_is_there(hub: HubS
     for _ in range(2):
         error = refusal(ZH_COT, tmp_path)
         assert error.reason == "corrupted"
-        assert f"tokenizer.model of repository {STAGE_1} is a git-lfs pointer" in str(error)
+        assert f"tokenizer.model of repository {STAGE_1} is a Git LFS pointer" in str(error)
     hub.write(STAGE_1, "tokenizer.model", content)
     assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
 
