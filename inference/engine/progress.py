@@ -15,9 +15,7 @@ from inference.vocabulary import TOKENS_PER_SECOND
 
 SECONDS_FOR_WORDS = 2.0  # of a section, for each second that its words last: there is music around them
 SECONDS_AROUND, SHORTEST_SECONDS = 5.0, 15.0  # of music in a section with words; of a section without words
-OVERRUN_SHARE = (
-    0.2  # the part of the remaining budget that a section is expected to use once it is longer than expected
-)
+OVERRUN_SHARE = 0.2  # of the remaining budget, once a section is longer than expected
 HALF_LIFE_S = 20.0  # of a measurement's weight: other songs come and go
 MEASURED_S, MEASURED_SHARE = 3.0, 0.03  # of stage 1, before its rate is used
 REST = {"stage2": 0.85, "decode": 0.1, "encode": 0.05}  # the stages behind stage 1 and their shares of the time

@@ -172,7 +172,7 @@ class Answers:
 
 def expected_bytes(song: SongRequest) -> int:
     """About how many bytes of base64 a song takes that uses up its sections' budgets."""
-    sections = prompt.sections_sung(song.segments, len(lyrics.parse(song.lyrics).sections))
+    sections = prompt.sections_generated(song.segments, len(lyrics.parse(song.lyrics).sections))
     seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
     return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
 
