@@ -1,4 +1,4 @@
-"""Tells if this machine has a GPU, and warns how slow the real models are without one.
+"""Detects a GPU on this machine, and warns how slow the real models are without one.
 
 It opens no GPU and imports no torch, so any process can call it. Run as a program with a model and YUE_DEVICE, it
 prints the warning that applies, if any.

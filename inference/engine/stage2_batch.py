@@ -45,11 +45,6 @@ class Stage2Batch:
         return len(self._waiting)
 
     @property
-    def n_active(self) -> int:
-        """The number of pieces that have begun and are not done."""
-        return len(self._active)
-
-    @property
     def n_free(self) -> int:
         """How many more pieces can be active."""
         return self._cache.n_free

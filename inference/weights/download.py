@@ -132,7 +132,7 @@ class DownloadProcess:
                     on_progress(progress)
                 case "waiting":
                     on_progress({**progress, "waiting": event})
-                case "proving":
+                case "verifying":
                     on_progress({**progress, "proving": f"{event['repository']}/{event['file']}"})
                 case "done":
                     return _from_json(event["files"])

@@ -158,7 +158,7 @@ class LocalCopy:
         """The record of a correct file. A wrong one counts as missing, or is an error."""
         if not path.exists():
             return None
-        self.options.emit("proving", repository=self.repository.name, file=file.path)
+        self.options.emit("verifying", repository=self.repository.name, file=file.path)
         stamp, pointer = verified(path, file), is_pointer(path)
         if not pointer and is_whole(path, file):
             return stamp

@@ -25,7 +25,7 @@ class Terminal:
         match event:
             case "progress":
                 self._overwrite(progress_text(**fields))
-            case "proving":
+            case "verifying":
                 self._overwrite(f"verifying {fields['repository']}/{fields['file']}")
             case "waiting" if fields["seconds"] is None:
                 self._say(f"waiting: {fields['reason']}")

@@ -49,6 +49,6 @@ def upsample(
     steps = 0
     while not all(piece.done for piece in every):
         steps += batch.step()
-        if steps % FRAMES_A_REPORT == 0 or not batch.n_active:
+        if steps % FRAMES_A_REPORT == 0 or batch.n_free == max_rows:
             report(sum(piece.done for piece in every), sum(piece.n_done for piece in every))
     return [torch.cat([piece.codes for piece in track], dim=1) for track in by_track]

@@ -556,7 +556,7 @@ def test_every_line_is_json_and_the_last_names_the_files(hub: HubServer, tmp_pat
     files = events[-1]["files"]
     assert isinstance(files, dict) and sorted(files) == ["codec", "model", "revision", "stage1", "stage2"]
     code, events = run_module(tmp_path, "zh-cot", "--force")
-    assert code == 0 and {event["event"] for event in events[:-1]} == {"proving"}
+    assert code == 0 and {event["event"] for event in events[:-1]} == {"verifying"}
 
 
 def test_an_error_is_a_line_and_an_exit_code(hub: HubServer, tmp_path: Path) -> None:
