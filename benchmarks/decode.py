@@ -19,13 +19,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
-from inference.engine import stage2_batch
 from inference.engine.stage1 import Composition, Stage1Settings
-from inference.engine.stage1_batch import compose
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, PIECE_FRAMES, SOA_ID, XCODEC_ID
+from tests.support.stages import compose, upsample
 
 PROMPT_TOKENS = 400
 ROWS = 4
@@ -100,7 +99,7 @@ def measure_stage2(network: LlamaForCausalLM, n_frames: int) -> Result:
     rows = torch.randint(CODEBOOK_SIZE, (ROWS, n_frames), generator=torch.Generator().manual_seed(1))
     published_s = timed(lambda: published.fill_in_rows(network, rows))
     llama = Llama(network)
-    ours = timed(lambda: stage2_batch.upsample(llama, list(rows), ignore))
+    ours = timed(lambda: upsample(llama, list(rows), ignore))
     return Result("2", f"{ROWS} rows × {n_frames} frames", published_s, ours)
 
 

@@ -107,14 +107,14 @@ class TimedEngine(Scheduler):
     def prepare(self) -> None:
         """Record what songs take that begin and end max_songs, as these do."""
         fewest = {"stage1": self.limits.songs, "stage2": min(len(TRACKS) * self.limits.songs, self.limits.rows)}
-        for stage, static in self._statics.items():
-            for bucket in static.recordings.missing:
+        for stage, step in self._recorded_steps.items():
+            for bucket in step.recordings.missing:
                 if bucket >= fewest[stage]:
-                    static.prepare(bucket)
+                    step.prepare(bucket)
 
     def steps(self, missing_before: int) -> str:
         """How the steps were taken, where so many were not recorded before the songs came."""
-        every = [static.recordings for static in self._statics.values()]
+        every = [step.recordings for step in self._recorded_steps.values()]
         if any(recordings.failure or recordings.skipped for recordings in every):
             return "eager"
         if not every:

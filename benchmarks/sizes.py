@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from transformers import LlamaConfig
 
 from inference.tiny import checkpoints
-from inference.tiny.layers import REAL_CODEC, REAL_VOCOS, CodecWidths, VocosWidths
+from inference.tiny.layers import CodecWidths, VocosWidths
+from tests.support.full_size import REAL_CODEC, REAL_VOCOS
 
 SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
 

@@ -1,4 +1,4 @@
-"""Everything about YuE: from genre tags and lyrics to encoded audio.
+"""YuE inference: from genre tags and lyrics to encoded audio.
 
-Nothing here knows of HTTP, Flask or jobs.
+Independent of HTTP, Flask and jobs.
 """

@@ -1,4 +1,4 @@
-"""Which repositories make up a model, and where their files lie once they are here.
+"""Lists the models: the repositories of each, their files, and the folders of a local copy.
 
 It fetches nothing and opens no file.
 """
@@ -18,23 +18,23 @@ TINY = "tiny"
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository on the Hub. `revision` None means: its default branch, resolved once and recorded."""
+    """A repository on the Hub. `revision` None is its default branch, resolved once and recorded."""
 
     name: str
     revision: str | None
-    files: tuple[str, ...]  # the patterns of the files that are needed
+    files: tuple[str, ...]  # patterns of the needed files
 
     @property
     def folder_name(self) -> str:
-        """Its folder in a copy, as `git clone` would name it."""
+        """The folder of a local copy, named as `git clone` names it."""
         return self.name.split("/")[-1]
 
     def wants(self, path: str) -> bool:
-        """Whether the file is one of those that are needed; a pattern never reaches into a deeper folder."""
+        """True if the file is needed. A pattern does not match in deeper folders."""
         return any(path.count("/") == pattern.count("/") and fnmatchcase(path, pattern) for pattern in self.files)
 
     def lacking(self, paths: Iterable[str]) -> list[str]:
-        """The patterns that none of the paths fits, though there is no singing without."""
+        """The patterns of required files that no path matches."""
         given = list(paths)
         needed = [pattern for pattern in self.files if pattern not in OPTIONAL_FILES]
         return [pattern for pattern in needed if not any(fnmatchcase(path, pattern) for path in given)]
@@ -42,7 +42,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Model:
-    """The three repositories that sing together, under one name."""
+    """The three repositories that make up a model."""
 
     name: str
     stage1: Repository
@@ -51,13 +51,13 @@ class Model:
 
     @property
     def takes_reference(self) -> bool:
-        """Whether stage 1 was trained to continue reference audio (the `-icl` checkpoints)."""
+        """True if stage 1 was trained to continue reference audio (the `-icl` checkpoints)."""
         return self.name == TINY or self.stage1.name.endswith("-icl")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The folders of one model on this machine, laid out as the repositories are."""
+    """The local folders of a model, laid out like its repositories."""
 
     model: str
     revision: str
@@ -91,7 +91,7 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?",
 
 
 def find(name: str, revision: str | None = None) -> Model:
-    """The model of that short name or `owner/name@revision`; `revision` overrides the pinned one of stage 1.
+    """The model with that short name or `owner/name@revision`. `revision` overrides the pinned one of stage 1.
 
     Raises UnknownModel.
     """

@@ -1,25 +1,25 @@
-"""The errors of inference, one small tree.
+"""Defines the errors of inference, as one small tree.
 
-It does not know how they are shown: `serving/http/problems.py` turns them into HTTP responses.
-Every error keeps its constructor's arguments in `args`, so it survives the way between processes.
+It does not know how they are shown: `serving/http/problems.py` turns them into HTTP responses. Every error keeps its
+constructor's arguments in `args`, so it can be pickled between processes.
 """
 
 from __future__ import annotations
 
 
 class YueError(Exception):
-    """The root: `str(error)` is one sentence for the person who has to act on it.
+    """The root of the tree. `str(error)` is one sentence for the person who has to act on it.
 
-    `permanent` says that trying again, with nothing else changed, can only end the same way.
+    A `permanent` error happens again on every retry until something else changes.
     """
 
     permanent = False
 
 
 class InvalidField(YueError):
-    """A request holds a value that cannot be sung.
+    """A request holds an invalid value.
 
-    `field` is a dotted path (`reference.start_seconds`), `value` what was given, `allowed` what would be taken.
+    `field` is a dotted path (`reference.start_seconds`), `value` the given value, `allowed` what would be accepted.
     """
 
     def __init__(self, field: str, value: object, allowed: str, line: int | None = None) -> None:
@@ -32,14 +32,14 @@ class InvalidField(YueError):
 
     @property
     def without_value(self) -> str:
-        """What it says, for those who must not read what was given: it may be lyrics."""
+        """The message for readers who must not see the value: it may be lyrics."""
         return f"{self.field}: allowed: {self.allowed}"
 
 
 class CheckpointError(YueError):
-    """A file of weights is missing, cut short, or not the network it should be.
+    """A file of weights is missing, damaged, or of another network.
 
-    `path` is the file, `reason` names what is wrong with it, down to the tensor.
+    `path` is the file. `reason` says what is wrong with it, down to the tensor.
     """
 
     permanent = True
@@ -53,7 +53,7 @@ class CheckpointError(YueError):
 
 
 class UnknownModel(YueError):
-    """No model of that name is in the catalogue and it is no `owner/name@revision`."""
+    """The name is neither in the catalogue nor an `owner/name@revision`."""
 
     def __init__(self, name: str, allowed: str) -> None:
         super().__init__(name, allowed)
@@ -67,24 +67,22 @@ DOWNLOAD_REASONS = {
     "gated": "its terms must be accepted, or a token is needed",
     "no_repository": "there is no such repository or folder, or it is private",
     "no_revision": "the repository has no such revision",
-    "missing_file": "a file that singing needs is not there",
-    "invalid_setting": "a variable of the environment cannot be used",
-    "offline": "the network is switched off, and not all is here",
-    "unavailable": "the other side did not answer, or with errors, again and again",
-    "corrupted": "a file is not what it should be, also when fetched again",
+    "missing_file": "a file that the model needs is not there",
+    "invalid_setting": "an environment variable is invalid",
+    "offline": "the network is switched off, and not all files are here",
+    "unavailable": "the other side did not answer, or answered with errors, on every try",
+    "corrupted": "a file has the wrong content, also after it was fetched again",
     "no_space": "the disk is too small",
     "not_writable": "the folder for the files cannot be written",
     "not_readable": "a file that is here cannot be read",
-    "cancelled": "somebody asked for the end",
-    "failed": "the download's process ended without an answer, or by a mistake of ours",
+    "cancelled": "the download was cancelled",
+    "failed": "the download's process ended without an answer, or because of a bug",
 }
-
-
-PASSING_REASONS = ("unavailable", "cancelled", "failed")  # the others stay until somebody acts
+TEMPORARY_REASONS = ("unavailable", "cancelled", "failed")  # the others last until somebody acts
 
 
 class DownloadError(YueError):
-    """The weights could not be brought here; the message says what to do.
+    """The weights could not be downloaded. The message says what to do.
 
     `reason` is one of DOWNLOAD_REASONS, for programs.
     """
@@ -93,7 +91,7 @@ class DownloadError(YueError):
         super().__init__(message, reason)
         assert reason in DOWNLOAD_REASONS, reason
         self.message, self.reason = message, reason
-        self.permanent = reason not in PASSING_REASONS
+        self.permanent = reason not in TEMPORARY_REASONS
 
     def __str__(self) -> str:
         return self.message
@@ -103,23 +101,23 @@ LASTING = ("denied", "missing", "invalid")  # kinds of a StorageError that stay 
 
 
 class EngineError(YueError):
-    """The engine's process failed or ended; the song in it is lost, the server is not."""
+    """The engine's process failed or ended. Its songs are lost; the server goes on."""
 
 
 class DeviceMissing(EngineError):
-    """The machine does not have the device that the settings name."""
+    """This machine does not have the device in the settings."""
 
     permanent = True
 
 
 class RecordingFailed(EngineError):
-    """A step failed in the middle of its recording, which leaves torch's memory in no known state."""
+    """A step failed while it was recorded, which leaves torch's memory in an unknown state."""
 
 
 class EngineCrashed(EngineError):
-    """The engine ended by itself again and again, and is not started before a pause is over.
+    """The engine crashed several times in a row. The next start waits for a backoff.
 
-    `crashes` is how often in a row, `last` how it ended the last time, `retry_seconds` how long the pause still is.
+    `crashes` counts the crashes in a row, `last` says how the last one ended, `retry_seconds` is the remaining wait.
     """
 
     def __init__(self, crashes: int, last: str, retry_seconds: float) -> None:
@@ -134,23 +132,28 @@ class EngineCrashed(EngineError):
 
 
 class ServerStopping(EngineError):
-    """No engine is there, and none is started any more, because the server is stopping."""
+    """There is no engine, and none is started, because the server is stopping."""
 
     def __str__(self) -> str:
         return "the server is stopping"
 
 
 class ModelBusy(YueError):
-    """Another model is being loaded; only one is at a time."""
+    """Another model is being loaded. Only one can be loaded at a time."""
 
 
 class Cancelled(YueError):
-    """The song, or the download that it waited for, was cancelled by somebody."""
+    """The song, or the download that it waited for, was cancelled."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type's name where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _shortened(value: object, limit: int = 80) -> str:
     if value is None:
-        return "nothing"  # which is what a request says by null, and by leaving a field out
+        return "nothing"  # null, or a field that was left out
     text = repr(value).lower() if isinstance(value, bool) else repr(value)
     if len(text) <= limit:
         return text

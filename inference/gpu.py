@@ -1,6 +1,6 @@
-"""Whether this machine has a GPU, and what the real models take without one.
+"""Detects a GPU on this machine, and warns how slow the real models are without one.
 
-It touches no GPU and imports no torch, so that any process can ask. Run as a program with a model and YUE_DEVICE, it
+It opens no GPU and imports no torch, so any process can call it. Run as a program with a model and YUE_DEVICE, it
 prints the warning that applies, if any.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from inference.catalog import TINY
 
-# CUDA's devices: on Linux, in Windows' subsystem for Linux, on Jetson.
+# CUDA's devices on Linux, in the Windows Subsystem for Linux and on Jetson.
 DEVICE_FILES = ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvhost-gpu", "dev/nvgpu")
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # counts up to the first entry that names no device
 BYTES_PER_GB = 1e9
-# An estimate: at best the 182 and 1,003 s of an L4 in bfloat16 (0.28 TB/s), whose time goes into reading memory,
-# times 11 for float32 at 50 GB/s; twice that, because nothing reaches the best. 12.4 + 4 GB of weights, in float32.
+# An estimate. An L4 takes 182 and 1,003 s in bfloat16; it is bound by its memory bandwidth (0.28 TB/s). Float32 at
+# 50 GB/s takes at best 11 times as long; the estimate doubles that. The memory is 12.4 + 4 GB of weights, in float32.
 WITHOUT_GPU = (
     "on a CPU, 30 s of music take about 1 hour and a song of 3 minutes about 6 hours (an estimate), "
     "and about 35 GB of main memory are needed"
@@ -29,14 +29,14 @@ _DEVICE = re.compile(r"\s*(\d|GPU-|MIG-)")
 
 
 def is_missing(device: str, environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
-    """Whether songs would be made by the CPU; `device` is YUE_DEVICE."""
+    """True if songs would be generated on the CPU. `device` is YUE_DEVICE."""
     if device == "cpu" or (VISIBLE in environment and not _DEVICE.match(environment[VISIBLE])):
         return True
     return not any(path for pattern in DEVICE_FILES for path in root.glob(pattern))
 
 
 def warning(model: str, size_bytes: int | None = None) -> str:
-    """What to say before so many bytes (None: it is not known yet whether any) are fetched for such a machine."""
+    """The warning for a machine without a GPU, before `size_bytes` (None: unknown) are fetched."""
     weights = "the weights, some 16 GB, are fetched if they are not here"
     if size_bytes is not None:
         weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are fetched"

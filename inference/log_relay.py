@@ -1,7 +1,7 @@
-"""What a child process writes, as log records of its parent.
+"""Relays the log of a child process to its parent.
 
-It does not know how the parent shows them. A child that calls `write_lines` sends each record as a line of JSON, and
-whatever else it prints, a library's complaint or a crash's last words, is a warning to its parent.
+It does not know how the parent shows the records. A child that calls `write_lines` sends each record as a line of JSON.
+Anything else that it prints, such as a library's message or a crash report, becomes a warning of the parent.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO
 
-LONGEST_LINE = 1 << 16  # characters that are taken for one line; more is cut into several
-JOB = "job_id"  # what a song's id is called in the log, to be passed as `extra`
+LONGEST_LINE = 1 << 16  # characters; a longer line is cut into several
+JOB = "job_id"  # the name of a song's id in the log, passed as `extra`
 _KEPT = ("name", "levelno", "created", "process")
 
 log = logging.getLogger(__name__)
 
 
 def write_lines() -> None:
-    """Have this child's log written for `relay`, on stderr. Of libraries only warnings, which is where tokens of
-    theirs cannot be: some log the addresses that they ask, signatures and all."""
+    """Write this child's log to stderr, for `relay`.
+
+    Of libraries only warnings are logged: below that, some log the URLs of their requests, including signatures.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -34,7 +36,7 @@ def write_lines() -> None:
 
 
 def log_the_uncaught() -> None:
-    """Log what Python would print by itself: warnings, and exceptions that nobody catches."""
+    """Log what Python would print by itself: warnings and uncaught exceptions."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
@@ -42,7 +44,7 @@ def log_the_uncaught() -> None:
 
 
 def relay(stream: IO[bytes] | IO[str], name: str) -> threading.Thread:
-    """Log what a child writes, in a thread that ends when the child's side is closed; `name` is its logger's."""
+    """Log what a child writes, in a thread that ends when the child closes its side. `name` is the logger's."""
 
     def pass_on() -> None:
         with stream:
@@ -58,7 +60,7 @@ def relay(stream: IO[bytes] | IO[str], name: str) -> threading.Thread:
 
 
 def traceback_text(error: BaseException, with_values: bool = False) -> str:
-    """The traceback. A request's values in errors' own words, which may be lyrics, only `with_values`."""
+    """The traceback. Request values in error messages, which may be lyrics, are left out unless `with_values`."""
     text = "".join(traceback.format_exception(error))
     if with_values:
         return text
@@ -68,7 +70,7 @@ def traceback_text(error: BaseException, with_values: bool = False) -> str:
 
 
 def without_value(error: BaseException) -> str:
-    """The error's words, without the request's value in them."""
+    """The error's message, without the request's value."""
     return getattr(error, "without_value", None) or str(error)
 
 
@@ -94,7 +96,7 @@ def _lines(stream: IO[bytes] | IO[str]) -> Iterator[str]:
 
 
 def _record(line: str, name: str) -> logging.LogRecord:
-    """The record that a line is; a warning where it is none."""
+    """The record in a line; a line that holds none becomes a warning."""
     try:
         fields = json.loads(line)
         record = logging.makeLogRecord({**{kept: fields[kept] for kept in _KEPT}, "msg": fields["message"]})
@@ -108,7 +110,7 @@ def _record(line: str, name: str) -> logging.LogRecord:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it."""
+    """The error and those that led to it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -122,4 +124,4 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, at: Tr
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error or kind(), at)
         return
-    log.error("an error that nobody caught: %s", kind.__name__, exc_info=error or kind())
+    log.error("uncaught error: %s", kind.__name__, exc_info=error or kind())

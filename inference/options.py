@@ -1,6 +1,6 @@
-"""How a model is loaded and how many songs it sings together: what the server's settings say to the engine.
+"""The options of the engine, and YuE's default values for a song.
 
-It knows nothing of tensors or of the environment; `serving/settings.py` reads and checks the values.
+It does not know tensors or the environment; `serving/settings.py` reads and checks the settings.
 """
 
 from __future__ import annotations
@@ -10,15 +10,26 @@ from typing import Literal
 
 Quantization = Literal["none", "int8"]
 
+# YuE's own values for a request that leaves them out.
+DEFAULT_MAX_NEW_TOKENS = 3_000  # the budget of a section: 30 s
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_P = 0.93
+DEFAULT_TOP_K = 50
+DEFAULT_REPETITION_PENALTY = 1.1
+DEFAULT_GUIDANCE_SCALE = (1.5, 1.2)  # of the first section, of the later ones
+
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """`device` and `dtype` as `pipeline.resolve` takes them; `max_songs` None is as many as the device has room for."""
+    """How a model is loaded and how many songs it generates at once.
+
+    `device` and `dtype` are what `pipeline.resolve` takes. With `max_songs` None, the device's memory decides.
+    """
 
     device: str = "auto"
     dtype: str = "auto"
     quantization: Quantization = "none"  # of stage 1
     max_songs: int | None = None
-    compile: bool = True  # on a GPU: fuse the decode steps, and record them as CUDA graphs
-    prepare: bool = False  # do so for every number of songs before the model counts as loaded
-    deterministic: bool = False  # on a GPU: compute every song in the same shape, however many sing
+    compile: bool = True  # on a GPU: compile the decode steps, and record them as CUDA graphs
+    prepare: bool = False  # do so for every batch size before the model counts as loaded
+    deterministic: bool = False  # on a GPU: compute every song in the same shape, whatever the batch

@@ -1,6 +1,6 @@
-"""What is asked for and what comes back: the plain data that travels between the processes.
+"""The request for a song, its progress and its result: the plain data that travels between the processes.
 
-It knows nothing of tensors or HTTP; the ranges that a request may take are in `serving/http/request_models.py`.
+It does not know tensors or HTTP. `serving/http/request_models.py` checks the ranges of a request.
 """
 
 from __future__ import annotations
@@ -8,19 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inference.options import (
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_REPETITION_PENALTY,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_K,
+    DEFAULT_TOP_P,
+)
+
 MIX = "mix"
 TRACK_NAMES = (MIX, "vocal", "instrumental")
 MIME_TYPES = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
 REFERENCE_SECONDS = 30.0
 MAX_NEW_TOKENS = 6_000  # the largest budget of a section
-MAX_SECTIONS = 100  # of one song, sung or not: all of them stand in the head of its prompt
+MAX_SECTIONS = 100  # of one song, generated or not: the head of the prompt names them all
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Audio whose style is continued: the bytes of one file (`mix`), or of two (`vocal` and `instrumental`).
+    """Audio whose style the song continues: the bytes of one file (`mix`), or of two (`vocal` and `instrumental`).
 
-    Any format that libsndfile reads; the part from `start_seconds` to `end_seconds` is used.
+    Any format that libsndfile reads. The part from `start_seconds` to `end_seconds` is used.
     """
 
     mix: bytes | None = None
@@ -32,23 +41,23 @@ class Reference:
 
 @dataclass(frozen=True)
 class SongRequest:
-    """One song to sing. The defaults are YuE's own.
+    """A song to generate. The defaults are YuE's own.
 
-    `segments` sings the first n sections (None: all), `max_new_tokens` is the budget of a section (100 a second),
-    `temperature` 0 takes the likeliest token, `top_k` 0 and `top_p` 1 turn those off, `guidance_scale` holds
-    one number for the first section and one for the later ones.
+    `segments` limits the song to its first n sections (None: all). `max_new_tokens` is the budget of a section (100 a
+    second). `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 turn those filters off. `guidance_scale` holds one value
+    for the first section and one for the later ones.
     """
 
     genres: str
     lyrics: str
     seed: int
     segments: int | None = None
-    max_new_tokens: int = 3_000
-    temperature: float = 1.0
-    top_p: float = 0.93
-    top_k: int = 50
-    repetition_penalty: float = 1.1
-    guidance_scale: tuple[float, float] = (1.5, 1.2)
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = DEFAULT_TOP_P
+    top_k: int = DEFAULT_TOP_K
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
+    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE
     format: str = "mp3"
     tracks: tuple[str, ...] = (MIX,)
     reference: Reference | None = None
@@ -56,14 +65,14 @@ class SongRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a song is. `stage` is one of `STAGES`; counts that a stage does not have are 0."""
+    """How far a song is. `stage` is one of `STAGES`. Counts that do not apply to a stage are 0."""
 
     stage: str
     section: int = 0  # 1 … sections, while stage 1 runs
     sections: int = 0
-    tokens: int = 0  # of stage 1 so far, all sections together
-    rows: int = 0  # of stage 2, each up to 6 s of one track
-    frames: int = 0  # of stage 2 so far, all rows together
+    tokens: int = 0  # of stage 1 so far, in all sections
+    rows: int = 0  # of stage 2 that are done, each up to 6 s of one track
+    frames: int = 0  # of stage 2 so far, in all rows
     fraction: float = 0.0  # of the whole song, 0 … 1, never falling
     seconds_left: float | None = None  # None while nothing has been measured
 
@@ -73,7 +82,7 @@ STAGES = ("prompt", "stage1", "stage2", "decode", "encode")
 
 @dataclass(frozen=True)
 class SectionSpan:
-    """Where a section stands in the song, in seconds."""
+    """Start and end of a section in the song."""
 
     tag: str
     start_seconds: float
@@ -82,9 +91,9 @@ class SectionSpan:
 
 @dataclass(frozen=True)
 class Song:
-    """A finished song: one encoded file for each track that was asked for."""
+    """A finished song: one encoded file for each requested track."""
 
-    audio: Mapping[str, bytes]  # track name -> the file's bytes, in the order asked for
+    audio: Mapping[str, bytes]  # track name -> the file's bytes, in the requested order
     format: str
     sample_rate: int
     duration_seconds: float

@@ -1,11 +1,11 @@
-"""YuE's token ids and rates, each stated once and derived from there.
+"""Defines YuE's token ids and rates. Everything that follows from them is derived here.
 
-It knows nothing of tensors, files or text. Source: the published YuE v1 vocabulary (83,968 rows).
+It does not know tensors, files or text. Source: the published YuE v1 vocabulary (83,968 rows).
 """
 
 from __future__ import annotations
 
-# The tokenizer's text pieces are LLaMA's; every id from here on is a control or a code token.
+# Ids below are LLaMA's text pieces; ids from here on are control and code tokens.
 TEXT_VOCABULARY_SIZE = 32_000
 
 EOD_ID = 32_000
@@ -20,7 +20,7 @@ N_CODEBOOKS = 8  # what YuE writes; X-Codec itself has 12
 XCODEC_CODEBOOKS = 12
 FIRST_CODE_ID = 45_334  # codebook 0, code 0
 
-# These markers are plain text and are tokenised as text.
+# These markers are tokenised as plain text.
 START_OF_SEGMENT = "[start_of_segment]"
 END_OF_SEGMENT = "[end_of_segment]"
 START_OF_REFERENCE = "[start_of_reference]"
@@ -30,7 +30,7 @@ TRACKS = ("vocal", "instrumental")  # the order in which stage 1 interleaves the
 
 
 def exact_div(dividend: int, divisor: int) -> int:
-    """`dividend / divisor`, which must come out even."""
+    """`dividend / divisor`, which must have no remainder."""
     assert dividend % divisor == 0, f"{dividend} is no multiple of {divisor}"
     return dividend // divisor
 
@@ -40,11 +40,12 @@ CODEC_RATE_HZ = 16_000
 VOCODER_RATE_HZ = 44_100
 CODEC_HOP = exact_div(CODEC_RATE_HZ, FRAME_RATE_HZ)  # 320 samples a frame
 VOCODER_HOP = exact_div(VOCODER_RATE_HZ, FRAME_RATE_HZ)  # 882 samples a frame
+TOKENS_PER_SECOND = FRAME_RATE_HZ * len(TRACKS)  # 100 tokens of stage 1 for a second of audio
 PIECE_SECONDS = 6
 PIECE_FRAMES = PIECE_SECONDS * FRAME_RATE_HZ  # 300 frames, one row of stage 2
 
 
 def code_ids(codebook: int) -> range:
-    """The ids of one X-Codec codebook's 1,024 codes."""
+    """The ids of the 1,024 codes of one X-Codec codebook."""
     first = FIRST_CODE_ID + CODEBOOK_SIZE * codebook
     return range(first, first + CODEBOOK_SIZE)

@@ -1,16 +1,16 @@
-"""Names the format of a file by its first bytes, for the error that says why it is not read.
+"""Names the format of a file by its first bytes, for the error about a file that cannot be read.
 
-It decodes nothing, and a name says nothing about whether the rest of the file is in order.
+It decodes nothing. The rest of a file may be broken all the same.
 """
 
 from __future__ import annotations
 
 ID3_HEADER_BYTES = 10
 TS_PACKET_BYTES = 188  # each begins with a G
-HEAD_BYTES = 64  # in which a container says what it holds
+HEAD_BYTES = 64  # enough to see a container's content type
 _TROUBLE = "broken, or in an encoding that is not read"
 
-# Where the bytes stand, the bytes, and the name. The first that fits counts.
+# Offset, bytes and name. The first match counts.
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypM4A", "an M4A file"),
     (4, b"ftypM4B", "an M4B file"),
@@ -33,7 +33,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"FRM8", "a DSDIFF file"),
     (0, b".RMF", "a RealMedia file"),
     (0, b"FLV", "an FLV file"),
-    (0, b"MThd", "a MIDI file, which holds notes and no sound"),
+    (0, b"MThd", "a MIDI file, which holds notes and no audio"),
     (0, b"\x00\x00\x01\xba", "an MPEG video"),
     (8, b"AVI ", "an AVI file"),
     (8, b"WAVE", f"a WAV file that is {_TROUBLE}"),
@@ -52,7 +52,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 
 
 def recognised(content: bytes) -> str | None:
-    """What the file most likely is, as the rest of a sentence: "an M4A file"; None if nothing is known."""
+    """The most likely format, as the rest of a sentence: "an M4A file"; None if it is unknown."""
     head = content[:HEAD_BYTES]
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "a WebM file" if b"webm" in head else "a Matroska file (MKA, MKV)"
@@ -67,7 +67,7 @@ def recognised(content: bytes) -> str | None:
 
 
 def _mpeg(content: bytes) -> str | None:
-    """AAC and MP3 have no signature: a tag may come first, and each frame begins with eleven ones or more."""
+    """AAC or MP3, which have no signature: a tag may come first, and each frame begins with at least eleven ones."""
     frame = content[_tag_bytes(content) :][:2]
     if len(frame) == 2 and frame[0] == 0xFF and frame[1] & 0xF6 == 0xF0:  # the layer's two bits are 0 in AAC alone
         return "an AAC file"
@@ -76,7 +76,7 @@ def _mpeg(content: bytes) -> str | None:
 
 
 def _tag_bytes(content: bytes) -> int:
-    """How many bytes an ID3 tag takes: its length stands in four bytes of seven bits each."""
+    """The size of an ID3 tag. Its length is stored in four bytes of seven bits each."""
     if not content.startswith(b"ID3") or len(content) < ID3_HEADER_BYTES:
         return 0
     a, b, c, d = content[6:ID3_HEADER_BYTES]

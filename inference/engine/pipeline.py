@@ -1,6 +1,6 @@
-"""One song, from request to encoded audio: the only place that knows the order of the steps.
+"""Takes one song from the request to encoded audio. The order of the steps is defined here alone.
 
-It does not know how any step works, which other songs are being made, or in which process.
+It does not know how a step works, which other songs are being generated, or in which process.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from inference.audio import mixing
+from inference.audio import encoding, mixing
+from inference.audio.reading import read_reference
 from inference.catalog import ModelFiles
 from inference.engine import stage1
 from inference.engine.progress import ProgressTracker, RestShare, expected_tokens
 from inference.engine.sampling import Sampling
 from inference.engine.stage1 import Composition, Stage1Settings
-from inference.engine.stage2 import Piece
+from inference.engine.stage2 import Piece, pieces
 from inference.errors import DeviceMissing
 from inference.models import checkpoints, quantization, vocoder
 from inference.models.codec import Codec
@@ -30,11 +31,11 @@ from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
-SHORTENED = "the song is longer than the model's memory: its later sections were sung without the earliest ones"
-# What the codec and the vocoder see to either side of a frame: 11 and 29 frames. With so many more, a part of a track
-# sounds as it does in the whole.
-DECODE_CONTEXT_FRAMES = 32
-# What comes behind stage 1, for each second of it, before a song has shown it: a GPU fills in many pieces at once.
+SHORTENED = "the song is longer than the model's memory: its later sections were generated without the earliest ones"
+# The receptive fields of the codec and the vocoder reach 11 and 29 frames to either side. With this many frames of
+# context, a part of a track decodes as it does within the whole.
+CONTEXT_FRAMES = 32
+# Seconds after stage 1 for each second of it, until a song has been measured: a GPU upsamples many pieces at once.
 REST_SHARE = {"cuda": 0.15, "cpu": 0.8}
 
 
@@ -60,7 +61,7 @@ class Pipeline:
         options: EngineOptions,
         on_loading: Callable[[str], None] = lambda part: None,
     ) -> Pipeline:
-        """Load `files`; `on_loading` hears each part's name before it. Raises CheckpointError."""
+        """Load `files`. `on_loading` is called with the name of each part before it loads. Raises CheckpointError."""
         began = time.monotonic()
         place, number = resolve(options.device, options.dtype)
         set_up(place)
@@ -79,7 +80,7 @@ class Pipeline:
         return pipeline
 
     def info(self) -> dict[str, object]:
-        """Where and how the model is loaded."""
+        """Device, dtype, quantization, memory and loading time."""
         device = self.composer.device
         memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
         return {
@@ -92,18 +93,18 @@ class Pipeline:
 
 
 class SongInProgress:
-    """One song on its way: what it needs next from the models, and what it has got from them.
+    """The state of one song: what it needs next from the models, and what they have computed for it.
 
-        prompt -> composition, sung by stage 1 -> pieces, filled in by stage 2 -> waveforms -> files
+        prompt -> composition (stage 1) -> pieces (stage 2) -> waveforms (codec, vocoder) -> files
 
-    A piece is ready for stage 2 as soon as its frames are sung, and its sound can be decoded while later ones are made.
+    A piece is ready for stage 2 as soon as its frames are composed. It can be decoded while later ones are composed.
     """
 
     def __init__(self, pipeline: Pipeline, request: SongRequest, observe: Callable[[Progress], None]) -> None:
-        """Read the request. Raises InvalidField for one that cannot be sung."""
+        """Read the request. Raises InvalidField if no song can be generated from it."""
         self.request = request
-        self.words = lyrics.parse(request.lyrics)
-        seconds = [section.singing_seconds for section in self.words.sections[: request.segments]]
+        self.lyrics = lyrics.parse(request.lyrics)
+        seconds = [section.singing_seconds for section in self.lyrics.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
         self.progress = ProgressTracker(lengths, request.max_new_tokens, observe, pipeline.rest_share)
         self.progress.enter("prompt")
@@ -117,55 +118,56 @@ class SongInProgress:
 
     @property
     def in_stage_2(self) -> bool:
-        """Whether stage 2 works on pieces of this song."""
-        return any(not piece.done for pieces in self.pieces.values() for piece in pieces)
+        """True while stage 2 has pieces of this song."""
+        return any(not piece.done for track in self.pieces.values() for piece in track)
 
     @property
     def waits_for_stage_2(self) -> bool:
-        """Whether pieces of this song have not begun."""
-        return any(piece.row is None and not piece.done for pieces in self.pieces.values() for piece in pieces)
+        """True while pieces of this song have not begun."""
+        return any(piece.row is None and not piece.done for track in self.pieces.values() for piece in track)
 
     @property
     def awaits_first_piece(self) -> bool:
-        """Whether nothing of this song can be heard before stage 2 goes on."""
+        """True while stage 2 has pieces of this song, and none is done."""
         return self.in_stage_2 and not self._stage2_frames
 
     @property
     def stage2_done(self) -> bool:
-        """Whether stage 2 has nothing more to do for this song."""
+        """True once stage 2 is done with this song."""
         return self.composition.finished and self._stage2_frames == self._piece_frames == self.composition.n_frames
 
     @property
     def fully_decoded(self) -> bool:
-        """Whether every frame has become sound."""
+        """True once every frame is decoded."""
         return self.stage2_done and self._decoded_frames == self.composition.n_frames
 
     @property
     def can_decode(self) -> bool:
-        """Whether the next part has all the codes that its sound depends on."""
+        """True if the next part has all the codes that its waveform depends on."""
         end = self._next_end()
         whole = self.stage2_done
-        return self._decoded_frames < end and (whole or self._stage2_frames >= end + DECODE_CONTEXT_FRAMES)
+        return self._decoded_frames < end and (whole or self._stage2_frames >= end + CONTEXT_FRAMES)
 
     def new_pieces(self) -> list[Piece]:
-        """The pieces that stage 1 has completed since the last call, of both tracks."""
-        sung, finished = self.composition.n_frames, self.composition.finished
-        available = sung if finished else sung - sung % PIECE_FRAMES
+        """The pieces of both tracks that stage 1 has completed since the last call."""
+        available = self.composition.n_frames
+        if not self.composition.finished:
+            available -= available % PIECE_FRAMES
         handed_over = self._piece_frames
         if available == handed_over:
             return []
         new = []
         for track, codes in zip(TRACKS, stage1.tracks(self.composition.sections), strict=True):
-            pieces = [Piece(part) for part in codes[handed_over:available].split(PIECE_FRAMES)]
-            self.pieces[track] += pieces
-            new += pieces
+            new_pieces = pieces(codes[handed_over:available])
+            self.pieces[track] += new_pieces
+            new += new_pieces
         return new
 
-    def tell_progress(self) -> None:
-        """Let the observer know how far the song is."""
+    def report_progress(self) -> None:
+        """Report the progress to the observer."""
         if not self.composition.finished:
-            self.progress.sung(len(self.composition.sections), self.composition.n_tokens)
-        every = [piece for pieces in self.pieces.values() for piece in pieces]
+            self.progress.composed(len(self.composition.sections), self.composition.n_tokens)
+        every = [piece for track in self.pieces.values() for piece in track]
         frames = sum(piece.n_done for piece in every)
         finished = self.composition.finished
         expected = len(TRACKS) * self.composition.n_frames if finished else self.progress.expected_tokens
@@ -173,17 +175,17 @@ class SongInProgress:
         self.progress.decoded(len(TRACKS) * self._decoded_frames / expected)
 
     def decode_part(self) -> None:
-        """Make sound of the next part of both tracks.
+        """Decode the next part of both tracks.
 
             decoded          next end
         |-- done --|---- this part ----|- context -|
 
-        Raises FloatingPointError where the networks' numbers are none.
+        Raises FloatingPointError if the networks compute NaN or infinite samples.
         """
         if self.stage2_done and self.progress.stage == "stage2":
             self.progress.enter("decode")
         first, end = self._decoded_frames, self._next_end()
-        left, right = max(0, first - DECODE_CONTEXT_FRAMES), min(end + DECODE_CONTEXT_FRAMES, self._stage2_frames)
+        left, right = max(0, first - CONTEXT_FRAMES), min(end + CONTEXT_FRAMES, self._stage2_frames)
         for track, vocos in zip(TRACKS, self._pipeline.vocoders, strict=True):
             codes = torch.cat([piece.codes for piece in self.pieces[track] if piece.done], dim=1)[:, left:right]
             for parts, waveform in (
@@ -197,18 +199,18 @@ class SongInProgress:
         self._decoded_frames = end
 
     def encode(self) -> dict[str, bytes]:
-        """Mix and encode what has been decoded: the file of each track asked for. Any thread may do it."""
+        """Mix and encode the decoded parts: one file for each requested track. Any thread may call it."""
         codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
         stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
         tags = _tags(self._pipeline.model, self.request.seed)
         files = {}
         for name in self.request.tracks:
             waveform = mixing.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
-            files[name] = mixing.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
+            files[name] = encoding.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
         return files
 
     def finish(self, files: dict[str, bytes]) -> Song:
-        """The song, whose tracks are these files."""
+        """The finished song with these files."""
         self.progress.finish()
         frames = self.composition.section_frames
         return Song(
@@ -228,45 +230,45 @@ class SongInProgress:
 
     @property
     def _stage2_frames(self) -> int:
-        """Frames from the beginning whose eight codes are there in both tracks."""
+        """The number of leading frames that have all eight codes in both tracks."""
         return min(_leading_frames(pieces) for pieces in self.pieces.values())
 
     def _next_end(self) -> int:
-        """Where the next part ends: at fixed places, so that a song sounds the same however its pieces come."""
+        """The frame where the next part ends. Ends are fixed, so the order in which pieces finish changes no sample."""
         parts = len(self._codec_parts[TRACKS[0]])
-        end = (parts + 1) * PIECE_FRAMES - DECODE_CONTEXT_FRAMES
+        end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
         return min(end, self.composition.n_frames) if self.composition.finished else end
 
     def _composition(self) -> Composition:
         request, composer = self.request, self._pipeline.composer
         reference_ids = self._reference_ids(request.reference) if request.reference else []
         encode = self._pipeline.tokenizer.encode
-        song_prompt = prompt.build(encode, request.genres, self.words.sections, request.segments, reference_ids)
+        song_prompt = prompt.build(encode, request.genres, self.lyrics.sections, request.segments, reference_ids)
         sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
         settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
         return Composition(song_prompt, settings, request.seed, composer.context)
 
     def _warnings(self) -> tuple[str, ...]:
         request = self.request
-        return lyrics_warnings.warnings(self.words, self._pipeline.model, request.max_new_tokens, request.segments)
+        return lyrics_warnings.warnings(self.lyrics, self._pipeline.model, request.max_new_tokens, request.segments)
 
     def _reference_ids(self, reference: Reference) -> list[int]:
-        waveforms = mixing.read_reference(reference)
+        waveforms = read_reference(reference)
         codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
         return stage1.interleave(codes)
 
     def _spans(self, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
         ends = np.cumsum(frames) / FRAME_RATE_HZ
         starts = [0.0, *ends[:-1]]
-        sung = self.words.sections[: len(frames)]
+        sections = self.lyrics.sections[: len(frames)]
         return tuple(
             SectionSpan(section.tag, float(start), float(end))
-            for section, start, end in zip(sung, starts, ends, strict=True)
+            for section, start, end in zip(sections, starts, ends, strict=True)
         )
 
 
 def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype meant; "auto" is a GPU and bfloat16 where there is one, else the CPU and float32."""
+    """The device and dtype. "auto" is a GPU and bfloat16 where there is one, else the CPU and float32."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
@@ -275,17 +277,17 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 def set_up(device: torch.device) -> None:
-    """Have this process compute on the device as all of ours is meant to be computed there. Raises DeviceMissing."""
+    """Set the process-wide torch options for the device. Raises DeviceMissing."""
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceMissing(f"YUE_DEVICE: got {device}; allowed: auto or cpu, or a GPU that this machine has")
-    # The codec and the vocoders work in float32 wherever they run; the libraries would round to fewer bits unasked.
+    # The codec and the vocoders work in float32 everywhere; by default the libraries would round to fewer bits.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cuda":
         if device.index is not None:  # else it is the current one
-            torch.cuda.set_device(device)  # graphs are recorded on the current device, whichever tensors they use
-        # On recent cards torch prefers cuDNN's attention, which makes a plan, in some 0.4 s, for every new shape; and
-        # the plain steps have a new shape with each token.
+            torch.cuda.set_device(device)  # graphs are recorded on the current device, wherever their tensors are
+        # On recent cards torch prefers cuDNN's attention, which takes 0.4 s to plan every new shape. The plain steps
+        # have a new shape with each token.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 

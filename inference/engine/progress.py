@@ -1,7 +1,7 @@
-"""How far a song is, as one number that never falls, and how long the rest will take, as one that never rises.
+"""Estimates how far a song is (a fraction that never falls) and the seconds left (which never rise).
 
-It does not know how the stages work. What it says rests on how long the song's sections are expected to become, on how
-fast tokens came of late, and on how long everything behind stage 1 took with the songs before, beside their stage 1.
+It does not know how the stages work. The estimates use the expected lengths of the sections, the recent token rate, and
+the time that earlier songs took behind stage 1 in proportion to stage 1.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from inference.song import STAGES, Progress
+from inference.vocabulary import TOKENS_PER_SECOND
 
-TOKENS_PER_SECOND = 100  # of audio: 50 frames of two tracks
-SECONDS_FOR_WORDS = 2.0  # of a section, for each second that its words take to sing: there is music around them
-SECONDS_AROUND, SHORTEST_SECONDS = 5.0, 15.0  # of a section beside its words, and without any
-OVERRUN_SHARE = 0.2  # a section that becomes longer than expected has so much of what is left of its budget to come
-HALF_LIFE_S = 20.0  # in which what was measured counts half: other songs come and go
-MEASURED_S, MEASURED_SHARE = 3.0, 0.03  # of stage 1, before its rate says anything
-REST = {"stage2": 0.85, "decode": 0.1, "encode": 0.05}  # of what comes behind stage 1, by its stages
+SECONDS_FOR_WORDS = 2.0  # of a section, for each second that its words last: there is music around them
+SECONDS_AROUND, SHORTEST_SECONDS = 5.0, 15.0  # of music in a section with words; of a section without words
+OVERRUN_SHARE = 0.2  # of the remaining budget, once a section is longer than expected
+HALF_LIFE_S = 20.0  # of a measurement's weight: other songs come and go
+MEASURED_S, MEASURED_SHARE = 3.0, 0.03  # of stage 1, before its rate is used
+REST = {"stage2": 0.85, "decode": 0.1, "encode": 0.05}  # the stages behind stage 1 and their shares of the time
 
 
 @dataclass
 class RestShare:
-    """How long everything behind stage 1 takes, for each second of stage 1: expected at first, then learned."""
+    """Seconds behind stage 1 for each second of stage 1: a guess at first, then the running average of songs."""
 
     value: float
 
     def note(self, timings: dict[str, float]) -> None:
-        """A song took so long in each stage."""
+        """Learn from the timings of a finished song."""
         rest = sum(timings.get(stage, 0.0) for stage in REST)
         if timings.get("stage1"):
             self.value = (self.value + rest / timings["stage1"]) / 2
 
 
 def expected_tokens(singing_seconds: float, max_new_tokens: int) -> float:
-    """How many tokens a section is expected to have whose words take so long to sing."""
+    """The expected number of tokens of a section whose words last `singing_seconds`."""
     seconds = max(SHORTEST_SECONDS, SECONDS_FOR_WORDS * singing_seconds + SECONDS_AROUND)
     return min(float(max_new_tokens), seconds * TOKENS_PER_SECOND)
 
 
 def tokens_left(lengths: Sequence[float], section: int, before: int, inside: int, max_new_tokens: int) -> float:
-    """How many tokens stage 1 has still to make in `section` (1 …) and the later ones.
+    """The expected number of tokens that are left in `section` (1 …) and the later ones.
 
-    `lengths` are the sections' expected ones. `before` is how many the done sections have: as they became longer or
-    shorter than expected, so will the others, as if one of the usual length had come with them. `inside` is how many
-    this section has; where it overruns what was expected, the rest of its budget shrinks towards nothing.
+    `lengths` are the expected lengths of all sections. `before` counts the tokens of the done sections: the others are
+    scaled by how much these deviate, damped by one section of average length. `inside` counts the tokens of this
+    section; once it is longer than expected, a share of its remaining budget is left.
     """
     usual = sum(lengths) / len(lengths)
     scale = (before + usual) / (sum(lengths[: section - 1]) + usual)
@@ -54,10 +54,10 @@ def tokens_left(lengths: Sequence[float], section: int, before: int, inside: int
 
 
 def counted_down(shown: float | None, elapsed_s: float, estimate: float) -> float:
-    """What a countdown shows `elapsed_s` after it showed `shown`, now that so much is estimated to be left.
+    """The countdown's next value, `elapsed_s` after it showed `shown`, for a new estimate.
 
-    It follows a smaller estimate at once. It never rises towards a larger one, but falls the more slowly the larger
-    that is, so that both end together.
+    A smaller estimate is shown at once. Towards a larger one the countdown never rises; it falls more slowly, so that
+    both reach 0 together.
     """
     if shown is None or estimate <= 0:
         return max(0.0, estimate)
@@ -66,10 +66,10 @@ def counted_down(shown: float | None, elapsed_s: float, estimate: float) -> floa
 
 
 class ProgressTracker:
-    """One song's progress. `observe` is called with each change; what it raises ends the song.
+    """The progress of one song. `observe` is called with each change; an exception of it ends the song.
 
-    Stages overlap: the shown one is the earliest that is not done, and the time until the next begins is its time.
-    `lengths` are the tokens that the sections are expected to have.
+    Stages overlap: the earliest one that is not done is shown, and its time lasts until the next one is shown.
+    `lengths` are the expected tokens of the sections.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class ProgressTracker:
         self._observe, self._clock = observe, clock
         self._stage_began = self._seen_at = clock()
         self._shown = Progress(stage="", sections=len(lengths))
-        self._done = dict.fromkeys(STAGES, 0.0)  # of each stage
-        self._tokens_before = 0  # of the sections that are done
+        self._done = dict.fromkeys(STAGES, 0.0)  # fraction of each stage
+        self._tokens_before = 0  # in the sections that are done
         self._tokens_left = sum(lengths)
         self._lately_s = self._lately_tokens = self._measured_s = 0.0  # of stage 1
-        self._rest_began: tuple[float, float] | None = None  # when only the rest was to do, and how much of it was done
+        self._rest_began: tuple[float, float] | None = None  # when stage 1 ended, and how much of the rest was done
         self._countdown: float | None = None
         self._counted_at = self._seen_at
 
@@ -100,11 +100,11 @@ class ProgressTracker:
 
     @property
     def expected_tokens(self) -> float:
-        """How many tokens stage 1 is expected to make in all."""
+        """The expected number of tokens of stage 1 in total."""
         return self._shown.tokens + self._tokens_left
 
     def enter(self, stage: str) -> None:
-        """Every stage before `stage` is done."""
+        """Show `stage`. Every stage before it is done."""
         self._close_stage()
         for earlier in STAGES[: STAGES.index(stage)]:
             self._done[earlier] = 1.0
@@ -119,8 +119,8 @@ class ProgressTracker:
         self._done = dict.fromkeys(STAGES, 1.0)
         self._show()
 
-    def sung(self, section: int, tokens: int) -> None:
-        """Stage 1 is in `section` (1 …), with `tokens` in all sections together."""
+    def composed(self, section: int, tokens: int) -> None:
+        """Stage 1 is in `section` (1 …), with `tokens` in all sections."""
         if section != self._shown.section:
             self._tokens_before = self._shown.tokens
         self._measure(tokens - self._shown.tokens)
@@ -130,7 +130,7 @@ class ProgressTracker:
         self._show(section=section, tokens=tokens)
 
     def upsampled(self, rows: int, frames: int, of_stage: float) -> None:
-        """Stage 2 has finished `rows` and `frames`, which is `of_stage` (0 … 1) of all it will have to do."""
+        """Stage 2 has finished `rows` and `frames`, which is `of_stage` (0 … 1) of its work."""
         self._done["stage2"] = max(self._done["stage2"], min(1.0, of_stage))
         if self._done["stage1"] == 1 and self._rest_began is None:
             self._rest_began = self._clock(), self._rest_done()
@@ -138,7 +138,7 @@ class ProgressTracker:
             self._show(rows=rows, frames=frames)
 
     def decoded(self, of_stage: float) -> None:
-        """Sound has been made of `of_stage` (0 … 1) of the song."""
+        """`of_stage` (0 … 1) of the song is decoded."""
         if of_stage > self._done["decode"]:
             self._done["decode"] = min(1.0, of_stage)
             self._show()
@@ -150,7 +150,7 @@ class ProgressTracker:
         self._stage_began = now
 
     def _measure(self, new_tokens: int) -> None:
-        """Time without tokens is that of the prompt, of waiting, or of another stage."""
+        """Update the token rate. Time without new tokens (reading a prompt, waiting, other stages) does not count."""
         now = self._clock()
         if new_tokens > 0 and self._shown.tokens:
             elapsed_s = now - self._seen_at
@@ -161,11 +161,11 @@ class ProgressTracker:
         self._seen_at = now
 
     def _rest_done(self) -> float:
-        """How much is done of all that comes behind stage 1."""
+        """The fraction (0 … 1) of the work behind stage 1 that is done."""
         return sum(share * self._done[stage] for stage, share in REST.items())
 
     def _estimate(self) -> float | None:
-        """The seconds until the song is done; None while too little has been measured."""
+        """The seconds until the song is done; None until enough has been measured."""
         if self._measured_s < MEASURED_S or self._shown.tokens < MEASURED_SHARE * self.expected_tokens:
             return None
         seconds_per_token = self._lately_s / self._lately_tokens
@@ -178,11 +178,11 @@ class ProgressTracker:
         elapsed_s, done = self._clock() - began, self._rest_done() - done_before
         expected_s = max(rest_s * (1 - done_before) - elapsed_s, OVERRUN_SHARE * rest_s * (1 - self._rest_done()))
         measured_s = elapsed_s * (1 - self._rest_done()) / done if done else expected_s
-        weight = done / (1 - done_before)  # of what was measured: nothing at first, all at last
+        weight = done / (1 - done_before)  # of the measurement: 0 at first, 1 at the end
         return weight * measured_s + (1 - weight) * expected_s
 
     def _show(self, **changes: object) -> None:
-        ahead = self._rest.value / (1 + self._rest.value)  # of the song's time: what comes behind stage 1
+        ahead = self._rest.value / (1 + self._rest.value)  # the share of the work behind stage 1 in the song's time
         fraction = (1 - ahead) * self._done["stage1"] + ahead * self._rest_done()
         fraction = 1.0 if self._done["encode"] == 1 else max(self._shown.fraction, min(0.999, round(fraction, 4)))
         now = self._clock()

@@ -1,10 +1,10 @@
-"""From the logits of stage 1 to one token: guidance, penalty, mask, temperature, top-k, top-p, draw.
+"""Samples one token from the logits of stage 1: guidance, penalty, mask, temperature, top-k, top-p, draw.
 
-It knows nothing of prompts, sections or caches. The order of the steps is the one in which YuE's published code
-runs them through Hugging Face's `generate`, and it matters.
+It does not know prompts, sections or caches. The order of the steps matters: it is that of YuE's published code, which
+calls Hugging Face's `generate`.
 
-Only `<EOA>` and the codes of codebook 0 may be sung, so everything after the normalisation works on those 1,025
-candidates instead of the vocabulary's 83,968. Index 0 is `<EOA>`, index 1 + c is code c.
+Only `<EOA>` and the codes of codebook 0 are allowed, so everything after the normalisation works on these 1,025
+candidates, not on the vocabulary's 83,968. Index 0 is `<EOA>`, index 1 + c is code c.
 """
 
 from __future__ import annotations
@@ -16,26 +16,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.options import (
+    DEFAULT_REPETITION_PENALTY,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_K,
+    DEFAULT_TOP_P,
+)
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, code_ids
 
 N_CANDIDATES = 1 + CODEBOOK_SIZE
 EOA_CANDIDATE = 0
 _CODES = code_ids(0)
-_NOISE_BLOCK = 64  # draws made at once; a block costs little more than one
+_NOISE_BLOCK = 64  # steps that are drawn at once; a block costs little more than one step
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. `temperature` 0 takes the likeliest, `top_k` 0 and `top_p` 1 turn those off."""
+    """How a token is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 turn those filters off."""
 
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 0.93
-    repetition_penalty: float = 1.1
+    temperature: float = DEFAULT_TEMPERATURE
+    top_k: int = DEFAULT_TOP_K
+    top_p: float = DEFAULT_TOP_P
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
 
     @property
     def n_ranks(self) -> int:
-        """How many of the likeliest candidates can be drawn at all."""
+        """The number of likeliest candidates that can be drawn."""
         return min(self.top_k, N_CANDIDATES) if self.top_k else N_CANDIDATES
 
 
@@ -50,7 +56,7 @@ def token_ids(candidates: Tensor) -> Tensor:
 
 
 def seen_candidates(ids: Iterable[int]) -> Tensor:
-    """Which candidates stand in `ids`: bool (1025,)."""
+    """The candidates that occur in `ids`, as bool (1025,)."""
     seen = torch.zeros(N_CANDIDATES, dtype=torch.bool)
     present = [EOA_CANDIDATE if i == EOA_ID else i - _CODES.start + 1 for i in set(ids) if i == EOA_ID or i in _CODES]
     seen[present] = True
@@ -58,9 +64,9 @@ def seen_candidates(ids: Iterable[int]) -> Tensor:
 
 
 class Samplers:
-    """The settings of S songs as tensors (S, 1), so that all of them draw at once, each in its own way.
+    """The settings of S songs as tensors (S, 1), so that one draw serves all of them.
 
-    `n_ranks` is how many of the likeliest candidates are looked at, at least as many as any song can draw.
+    `n_ranks` is the number of likeliest candidates in the draw, at least as many as any song can draw.
     """
 
     def __init__(self, songs: Sequence[Sampling], device: torch.device, n_ranks: int | None = None) -> None:
@@ -76,11 +82,11 @@ class Samplers:
         self._rank = torch.arange(self.n_ranks, device=device)
 
     def columns(self) -> list[Tensor]:
-        """Everything that differs from song to song, each (S, 1)."""
+        """The settings that differ from song to song, each (S, 1)."""
         return [self.greedy, self.temperature, self.top_p, self.penalty, self.ranks]
 
     def first(self, songs: int) -> Samplers:
-        """The first of these songs: views, so that what is written into these is seen there."""
+        """The settings of the first `songs` songs, as views."""
         part = copy(self)
         part.greedy, part.temperature, part.top_p, part.penalty, part.ranks = (
             column[:songs] for column in self.columns()
@@ -88,14 +94,14 @@ class Samplers:
         return part
 
     def probabilities(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """What can be drawn: probabilities (S, K), falling, and their candidates (S, K); K is `n_ranks`.
+        """Probabilities (S, K) in falling order, and their candidates (S, K); K is `n_ranks`.
 
         Top-p keeps the fewest likeliest candidates whose mass reaches `top_p`, at least one.
         """
         top, candidates = torch.topk(scores / self.temperature, self.n_ranks, dim=-1)
         top = top.masked_fill(self._rank >= self.ranks, -torch.inf)
         mass = torch.softmax(top, dim=-1)
-        mass_from_here = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all that are less likely
+        mass_from_here = mass.flip(-1).cumsum(-1).flip(-1)  # of a rank and all less likely ones
         dropped = mass_from_here <= 1.0 - self.top_p
         dropped[:, 0].fill_(False)
         return torch.softmax(top.masked_fill(dropped, -torch.inf), dim=-1), candidates
@@ -114,14 +120,14 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
 
 
 def unguided(logits: Tensor) -> Tensor:
-    """Scores (S, 1025) without guidance: the plain logits, as `generate` has them when guidance is off."""
+    """Scores (S, 1025) without guidance: the plain logits, as in `generate` without guidance."""
     return torch.cat([logits[:, EOA_ID : EOA_ID + 1], logits[:, _CODES.start : _CODES.stop]], dim=-1).float()
 
 
 def scores_of(logits: Tensor, scales: Tensor) -> Tensor:
-    """Scores (S, 1025) of songs with guidance `scales` (S, 1); 1 is none.
+    """Scores (S, 1025) of songs with guidance `scales` (S, 1); 1 is no guidance.
 
-    `logits` (2 S, V) are of the rows with the prompt, then of those without it; (S, V) where no song is guided.
+    `logits` (2 S, V) hold the conditional rows, then the unconditional ones; (S, V) if no song is guided.
     """
     n_songs = len(scales)
     plain = unguided(logits[:n_songs])
@@ -131,34 +137,34 @@ def scores_of(logits: Tensor, scales: Tensor) -> Tensor:
 
 
 def penalise(scores: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
-    """Make what was `seen` (S, 1025) less likely: a negative score times the penalty, a positive one divided by it."""
+    """Penalise the `seen` candidates (S, 1025): multiply negative scores by the penalty, divide positive ones by it."""
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def forbid_end(scores: Tensor, too_short: Tensor) -> Tensor:
-    """`<EOA>` taken out of the running for the songs (S,) whose section is shorter than it must be."""
+    """The scores (S, 1025) with `<EOA>` ruled out for the songs (S,) whose section is too short."""
     scores = scores.clone()
     scores[:, EOA_CANDIDATE].masked_fill_(too_short, -torch.inf)
     return scores
 
 
 class Noise:
-    """One song's stream of exponential noise: it depends on the seed alone, on no device and no other song."""
+    """One song's stream of exponential noise. It depends on the seed alone, not on the device or other songs."""
 
     def __init__(self, seed: int, width: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._drawn = torch.empty(0, width)  # what comes next
+        self._drawn = torch.empty(0, width)  # noise of the next steps (n, K)
 
     def ahead(self, steps: int) -> Tensor:
-        """The noise (steps, K) of the song's next steps, which stays there until they are taken."""
+        """The noise (steps, K) of the next steps. It stays until `advance`."""
         while len(self._drawn) < steps:
             block = torch.empty(_NOISE_BLOCK, self._drawn.shape[1]).exponential_(generator=self._generator)
             self._drawn = torch.cat([self._drawn, block])
         return self._drawn[:steps]
 
     def advance(self, steps: int) -> None:
-        """So many steps were taken."""
-        assert steps <= len(self._drawn), "noise is used after it was looked at"
+        """Drop the noise of `steps` steps that were taken."""
+        assert steps <= len(self._drawn), "only drawn noise can be dropped"
         self._drawn = self._drawn[steps:]
 
 

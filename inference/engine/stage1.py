@@ -1,7 +1,7 @@
-"""Stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
+"""One song in stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
 
-It knows nothing of lyrics, of the other codebooks or of finite. `Composition` holds one song's tokens and decides what
-comes next; `inference/engine/stage1_batch.py` has the model sing it.
+It does not know lyrics, the other codebooks or audio. `Composition` holds a song's tokens and decides what comes next;
+`inference/engine/stage1_batch.py` runs the model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.engine.sampling import Noise, Sampling
 from inference.errors import InvalidField
+from inference.options import DEFAULT_GUIDANCE_SCALE, DEFAULT_MAX_NEW_TOKENS
 from inference.song import MAX_NEW_TOKENS
 from inference.text.prompt import Prompt
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, TRACKS
@@ -23,72 +24,72 @@ MIN_NEW_TOKENS = 100
 
 @dataclass(frozen=True)
 class Stage1Settings:
-    """How a song is composed. Budgets count new tokens of a section; `context` None is the model's own."""
+    """How a song is composed. Budgets count the new tokens of a section. `context` None is the model's own."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    guidance_scale: tuple[float, float] = (1.5, 1.2)  # of the first section, of the later ones
-    max_new_tokens: int = 3_000
+    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     min_new_tokens: int = MIN_NEW_TOKENS
     context: int | None = None
 
 
 class Composition:
-    """One song in stage 1: what has been sung, and what the model has to read before the next section."""
+    """The tokens of one song in stage 1, and what the model has to read before the next section."""
 
     def __init__(self, prompt: Prompt, settings: Stage1Settings, seed: int, context: int) -> None:
-        """Raises InvalidField where a section of so many tokens finds no room behind its prompt."""
+        """Raises InvalidField if a section with this budget does not fit into the context."""
         limit = min(context, settings.context or context) - settings.max_new_tokens - 1
         if settings.max_new_tokens > MAX_NEW_TOKENS or limit < 1:
             allowed = f"up to {min(MAX_NEW_TOKENS, limit + settings.max_new_tokens - 1)}, for which the model has room"
             raise InvalidField("max_new_tokens", settings.max_new_tokens, allowed)
         self.settings = settings
         self.noise = Noise(seed, settings.sampling.n_ranks)
-        self.sections: list[list[int]] = []  # the new tokens of each, its closing <EOA> included
-        self.shortened = False  # whether a section had to be sung without all of the song before it
+        self.sections: list[list[int]] = []  # the new tokens of each, including its closing <EOA>
+        self.shortened = False  # a section was generated without the whole song before it
         self._prompt = prompt
         self._limit = limit
         self._sequence: list[int] = []
-        self._starts: list[int] = []  # where each [start_of_segment] stands in the sequence
+        self._starts: list[int] = []  # the positions of [start_of_segment] in the sequence
         self._section_open = False
 
     @property
     def finished(self) -> bool:
-        """Whether every section has been sung to its end."""
+        """True once every section has ended."""
         return len(self.sections) == len(self._prompt.segments) and not self._section_open
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens have been sung, in all sections together."""
+        """The number of new tokens in all sections."""
         return sum(map(len, self.sections))
 
     @property
     def section_frames(self) -> list[int]:
-        """How many frames each section has so far; a token without its partner is none."""
+        """The number of frames in each section so far. A frame takes one token of each track."""
         return [(len(section) - section.count(EOA_ID)) // len(TRACKS) for section in self.sections]
 
     @property
     def n_frames(self) -> int:
-        """How many frames have been sung."""
+        """The number of frames in all sections."""
         return sum(self.section_frames)
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance of the section that is being sung."""
+        """The guidance of the current section."""
         first, later = self.settings.guidance_scale
         return first if len(self.sections) == 1 else later
 
     @property
     def n_new(self) -> int:
-        """How many tokens the section has."""
+        """The number of new tokens in the current section."""
         return len(self.sections[-1])
 
     @property
     def n_left(self) -> int:
-        """How many more tokens the section may have."""
+        """The number of tokens that the current section may still have."""
         return self.settings.max_new_tokens - self.n_new
 
     def begin_section(self) -> list[int]:
-        """Open the next section; the ids that the model has to read for it."""
+        """Begin the next section. Returns the ids that the model has to read for it."""
         index = len(self.sections)
         self._starts.append(len(self._sequence) + self._prompt.starts[index])
         self._sequence += self._prompt.segments[index]
@@ -99,7 +100,7 @@ class Composition:
         return context
 
     def append(self, token: int) -> bool:
-        """Take a token into the section; whether that was its last."""
+        """Append a token to the current section. True if it ends the section."""
         section = self.sections[-1]
         section.append(token)
         if token != EOA_ID and len(section) < self.settings.max_new_tokens:
@@ -112,14 +113,14 @@ class Composition:
 
 
 def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[int]:
-    """What the model reads of `sequence`: all where it fits into `limit` ids, else the head and the latest sections.
+    """The ids of `sequence` that the model reads: all if they fit into `limit`, else the head and the latest sections.
 
-    `starts` are the positions of every [start_of_segment]. The oldest section after the head goes first,
+    `starts` are the positions of every [start_of_segment]. The oldest section after the head is dropped first,
 
         head | section 0 | section 1 | section 2 | new        starts = s0 s1 s2 s3
         head |             section 1 | section 2 | new
 
-    while at least three (the new one counted) remain; then only the last `limit` ids can be kept.
+    while at least three remain, including the new one. If that is still too long, the last `limit` ids are kept.
     """
     first_kept, length = 0, len(sequence)
     while length > limit and len(starts) - first_kept >= 3:
@@ -132,17 +133,17 @@ def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[i
 def tracks(sections: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Codes (T,) of the vocal and the instrumental track.
 
-    A section's tokens alternate vocal, instrumental; `<EOA>` and an odd last token are left out.
+    The tokens of a section alternate between vocal and instrumental. `<EOA>` and an odd last token are left out.
     """
     codes = []
     for section in sections:
-        spoken = [token - FIRST_CODE_ID for token in section if token != EOA_ID]
-        codes += spoken[: len(spoken) // len(TRACKS) * len(TRACKS)]
+        section_codes = [token - FIRST_CODE_ID for token in section if token != EOA_ID]
+        codes += section_codes[: len(section_codes) // len(TRACKS) * len(TRACKS)]
     vocal, instrumental = torch.tensor(codes, dtype=torch.long).reshape(-1, len(TRACKS)).T.contiguous()
     return vocal, instrumental
 
 
 def interleave(reference: Sequence[Tensor]) -> list[int]:
-    """Ids of a reference: one row of codes as it is, or two rows alternating, cut to the shorter."""
+    """The ids of a reference: one track's codes (T,) as they are, or two tracks alternating, cut to the shorter."""
     length = min(len(codes) for codes in reference)
     return (torch.stack([codes[:length] for codes in reference], dim=1).flatten() + FIRST_CODE_ID).tolist()

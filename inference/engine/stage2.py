@@ -1,13 +1,13 @@
-"""Stage 2: codebook 0 of a track in, all eight codebooks out, piece by piece.
+"""One piece of stage 2: codebook 0 in, all eight codebooks out.
 
-It knows nothing of songs, sections or finite. Every 6 s of a track are a row of their own, which is decoded greedily,
-frame by frame, on one persistent cache; `inference/engine/stage2_batch.py` has the model do it:
+It does not know songs, sections or audio. Every 6 s of a track are a sequence of their own, decoded greedily, frame by
+frame, on one cache row. `inference/engine/stage2_batch.py` runs the model:
 
     <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …
     '----------- prefix ---------------'   '--- frame 0 ---'   '--- frame 1 ---'
 
-Codebook k may only stand at position k of a frame. The token before a frame and the frame's first are both known when
-the frame begins, so they are fed together: seven forwards a frame, not eight.
+Position k of a frame holds a code of codebook k. The token before a frame and the frame's first token are both known
+when the frame begins, so they are fed together: a frame takes seven forwards, not eight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a w
 
 
 class Piece:
-    """Up to 6 s of one track: codebook 0 in, `codes` (8, T) out once it is `done`."""
+    """Up to 6 s of one track: codebook 0 (T,) in, `codes` (8, T) out once it is `done`."""
 
     def __init__(self, codebook0: Tensor) -> None:
         assert 0 < len(codebook0) <= PIECE_FRAMES, f"a piece has 1 to {PIECE_FRAMES} frames, not {len(codebook0)}"
@@ -31,7 +31,7 @@ class Piece:
         self.ids[0] = codebook0 + FIRST_CODE_ID
         self.n_done = 0  # frames
         self.row: Row | None = None
-        self.last_id = STAGE_2_ID  # the token before the frame that comes next
+        self.last_id = STAGE_2_ID  # the token before the next frame
 
     @property
     def n_frames(self) -> int:
@@ -39,24 +39,35 @@ class Piece:
         return self.ids.shape[1]
 
     @property
-    def n_read(self) -> int:
-        """How many tokens its row holds where the next frame begins."""
-        return PREFIX_TOKENS - 1 + self.n_frames + N_CODEBOOKS * self.n_done
+    def n_left(self) -> int:
+        """The number of frames that are not done."""
+        return self.n_frames - self.n_done
+
+    @property
+    def active_row(self) -> Row:
+        """The cache row of a piece that has begun and is not done."""
+        assert self.row is not None, "an active piece has a row"
+        return self.row
+
+    @property
+    def index(self) -> int:
+        """The number of its cache row."""
+        return self.active_row.index
 
     @property
     def done(self) -> bool:
-        """Whether every frame has its eight codes."""
+        """True once every frame has its eight codes."""
         return self.n_done == self.n_frames
 
     def take(self, frames: Tensor) -> None:
-        """Put the ids (7, W) of the next frames in their places."""
+        """Append the ids (7, W) of the next frames."""
         self.ids[1:, self.n_done : self.n_done + frames.shape[1]] = frames
         self.last_id = int(frames[-1, -1])
         self.n_done += frames.shape[1]
 
     @property
     def codes(self) -> Tensor:
-        """(8, T)."""
+        """The codes (8, T)."""
         assert self.done, "a piece has its codes when it is done"
         return self.ids - torch.tensor([code_ids(k).start for k in range(N_CODEBOOKS)])[:, None]
 

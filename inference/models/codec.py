@@ -1,11 +1,10 @@
-"""X-Codec: codes to 16 kHz waveforms and to the embeddings that the vocoder takes, and waveforms to codes.
+"""X-Codec: decodes codes to 16 kHz waveforms and to the vocoder's embeddings, and encodes waveforms to codes.
 
-It does not know which track it works on, nor anything of token ids, files of audio or 44.1 kHz.
+It does not know which track it works on, token ids, audio files or 44.1 kHz.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,15 +19,11 @@ from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 from inference.errors import CheckpointError, InvalidField
 from inference.models.checkpoints import load_strict, read_pickle, shape_of
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, FRAME_RATE_HZ, N_CODEBOOKS
+from inference.weights.files import read_json
 
 CHECKPOINT = Path("final_ckpt/ckpt_00360000.pth")
 CHECKPOINT_KEY = "codec_model"
 SEMANTIC_CONFIG = Path("semantic_ckpts/hf_1_325000/config.json")
-
-# A long track is decoded in pieces, so that memory does not grow with the song. The decoder sees about 11 frames to
-# either side of a frame; with more context than that, the pieces equal the whole.
-DECODE_FRAMES = 3_000
-CODEC_CONTEXT_FRAMES = 16
 
 FAULTS_SHOWN = 3  # of a wrong checkpoint, in one error
 
@@ -50,29 +45,15 @@ class Codec:
         load_strict(model, _renamed(tensors, model, path), path)
         return cls(model.to(device))
 
-    @property
-    def embedding_dim(self) -> int:
-        """D, the width of what `embed` returns."""
-        return int(self._model.config.codebook_dim)
-
     @torch.inference_mode()
-    def decode(self, codes: torch.Tensor, piece_frames: int = DECODE_FRAMES) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (8, T) -> waveform (320 * T,) at 16 kHz, float32, on the codec's device."""
         codes = self._checked(codes)
-        n_frames = codes.shape[1]
-        pieces = []
-        for first in range(0, n_frames, piece_frames):
-            #   left        first          last         right
-            #    |- context ->|--- kept --->|- context ->|
-            last = min(first + piece_frames, n_frames)
-            left, right = max(first - CODEC_CONTEXT_FRAMES, 0), min(last + CODEC_CONTEXT_FRAMES, n_frames)
-            waveform = self._model.decode(codes[None, :, left:right]).audio_values[0, 0]
-            pieces.append(waveform[(first - left) * CODEC_HOP : (last - left) * CODEC_HOP])
-        return torch.cat(pieces)
+        return self._model.decode(codes[None]).audio_values[0, 0, : codes.shape[1] * CODEC_HOP]
 
     @torch.inference_mode()
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (8, T) -> the sum of their codebook vectors (D, T), which the vocoder takes."""
+        """Codes (8, T) -> the sums of their codebook vectors (D, T), the vocoder's input."""
         return self._model.quantizer.decode(self._checked(codes)[:, None])[0]
 
     @torch.inference_mode()
@@ -93,7 +74,7 @@ class Codec:
 
 # --- the checkpoint's tensors ---
 
-# The two spellings of a weight g * v / |v|; either ends up as one plain weight.
+# The two spellings of a weight g * v / |v|. Either is turned into one plain weight.
 GAINS = {".weight_g": ".weight_v", ".parametrizations.weight.original0": ".parametrizations.weight.original1"}
 
 
@@ -122,13 +103,13 @@ def _is_norm_of(gain: torch.Tensor, direction: torch.Tensor) -> bool:
 
 
 def _with_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """The weight of `direction`'s shape whose norm, over the axes on which `gain` has length 1, is `gain`."""
+    """The weight with the shape of `direction` whose norm, over the axes where `gain` has length 1, is `gain`."""
     normed_axes = [axis for axis, length in enumerate(gain.shape) if length == 1]
     return direction * (gain / torch.linalg.vector_norm(direction, dim=normed_axes, keepdim=True))
 
 
 def _renamed(tensors: Tensors, model: XcodecModel, path: Path) -> Tensors:
-    """The tensors under the model's names. Raises a CheckpointError that speaks in the file's own names."""
+    """The tensors under the model's names. Raises a CheckpointError with the file's own names."""
     n_blocks = len(model.acoustic_encoder.block)
     modules = _acoustic_modules(n_blocks)
     wanted = {_original_name(name, modules): (name, value) for name, value in model.state_dict().items()}
@@ -159,7 +140,7 @@ RENAMED_MODULES = (
     (r"^fc$", "fc_prior"),
     (r"^fc([12])$", r"fc_post\1"),
     (r"^quantizer\.quantizers\.(\d+)\.codebook$", r"quantizer.vq.layers.\1._codebook"),
-    # The semantic branches wrap their convolutions once more, but for the second one of a residual unit.
+    # The semantic branches wrap their convolutions once more, except for the second one of a residual unit.
     (r"^((?:en|de)coder_semantic\.(?!.*res_units\.\d+\.conv2$).*conv\d?)$", r"\1.conv"),
 )
 
@@ -186,7 +167,7 @@ def _residual_unit(new: str, original: str) -> dict[str, str]:
     return {f"{new}.{part}": f"{original}.block.{i}" for i, part in enumerate(("snake1", "conv1", "snake2", "conv2"))}
 
 
-# --- the network that they make up ---
+# --- the network ---
 
 
 def _empty_model(config: XcodecConfig, path: Path) -> XcodecModel:
@@ -201,7 +182,7 @@ def _empty_model(config: XcodecConfig, path: Path) -> XcodecModel:
 
 
 def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfig:
-    """Every width as the tensors have it. Raises CheckpointError where they are none that YuE can use."""
+    """The config with the widths of the tensors. Raises CheckpointError if YuE cannot use them."""
     strides = _strides(tensors, "encoder.block.{}.block.4.weight", path)
     up_strides = _strides(tensors, "decoder_2.model.{}.block.1.weight", path)
     n_codebooks = _count(tensors, "quantizer.vq.layers.{}._codebook.embed")
@@ -230,15 +211,8 @@ def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfi
 
 
 def _semantic_config(path: Path) -> HubertConfig:
-    """What the semantic branch's config.json says of the architecture; the rest of it is about training."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(path, f"is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(path, "is no JSON object")
+    """The architecture in the semantic branch's config.json. The rest of that file is about training."""
+    content = read_json(path)
     try:
         config = HubertConfig(**_architecture(content))
     except (StrictDataclassError, TypeError, ValueError) as error:
@@ -264,7 +238,7 @@ def _strides(tensors: Tensors, pattern: str, path: Path) -> list[int]:
 
 
 def _count(tensors: Tensors, pattern: str, start: int = 0) -> int:
-    """How many tensors the numbered series `pattern` has without a gap."""
+    """The number of tensors in the numbered series `pattern`, up to its first gap."""
     number = start
     while pattern.format(number) in tensors:
         number += 1

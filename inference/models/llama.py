@@ -1,17 +1,17 @@
-"""One forward pass of a LLaMA over rows of different lengths, on preallocated caches, without padding.
+"""Runs a LLaMA over rows of different lengths, on preallocated KV caches, without padding.
 
-It does not know what the tokens mean, how they are chosen, or which song a row belongs to. The network itself is
-`transformers.LlamaForCausalLM`; this room gives it an attention that writes to and reads from our rows.
+It does not know what the tokens mean, how they are sampled, or which song a row belongs to. The network itself is
+`transformers.LlamaForCausalLM`, with an attention that writes to and reads from these rows.
 
-A row is one sequence. Each row's next token stands at its own position, so a row of 400 tokens and a row of one
-can take a step together:
+A row is one sequence. The next token of each row stands at its own position, so a row of 400 tokens and a row of one
+token can take a step together:
 
     row 0   k k k k k k k k q        length 8, reads 9 keys
     row 1   k q                      length 1, reads 2 keys
 
-There are two ways to take a step. `forward` takes any rows, whose lengths the program knows. `static_forward` takes the
-first rows of a cache, used or not, whose lengths only the device knows: no shape in it ever changes and nothing in it
-waits for the device, so it can be compiled once and recorded as a CUDA graph.
+There are two ways to take a step. `forward` takes any rows, whose lengths the host knows. `static_forward` takes the
+first rows of a cache, used or not, whose lengths only the device knows: its shapes never change and it never waits for
+the device, so it can be compiled once and recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 ATTENTION = "live_rows"
-BLOCK_TOKENS = 128  # what a static step's attention reads at once; a capacity is a multiple of it
-PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory that a long prompt's attention takes
-MOST_SHAPES = 64  # that a static step may be compiled for
-# From four rows on, a CPU's float32 matrix product gives each row the same bits however many others there are; for
-# fewer it takes other paths. So fewer are filled up, and what a row holds never depends on its neighbours.
+BLOCK_TOKENS = 128  # the block size of a static step's attention; capacities are multiples of it
+PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory for the attention of a long prompt
+MOST_SHAPES = 64  # for which a static step may be compiled
+# From four rows on, a CPU's float32 matrix product computes the same bits for a row whatever the number of rows; for
+# fewer rows it takes other code paths. So fewer rows are filled up, and no row depends on its neighbours.
 MIN_EXACT_ROWS = 4
 
 
 @dataclass(eq=False)
 class Row:
-    """One sequence: its place in a cache and how many tokens it holds. Feeding it makes it longer."""
+    """One sequence: its place in a cache and its number of tokens. Feeding it makes it longer."""
 
     cache: RowCache
     index: int
@@ -48,13 +48,13 @@ class Row:
 
 
 class RowCache:
-    """Room for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, head_dim)."""
+    """A KV cache for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, head_dim)."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.capacity = _whole_blocks(capacity)
         shape = (rows, config.num_key_value_heads, self.capacity, _head_dim(config))
         layers = range(config.num_hidden_layers)
-        # Zeros, because a static step multiplies what lies behind a row's last token by 0, and 0 times NaN is NaN.
+        # Zeros, because a static step multiplies everything behind a row's last token by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self._free = list(range(rows))
@@ -65,21 +65,21 @@ class RowCache:
         return len(self._free)
 
     def take(self) -> Row:
-        """An empty row, the lowest that is free: neighbours can share work."""
+        """The lowest free row, empty. Neighbouring rows can share work."""
         assert self._free, "every row is taken"
         return Row(self, heapq.heappop(self._free))
 
     def give_back(self, row: Row) -> None:
-        """End a row's use."""
+        """Free a row."""
         assert row.cache is self and row.index not in self._free, "a row is given back once, to its own cache"
         heapq.heappush(self._free, row.index)
 
 
 @dataclass(frozen=True)
 class StaticRows:
-    """The first rows of a cache, as a static step takes them: used or not, at the lengths that the device knows.
+    """The first rows of a cache in a static step, used or not, with their lengths on the device.
 
-    The step writes each row's new keys and values behind its `lengths` (R,) int64, and leaves the lengths as they are.
+    The step writes the new keys and values of each row behind its `lengths` (R,) int64. It does not change the lengths.
     """
 
     cache: RowCache
@@ -99,17 +99,17 @@ class _LayerRows(NamedTuple):
 
 @dataclass(frozen=True)
 class _Run:
-    """Rows that are neighbours in one cache and equally long, which can share one attention call."""
+    """Neighbouring rows of one cache with equal lengths, which share one attention call."""
 
     cache: RowCache
     batch: slice  # in the tokens of this forward
     rows: slice  # in the cache
     start: int  # position of the first new token
-    mask: Tensor | None  # (Q, start + Q), True where a query may look; None where it may look everywhere
+    mask: Tensor | None  # (Q, start + Q), True where a query may attend; None: everywhere
 
 
 class Llama:
-    """A loaded language model and its steps. Results are on the model's device, in its dtype."""
+    """A loaded language model. Results are on the model's device, in its dtype."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         model.set_attn_implementation(ATTENTION)
@@ -122,25 +122,25 @@ class Llama:
 
     @property
     def context(self) -> int:
-        """How many positions a row may have."""
+        """The largest number of positions of a row."""
         return int(self.config.max_position_embeddings)
 
     def new_cache(self, rows: int, capacity: int) -> RowCache:
-        """Room for `rows` sequences of up to `capacity` tokens."""
+        """A KV cache for `rows` sequences of up to `capacity` tokens."""
         assert capacity <= self.context, f"{capacity} positions asked for, the model has {self.context}"
         return RowCache(self.config, rows, capacity, self.device, self.dtype)
 
     def cache_bytes(self, capacity: int) -> int:
-        """The memory that a row of `capacity` tokens takes."""
+        """The size of a row of `capacity` tokens."""
         elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
         return _whole_blocks(capacity) * elements * self.dtype.itemsize
 
     def compile(self, backend: str = "inductor") -> None:
-        """Let the compiler fuse the layers of static steps; it works when a step is taken in a new shape."""
-        # One layer is compiled and serves for all, in a variant for each shape: two models, a dozen buckets, one or two
-        # tokens. The compiler's own limit takes so many for a mistake.
+        """Compile the layers of static steps. The compiler runs when a step has a new shape."""
+        # One compiled layer serves all layers, in a variant for each shape: two models, a dozen buckets, one or two
+        # tokens. The compiler's default limit is lower.
         torch._dynamo.config.recompile_limit = MOST_SHAPES
-        # Else it times variants of every fused kernel, for each shape anew, and each start may choose others.
+        # Else it times variants of every fused kernel for each shape, and each start may choose other ones.
         from torch._inductor import config as inductor  # slow to import, and only needed here
 
         if hasattr(inductor.triton, "autotune_pointwise"):
@@ -148,13 +148,13 @@ class Llama:
         self._layer = torch.compile(_layer, fullgraph=True, dynamic=False, backend=backend)
 
     def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
-        """Feed sequences of equal length (R, T) to empty rows, in chunks; the last hidden states (R, H)."""
+        """Feed sequences of equal length (R, T) to empty rows, in chunks. Returns the last hidden states (R, H)."""
         assert not any(row.length for row in rows), "a row is read from its beginning"
         hidden = [self.forward(rows, chunk) for chunk in tokens.split(PREFILL_CHUNK, dim=1)]
         return hidden[-1]
 
     def forward(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
-        """Feed tokens (R, Q) to the rows; the hidden states (R, H) of each row's last one."""
+        """Feed tokens (R, Q) to the rows. Returns the hidden states (R, H) of each row's last token."""
         n_rows, n_new = tokens.shape
         assert n_rows == len(rows) and all(row.length + n_new <= row.cache.capacity for row in rows), "a row is full"
         runs = _runs(rows, n_new, self.device)
@@ -167,7 +167,7 @@ class Llama:
         return output.last_hidden_state[:n_rows, -1]
 
     def static_forward(self, static_rows: Sequence[StaticRows], tokens: Tensor) -> Tensor:
-        """Feed tokens (R, Q) to the rows of all `static_rows`, cache after cache; the last hidden states (R, H)."""
+        """Feed tokens (R, Q) to the rows of `static_rows`, cache after cache. Returns the last hidden states (R, H)."""
         network = self.model.model
         starts = torch.cat([part.lengths for part in static_rows])
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
@@ -178,28 +178,28 @@ class Llama:
         return network.norm(hidden)[:, -1]
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        """The logits (R, V) of hidden states (R, H), or (R, ids) of some neighbouring ids only."""
+        """The logits (R, V) of hidden states (R, H), or only those of a range of ids (R, ids)."""
         head = self.model.lm_head.weight
         if ids is not None:
             return functional.linear(self._filled(hidden), head[ids.start : ids.stop])[: len(hidden)]
         if self.device.type != "cpu":
             return functional.linear(hidden, head)
-        # On a CPU the whole head times few rows is up to four times faster this way round. Four rows at a time,
-        # always: products of other widths differ in their last bits.
+        # On a CPU the whole head times few rows is up to four times faster this way round. It is always four rows at a
+        # time: products of other widths differ in their last bits.
         tiles = [head @ self._filled(tile).T for tile in hidden.split(MIN_EXACT_ROWS)]
         return torch.cat(tiles, dim=1)[:, : len(hidden)].T.contiguous()
 
     def _filled(self, rows: Tensor) -> Tensor:
-        """At least as many rows as the device needs to compute each as if it were alone."""
+        """The rows (R, …), filled up to the number that the device needs to compute each as if it were alone."""
         missing = self._min_rows - len(rows)
         return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
 
 @contextmanager
 def kept_length(rows: Sequence[Row]) -> Iterator[None]:
-    """Let the rows be fed, and be as long afterwards as before, also where memory runs out in the middle.
+    """Restore the rows' lengths after they were fed, also if memory runs out meanwhile.
 
-    Who wants the tokens to count lengthens the rows when the work is done; else the next ones are written over them.
+    To count the tokens, the caller lengthens the rows afterwards; else the next tokens overwrite them.
     """
     lengths = [row.length for row in rows]
     try:
@@ -209,10 +209,10 @@ def kept_length(rows: Sequence[Row]) -> Iterator[None]:
             row.length = length
 
 
-def agree(found: Tensor, expected: Tensor, rounding: float = 5e-2) -> bool:
-    """Whether hidden states (…, H) of two ways to compute them are the same up to their dtype's rounding.
+def agree(found: Tensor, expected: Tensor, rounding: float) -> bool:
+    """True if hidden states (…, H), computed in two ways, are equal up to the rounding of their dtype.
 
-    `rounding` is what is allowed in half precision, relative to each row's norm.
+    `rounding` is the allowed deviation in half precision, relative to each row's norm.
     """
     allowed = 1e-3 if expected.dtype == torch.float32 else rounding
     difference = (found.float() - expected.float()).norm(dim=-1)
@@ -240,7 +240,7 @@ def _share(row: Row, following: Row) -> bool:
 def _layer(
     layer: LlamaDecoderLayer, hidden: Tensor, turns: tuple[Tensor, Tensor], static_rows: list[_LayerRows]
 ) -> Tensor:
-    """One layer of a static step. It must not look at the layer's number, or it is compiled anew for each."""
+    """One layer of a static step. It must not use the layer's number, or each layer is compiled separately."""
     return layer(hidden, position_embeddings=turns, static_rows=static_rows)
 
 
@@ -253,9 +253,9 @@ def _attend(
     scaling: float,
     row_runs: list[_Run] | None = None,
     static_rows: list[_LayerRows] | None = None,
-    **_: Any,  # what transformers passes to every attention: dropout, position ids, …
+    **_: Any,  # transformers passes dropout, position ids, …
 ) -> tuple[Tensor, None]:
-    """Store the new keys and values, then let the rows read; the result is (R, Q, heads, head_dim)."""
+    """Store the new keys and values, then attend. Returns (R, Q, heads, head_dim)."""
     if static_rows is not None:
         return _attend_static(query, key, value, static_rows, scaling), None
     assert row_runs is not None, "rows are fed by forward or static_forward"
@@ -263,7 +263,7 @@ def _attend(
 
 
 def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], layer: int, scaling: float) -> Tensor:
-    """Each run of rows reads its live keys and no others."""
+    """Attention in which each run of rows reads its live keys only."""
     n_rows, n_heads, n_new, head_dim = query.shape
     output = query.new_zeros(n_rows, n_new, n_heads, head_dim)
     for run in runs:
@@ -277,7 +277,7 @@ def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run],
 
 
 def _attend_static(query: Tensor, key: Tensor, value: Tensor, static_rows: list[_LayerRows], scaling: float) -> Tensor:
-    """Each row reads the blocks of keys that hold something of its own."""
+    """Attention in which each row reads the key blocks that hold its tokens."""
     n_new = query.shape[2]
     outputs, first = [], 0
     for keys, values, lengths in static_rows:
@@ -287,7 +287,7 @@ def _attend_static(query: Tensor, key: Tensor, value: Tensor, static_rows: list[
         positions = lengths[:, None] + torch.arange(n_new, device=keys.device)
         keys[rows[:, None], :, positions] = key[batch].transpose(1, 2)
         values[rows[:, None], :, positions] = value[batch].transpose(1, 2)
-        # Gathered, not sliced: torch 2.13's compiled attention for CPUs reads any slice from the start of the whole.
+        # Gathered, not sliced: torch 2.13's compiled attention for CPUs reads any slice from the start of the tensor.
         queries = query.index_select(0, rows + first)
         mask = _live_blocks(lengths, n_new, capacity)
         outputs.append(flex_attention(queries, keys, values, block_mask=mask, scale=scaling, enable_gqa=True))
@@ -296,14 +296,14 @@ def _attend_static(query: Tensor, key: Tensor, value: Tensor, static_rows: list[
 
 
 def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
-    """Which keys the new tokens of rows with `lengths` (R,) may read, as flex_attention takes it.
+    """The block mask for flex_attention: the keys that the new tokens of rows with `lengths` (R,) may read.
 
     block     0           1           2           3
-    keys      k k k k k k k k k k k k q q . . . . . . . .       two new tokens: blocks 0 to 2 are read,
-                                                                in them no key behind a token itself
+    keys      k k k k k k k k k k k k q q . . . . . . . .       two new tokens read blocks 0 to 2, and in
+                                                                them no key behind themselves
     """
 
-    def may_look(row: Tensor, head: Tensor, new: Tensor, key: Tensor) -> Tensor:
+    def may_attend(row: Tensor, head: Tensor, new: Tensor, key: Tensor) -> Tensor:
         return key <= lengths[row] + new
 
     n_blocks = capacity // BLOCK_TOKENS
@@ -313,7 +313,7 @@ def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
         live.to(torch.int32)[:, None, None],
         every.contiguous(),
         BLOCK_SIZE=BLOCK_TOKENS,
-        mask_mod=may_look,
+        mask_mod=may_attend,
         seq_lengths=(n_new, capacity),
         compute_q_blocks=False,
     )
@@ -322,7 +322,7 @@ def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Attention of (R, heads, Q, D) over (R, kv_heads, L, D) as (R, Q, heads, D), without copying a shared head.
 
-    The queries that share a key-value head are laid side by side as more queries of that head:
+    The queries that share a key-value head become more queries of that head:
     (R, kv_heads · group, Q, D) -> (R, kv_heads, group · Q, D).
     """
     n_rows, n_heads, n_new, head_dim = query.shape

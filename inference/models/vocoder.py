@@ -1,6 +1,6 @@
-"""Vocos: X-Codec embeddings to 44.1 kHz waveforms.
+"""Vocos: decodes X-Codec embeddings to 44.1 kHz waveforms.
 
-It does not know which track it works on, nor how the embeddings came about.
+It does not know which track it works on, or how the embeddings were computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inference.vocabulary import VOCODER_HOP
 
 KERNEL_SIZE = 7
 LAYER_NORM_EPS = 1e-6
-MAX_MAGNITUDE = 100.0  # keeps exp() of a stray log-magnitude from blowing up the waveform
+MAX_MAGNITUDE = 100.0  # limits exp() of an outlying log-magnitude
 WINDOW_TOLERANCE = 1e-5
 
 
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Spectra to a waveform, by overlap-add. `torch.istft` has no "same" padding, so it is done here."""
+    """Spectra to a waveform, by overlap-add. `torch.istft` has no "same" padding, so it is implemented here."""
 
     window: torch.Tensor  # (n_fft,)
 
@@ -75,7 +75,7 @@ class InverseSTFT(nn.Module):
 
 
 class Head(nn.Module):
-    """Frames to log-magnitudes and phases, and these to a waveform."""
+    """Frames to log-magnitudes and phases, and on to a waveform."""
 
     def __init__(self, width: int, n_fft: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Vocos(nn.Module):
 
 
 def load(path: Path, device: torch.device) -> Vocos:
-    """The vocoder in the file `path`, in float32, as wide as its tensors are. Raises CheckpointError."""
+    """The vocoder in the file `path`, in float32, with the widths of its tensors. Raises CheckpointError."""
     tensors = {name: tensor.to(torch.float32) for name, tensor in read_pickle(path).items()}
     vocos = _empty_vocos(tensors, path)
     load_strict(vocos, tensors, path)
@@ -120,7 +120,7 @@ def _empty_vocos(tensors: dict[str, torch.Tensor], path: Path) -> Vocos:
     hidden_width, _ = shape_of(tensors, "backbone.convnext.0.pwconv1.weight", path, 2)
     n_rows, _ = shape_of(tensors, "head.out.weight", path, 2)
     n_fft = n_rows - 2  # n_fft / 2 + 1 magnitudes and as many phases
-    # With less than half of overlap there are samples that no window covers.
+    # With less than half of overlap, some samples are covered by no window.
     if n_fft % 2 or n_fft < 2 * VOCODER_HOP:
         allowed = f"an even number from {2 * VOCODER_HOP + 2} on"
         raise CheckpointError(path, f"head.out.weight has {n_rows} rows, allowed: {allowed}")
@@ -137,7 +137,7 @@ def _check_window(window: torch.Tensor, path: Path) -> None:
 
 
 def _overlap_add(frames: torch.Tensor) -> torch.Tensor:
-    """Frames (n_fft, T) -> their sum, each 882 samples after the one before, cut to the middle (882 * T,).
+    """Frames (n_fft, T) -> their sum, each 882 samples after the previous one, cut to the middle (882 * T,).
 
     |<- cut ->|                                                 |<- cut ->|
     [======= frame 0 =======]

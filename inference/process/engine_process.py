@@ -1,11 +1,11 @@
-"""The engine in a process of its own: both sides of the pipe between it and its parent.
+"""Runs the engine in a child process: both sides of the pipe between the child and its parent.
 
-It knows nothing of jobs or HTTP. Importing this module imports no torch: only the child does, when it loads.
+It does not know jobs or HTTP. Importing this module imports no torch; only the child does, when it loads the model.
 
-    parent  EngineProcess ──▶ child  the main thread sings, another listens
+    parent  EngineProcess ──▶ child  the main thread generates, another listens
                           ◀──
 
-The child is started afresh, never forked, and ends when its end of the pipe closes, however its parent died.
+The child is started afresh, never forked. It ends when the parent's end of the pipe closes, however the parent died.
 """
 
 from __future__ import annotations
@@ -51,19 +51,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 5.0
-COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled, for the next start
-# Without progress is a hang: the longest pass, a codec's on a slow CPU, takes seconds; compiling a step, for which a
-# song may have to wait, takes a minute.
+COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps compiled code for the next start
+# No progress for this long is a hang: the longest pass, the codec's on a slow CPU, takes seconds. A song may have to
+# wait for a step to be compiled, which takes a minute.
 STALL_SECONDS = 300.0
-PART_SECONDS = 1_800.0  # in which any part of a model is loaded, from a slow disk too
+PART_SECONDS = 1_800.0  # the time limit for loading one part of a model, also from a slow disk
 
 
 class EngineProcess:
-    """The parent's side. Every method may be called from any thread; none but `start` and `close` waits."""
+    """The parent's side. Every method may be called from any thread. Only `start` and `close` block."""
 
-    program: ClassVar[tuple[str, ...]] = (
-        "inference.process.engine_process",
-    )  # the child's module, and arguments before the pipe's
+    # The child's module, and the arguments before the pipe's.
+    program: ClassVar[tuple[str, ...]] = ("inference.process.engine_process",)
 
     def __init__(self, process: subprocess.Popen[bytes], connection: Connection, stall_seconds: float) -> None:
         self._process = process
@@ -73,13 +72,13 @@ class EngineProcess:
         self._songs: dict[str, _SongInChild] = {}
         self._info: dict[str, object] = {}
         self._stall_seconds = stall_seconds
-        self._advanced_at = time.monotonic()  # when a song last came further, or the first of those here came
-        self._reason = ""  # why the child ended, where more is known than its exit code
-        self.recording_failed = False  # which is how the child ended
+        self._advanced_at = time.monotonic()  # when a song last made progress, or the first one arrived
+        self._reason = ""  # why the child ended, if more is known than its exit code
+        self.recording_failed = False  # the child ended because of a failed recording
         self._closed = False
-        self._lost = False  # the pipe is closed: whatever the process still does, nobody will hear of it
+        self._lost = False  # the pipe is closed: nothing more can come from the child
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
-        assert process.stdout is not None, "what the child writes is logged"
+        assert process.stdout is not None, "the child's output is logged"
         self._relay = log_relay.relay(process.stdout, __name__)
 
     @classmethod
@@ -91,21 +90,21 @@ class EngineProcess:
         stall_seconds: float = STALL_SECONDS,
         part_seconds: float = PART_SECONDS,
     ) -> EngineProcess:
-        """Start the child and wait until it has loaded `files`; `on_loading` hears which part. Raises YueError.
+        """Start the child and wait until it has loaded `files`. Raises YueError.
 
-        A child that loads one part for `part_seconds`, or that has songs and takes none of them any further for
-        `stall_seconds`, is killed.
+        `on_loading` is called with the name of each part. The child is killed if one part takes more than
+        `part_seconds` to load, or if it has songs and none makes progress for `stall_seconds`.
         """
         ours, theirs = Pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", *cls.program, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             cwd=PROJECT,
-            # Threads that spin while they wait take the cores from the HTTP process, and from each other.
+            # Threads that spin while they wait would take the cores from the HTTP process and from each other.
             env={"OMP_WAIT_POLICY": "passive", COMPILED_STEPS: str(cache_folder() / "compiled"), **os.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the server, which lets songs finish
+            start_new_session=True,  # Ctrl-C goes to the server, which lets songs finish
         )
         theirs.close()
         engine = cls(process, ours, stall_seconds)
@@ -119,7 +118,7 @@ class EngineProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether songs can be sent."""
+        """True while the child accepts songs."""
         return not self._closed and not self._lost and self._process.poll() is None
 
     @property
@@ -128,24 +127,24 @@ class EngineProcess:
         return self._process.pid
 
     def info(self) -> dict[str, object]:
-        """Device, dtype, quantization, memory and seconds of loading, as they were when the models were ready."""
+        """Device, dtype, quantization, memory and loading time, as measured when the models were ready."""
         return {**self._info, "pid": self.pid}
 
     def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Have a song sung. The future ends in a Song or raises a YueError."""
+        """Generate a song. The future returns a Song or raises a YueError."""
         future: Future[Song] = Future()
         with self._songs_lock:
-            assert song_id not in self._songs, f"song {song_id} is being sung"
-            if not self._songs:  # else songs that keep coming would hide that none of them gets on
+            assert song_id not in self._songs, f"song {song_id} is being generated"
+            if not self._songs:  # else new songs would hide that none makes progress
                 self._advanced_at = time.monotonic()
             self._songs[song_id] = _SongInChild(future, on_progress)
             self._writer.put(Generate(song_id, request))  # before any cancel request for it
-        if self._lost:  # and the listener may have failed the songs before this one came
+        if self._lost:  # the listener may have failed the songs before this one was added
             self._fail_songs()
         return future
 
     def cancel(self, song_id: str) -> None:
-        """Stop a song; its future raises Cancelled. Nothing happens to one that is unknown or done."""
+        """Cancel a song; its future raises Cancelled. If it is unknown or done, nothing happens."""
         with self._songs_lock:
             song = self._songs.get(song_id)
             if song is None or song.cancelled:
@@ -154,7 +153,7 @@ class EngineProcess:
         self._writer.put(Cancel(song_id))
 
     def close(self) -> None:
-        """End the child; songs in it fail with EngineError."""
+        """End the child. Its songs fail with EngineError."""
         self._closed = True
         if not self._lost:
             self._process.terminate()
@@ -162,10 +161,10 @@ class EngineProcess:
                 self._process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 self._kill()
-        self._writer.close()  # which wakes both threads, even where the system could not end the child
+        self._writer.close()  # wakes both threads, even if the system could not end the child
         if self._listener.ident is not None:
-            self._listener.join()  # it fails the songs
-        self._relay.join(1.0)  # its last words; a process of its own that is left may hold the line for longer
+            self._listener.join()  # it fails the songs before it ends
+        self._relay.join(1.0)  # for its last output; a grandchild may hold the pipe open for longer
         self._connection.close()
 
     def _load(self, load: Load, on_loading: Callable[[str], None], part_seconds: float) -> None:
@@ -188,16 +187,16 @@ class EngineProcess:
         try:
             while True:
                 if self._connection.poll(self._stall_seconds / 4):
-                    self._hear(self._connection.recv())
+                    self._receive(self._connection.recv())
                 if self._stalled:
-                    self._reason = f"took no song any further for {self._stall_seconds:g} s"
+                    self._reason = f"made no progress with any song for {self._stall_seconds:g} s"
                     self._kill()
         except (EOFError, OSError):
-            self._reason = self._seen_to_its_end()
-            self._lost = True  # only now: whoever sees it has nothing more to wait for
+            self._reason = self._wait_for_end()
+            self._lost = True  # last: who sees it finds the reason
             self._fail_songs()
 
-    def _hear(self, message: object) -> None:
+    def _receive(self, message: object) -> None:
         match message:
             case Advanced(song_id, progress):
                 with self._songs_lock:
@@ -215,7 +214,7 @@ class EngineProcess:
             case Broken(error):
                 self._reason = f"failed ({error})"
                 self.recording_failed = isinstance(error, RecordingFailed)
-                self._kill()  # a device that failed may hold up even the end of its process
+                self._kill()  # a failed device may delay even the end of its process
             case _:
                 raise AssertionError(f"the engine's process sent {message!r}")
 
@@ -236,7 +235,7 @@ class EngineProcess:
             return bool(self._songs) and time.monotonic() - self._advanced_at > self._stall_seconds
 
     def _kill(self) -> None:
-        """End the child whatever it does; one that the system cannot end is left behind."""
+        """Kill the child. If the system cannot end it, it is left behind."""
         self._process.kill()
         try:
             self._process.wait(SECONDS_TO_END)
@@ -245,24 +244,24 @@ class EngineProcess:
 
     @property
     def ending(self) -> str:
-        """How the child ended, for people: "was ended by SIGKILL". To be asked only once it is not alive."""
-        return self._reason if self._lost else self._seen_to_its_end()
+        """How a child that is not alive ended, as the rest of a sentence: "was ended by SIGKILL"."""
+        return self._reason if self._lost else self._wait_for_end()
 
-    def _seen_to_its_end(self) -> str:
-        """How the child ended; it is given some seconds, and then killed."""
+    def _wait_for_end(self) -> str:
+        """Wait some seconds for the child to end, then kill it. Returns how it ended."""
         try:
             code = self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self._kill()  # it would hold the device's memory
+            self._kill()  # it would keep the device's memory
             return self._reason or "closed its pipe"
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return self._reason or ended
 
 
 class EngineSeries:
-    """Engines of the same options, one after the other. Once a recording ended one, those that follow record nothing.
+    """Starts engines with the same options, one after the other. After a failed recording, no later engine records.
 
-    One thread at a time calls it.
+    Only one thread at a time may call it.
     """
 
     def __init__(self, options: EngineOptions, kind: type[EngineProcess] = EngineProcess) -> None:
@@ -270,7 +269,7 @@ class EngineSeries:
         self._last: EngineProcess | None = None
 
     def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
-        """The next one. Raises YueError."""
+        """Start the next engine. Raises YueError."""
         if self._last and self._last.recording_failed:
             self._stop_recording()
         try:
@@ -283,27 +282,27 @@ class EngineSeries:
         return self._last
 
     def _stop_recording(self) -> None:
-        log.error("a step's recording ended the engine; this server's next ones sing without recorded steps")
+        log.error("recording a step ended the engine; this server's next engines record no steps")
         self._options = replace(self._options, compile=False)
 
 
 @dataclass(eq=False)
 class _SongInChild:
-    """A song that the child has been given."""
+    """A song that was sent to the child."""
 
     future: Future[Song]
     on_progress: Callable[[Progress], None]
     progress: Progress | None = None
-    cancelled: bool = False  # the child is told once
+    cancelled: bool = False  # the child was told
 
     def note(self, progress: Progress) -> bool:
-        """Whether this is further than what was heard before; the time that is left also changes while nothing does."""
+        """True if the song made progress. `seconds_left` does not count: it changes by itself."""
         before, self.progress = self.progress, replace(progress, seconds_left=None)
         return self.progress != before
 
 
 class _Child:
-    """The child's side: one thread listens, the main thread loads and sings."""
+    """The child's side: one thread listens, the main thread loads and generates."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -311,8 +310,8 @@ class _Child:
         self._commands: queue.SimpleQueue[Load | Generate | Cancel] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Load, then sing until the parent is gone or the engine fails."""
-        # Listening starts before torch is imported, so that an early end of the parent is noticed.
+        """Load the model, then generate until the parent is gone or the engine fails."""
+        # Listening starts before torch is imported, so an early end of the parent is noticed.
         threading.Thread(target=self._listen, name="parent-listener", daemon=True).start()
         load = self._commands.get()
         assert isinstance(load, Load)
@@ -323,7 +322,7 @@ class _Child:
             return
         try:
             self._generate(engine)
-        except Exception as error:  # the engine is in no known state: only a new process helps
+        except Exception as error:  # the engine's state is unknown: only a new process helps
             self._send(Broken(_for_parent(error)))
 
     def _loaded(self, load: Load) -> Scheduler:
@@ -342,7 +341,7 @@ class _Child:
 
     def _generate(self, engine: Scheduler) -> None:
         while True:
-            self._take_orders(engine)
+            self._take_commands(engine)
             for outcome in engine.step():
                 match outcome.result:
                     case Song() as song:
@@ -350,8 +349,8 @@ class _Child:
                     case error:
                         self._send(Failed(outcome.song_id, error))
 
-    def _take_orders(self, engine: Scheduler) -> None:
-        """Do what the parent has asked for since; wait for it while there is nothing to sing, or to prepare for it."""
+    def _take_commands(self, engine: Scheduler) -> None:
+        """Carry out the parent's commands. While the engine is idle, record steps, then wait for commands."""
         while engine.idle or not self._commands.empty():
             if self._commands.empty() and engine.prepare_next():
                 self._send(Recorded(engine.recordings()))
@@ -370,7 +369,7 @@ class _Child:
             while True:
                 self._commands.put(self._connection.recv())
         except (EOFError, OSError):
-            os._exit(0)  # the parent is gone, and with it everyone who could want a song
+            os._exit(0)  # the parent is gone: nobody is left to receive songs
 
     def _send(self, message: object) -> None:
         try:
@@ -381,7 +380,7 @@ class _Child:
 
 
 def _for_parent(error: Exception) -> YueError:
-    """The error as the parent can take it: ours as they are, others in words, with the traceback in the log."""
+    """The error in a form that the parent can unpickle. The traceback of a foreign error goes to the log."""
     if isinstance(error, YueError):
         return error
     log.error("the engine failed", exc_info=error)
@@ -390,7 +389,7 @@ def _for_parent(error: Exception) -> YueError:
 
 if __name__ == "__main__":
     log_relay.write_lines()
-    # Run under its real name, so that the messages' classes are the ones the parent knows.
+    # Run under its real name, so the messages' classes are the parent's.
     from inference.process import engine_process
 
     engine_process._Child(Connection(int(sys.argv[1]))).run()

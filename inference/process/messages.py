@@ -1,8 +1,8 @@
-"""What the engine's process and its parent say to each other.
+"""Defines the messages between the engine's process and its parent.
 
-It knows nothing of how a message travels, or of what is done about it.
+It does not know how a message travels, or what its receiver does.
 
-    to the child      Load, then any number of Generate, Cancel
+    to the child      Load, then any number of Generate and Cancel
     to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Generated, Failed, at last Broken
 """
 
@@ -25,23 +25,25 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Generate:
-    """To the child: sing this song, together with others while there is room, after them where there is none."""
-
+class _AboutSong:
     song_id: str
+
+
+@dataclass(frozen=True)
+class Generate(_AboutSong):
+    """To the child: generate this song, as soon as a slot is free."""
+
     request: SongRequest
 
 
 @dataclass(frozen=True)
-class Cancel:
+class Cancel(_AboutSong):
     """To the child: stop this song, or do not begin it."""
-
-    song_id: str
 
 
 @dataclass(frozen=True)
 class Loading:
-    """From the child: which part is being loaded."""
+    """From the child: the part that is being loaded."""
 
     part: str
 
@@ -55,30 +57,28 @@ class Ready:
 
 @dataclass(frozen=True)
 class Recorded:
-    """From the child: which steps are compiled and recorded by now, and how long that took."""
+    """From the child: the steps that are compiled and recorded by now, and the time each took."""
 
     recordings: dict[str, dict[str, object]]
 
 
 @dataclass(frozen=True)
-class Advanced:
-    """From the child: a song has come further."""
+class Advanced(_AboutSong):
+    """From the child: a song made progress."""
 
-    song_id: str
     progress: Progress
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(_AboutSong):
     """From the child: a song is finished."""
 
-    song_id: str
     song: Song
 
 
 @dataclass(frozen=True)
 class Failed:
-    """From the child: a song could not be sung; without a song, the models could not be loaded."""
+    """From the child: a song failed; without a song, the models could not be loaded."""
 
     song_id: str | None
     error: YueError
@@ -86,6 +86,6 @@ class Failed:
 
 @dataclass(frozen=True)
 class Broken:
-    """From the child, its last word: the engine failed, and every song in it."""
+    """From the child, its last message: the engine failed, and with it every song in it."""
 
     error: YueError

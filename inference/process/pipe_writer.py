@@ -1,6 +1,6 @@
-"""Sends messages through a pipe without ever making the sender wait: they are queued, and one thread writes them.
+"""Sends messages through a pipe without blocking the sender: they are queued, and one thread writes them.
 
-It knows nothing of what the messages mean or who reads them.
+It does not know what the messages mean, or who reads them.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class PipeWriter:
         self._thread.start()
 
     def put(self, message: object) -> None:
-        """Send a message after those before it; where the other side is gone, it is dropped."""
+        """Send a message, in order. If the other side is gone, it is dropped."""
         assert message is not None, "None ends the queue"
         self._queue.put(message)
 
     def close(self) -> None:
-        """End the pipe for both sides, whatever is still queued: whoever reads from it or writes to it returns."""
+        """Shut the pipe down for both sides, even with messages in the queue. Blocked readers and writers return."""
         self._queue.put(None)
         self._shut_down()
         self._thread.join()
 
     def _write(self) -> None:
         try:
-            with suppress(OSError):  # the other side is gone, which the reader of this side's messages notices
+            with suppress(OSError):  # the other side is gone; the reader of this end notices
                 while (message := self._queue.get()) is not None:
                     self._connection.send(message)
         finally:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        """Closing the descriptor would not wake the threads that wait for it."""
+        """Closing the descriptor alone would not wake the threads that wait for it."""
         with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
             pipe.shutdown(socket.SHUT_RDWR)

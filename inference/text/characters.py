@@ -1,6 +1,6 @@
-"""Text as people send it: whole characters, without invisible ones, in lines.
+"""Cleans text: checks its characters, removes invisible ones, and splits it into lines.
 
-It knows nothing of sections or genres.
+It does not know sections or genres.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def lines(text: str) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """The text without the characters that nobody sees."""
+    """The text without invisible characters."""
     return _INVISIBLE.sub("", text)
 
 
 def check_characters(field: str, text: str, name_line: bool = False) -> None:
-    """Raises InvalidField, which may name the line, for half a surrogate pair.
+    """Raise InvalidField for half a surrogate pair. With `name_line`, the error names the line.
 
-    JSON can spell it, but it is no character and has no bytes to be tokenised or answered with.
+    JSON can express it, but it is not a character and cannot be encoded.
     """
     for number, line in enumerate(lines(text), 1):
         try:

@@ -1,6 +1,6 @@
-"""What a line of lyrics holds: tags, stage directions, words, and the marks of other formats around them.
+"""Reads one line of lyrics: tags, stage directions, words, and the marks of other formats around them.
 
-It knows nothing of the lines before and after.
+It does not know the lines before and after.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CHARACTERS_OF_A_WORD = 2  # in scripts without spaces
 
 @dataclass(frozen=True)
 class Tag:
-    """A section's name, and from where to where its bracket stands in the line."""
+    """A section's name, and where its bracket starts and ends in the line."""
 
     name: Name
     start: int
@@ -77,7 +77,7 @@ def tags(line: str) -> Iterator[Tag]:
 
 
 def brackets_alone(line: str) -> list[str]:
-    """What the brackets hold of a line that has nothing else."""
+    """The contents of the brackets in a line that holds nothing else."""
     contents = []
     while line := without_head(line):
         if not (bracket := _OUTER_BRACKET.match(line)):
@@ -106,23 +106,23 @@ def is_direction(content: str) -> bool:
 
 
 def is_name(content: str) -> bool:
-    """Whether a bracket may hold the name of a section that nobody knows."""
+    """True if a bracket may hold an unknown section name."""
     return bool(_NAME.fullmatch(content)) and not _REPEAT_MARK.fullmatch(content) and not is_direction(content)
 
 
 def has_words(text: str) -> bool:
-    """Whether there is anything to sing."""
+    """True if the text has a letter or a digit."""
     return any(map(str.isalnum, text))
 
 
 def without_head(text: str) -> str:
-    """A text without the Markdown and the separators that it begins with."""
+    """The text without leading Markdown and separators."""
     head = _HEAD.match(text)
     return text[head.end() :] if head else text
 
 
 def without_tail(text: str) -> str:
-    """A text that a tag follows, without the Markdown and the separators that it ends with."""
+    """The text in front of a tag, without trailing Markdown and separators."""
     text = text.rstrip(_EMPHASIS + "[［【〔〖({（")
     while True:
         text = text.rstrip().rstrip(_SEPARATORS).rstrip()
@@ -133,7 +133,7 @@ def without_tail(text: str) -> str:
 
 
 def without_closing_emphasis(line: str, before: str) -> str:
-    """A line whose emphasis begins in front of a tag, without the marks that end it: `**[chorus] la la**`."""
+    """The line without the marks that close an emphasis which began in front of a tag: `**[chorus] la la**`."""
     marks = before[len(before.rstrip(_EMPHASIS)) :]
     return line.rstrip().removesuffix(marks) if marks else line
 
@@ -146,7 +146,7 @@ def _brackets(line: str) -> Iterator[re.Match[str]]:
 
 
 def _unless_closing(bracket: re.Match[str]) -> str:
-    """Nothing for `[/verse]`: what it ends ends by itself."""
+    """The bracket; nothing for a closing one such as `[/verse]`."""
     slash, name = bracket[1].strip()[:1], bracket[1].strip()[1:]
     return "" if slash == "/" and section_names.find(name, Place.WITHIN) else bracket[0]
 

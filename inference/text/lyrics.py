@@ -1,7 +1,7 @@
-"""Lyrics as people write them, parsed into the sections that are sung one by one: the rules of docs/lyrics.md.
+"""Parses lyrics into sections, by the rules of docs/lyrics.md.
 
-It does not know how a section becomes token ids, nor how many of the sections will be sung. What a line holds is in
-`lyric_lines.py`, which names sections have in `section_names.py`, what people are told in `lyrics_warnings.py`.
+It does not know how a section is tokenised, or how many sections are generated. `lyric_lines.py` reads a line,
+`section_names.py` knows the names of sections, `lyrics_warnings.py` words the warnings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 
 from inference.errors import InvalidField
 from inference.song import MAX_SECTIONS
@@ -18,30 +19,31 @@ from inference.text.characters import check_characters, lines, visible
 from inference.text.lyric_lines import SYLLABLE_CHARACTER, has_words, is_direction, is_name
 from inference.text.section_names import Name
 
-# Four syllables a second is brisk singing. A Han, kana or Hangul character is one syllable; a word of any other script
+# Four syllables a second is a brisk pace. A Han, kana or Hangul character is one syllable; a word of any other script
 # counts as 4/3.
 CHARACTERS_PER_SECOND = 4
 WORDS_PER_SECOND = 3
 
+PARSED_AT_ONCE = 64  # cached results: checks, warnings and estimates of a request share one
 ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
 
 _LITERAL_LINE_END = re.compile(r"(?:\\{1,4}r)?\\{1,4}n|<br\s*/?>", re.IGNORECASE)
 
 
 class Kind(Enum):
-    """What people are told of a place in their lyrics."""
+    """The kinds of notes about a place in the lyrics."""
 
     LINE_END = auto()  # written as \n
     TIME_STAMP = auto()  # left out
     DIRECTION = auto()  # left out
-    WORDLESS = auto()  # left out: a name that is not known, without words
-    UNTAGGED = auto()  # sung, though it looks like a section's name
+    WORDLESS = auto()  # left out: an unknown name without words
+    UNTAGGED = auto()  # taken as words, though it looks like a section's name
     NOT_THE_END = auto()  # an [end] that is not
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that people may want to know: the line (from 1), what stands there, and in which section (from 0)."""
+    """A note for the user: the line (from 1), the text there, and the section (from 0)."""
 
     kind: Kind
     line: int
@@ -51,7 +53,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Section:
-    """One section: its tag, the words under it, and the line (from 1) that its tag stands on."""
+    """One section: its tag, the words under it, and the line (from 1) of its tag."""
 
     tag: str
     body: str
@@ -73,14 +75,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Lyrics:
-    """The sections in their order, and what was noticed on the way."""
+    """The sections in order, and the notes about them."""
 
     sections: tuple[Section, ...]
     notes: tuple[Note, ...]
 
 
+@lru_cache(PARSED_AT_ONCE)
 def parse(text: str) -> Lyrics:
-    """The sections of `text`. Raises InvalidField, naming the line."""
+    """The sections of `text`, parsed once for a song. Raises InvalidField, naming the line."""
     check_characters("lyrics", text, name_line=True)
     written, literal = _with_line_ends(visible(text))
     parser = _Parser()
@@ -107,7 +110,7 @@ def _with_line_ends(text: str) -> tuple[str, str]:
 
 @dataclass
 class _Open:
-    """A section that is being read. One without a name stands under a bracket that only may be a tag."""
+    """A section that is being read. Without a name, its bracket may be no tag at all."""
 
     tag: str
     line: int
@@ -121,9 +124,9 @@ class _Open:
 
     @property
     def takes_directions(self) -> bool:
-        """Whether an unknown name here speaks of this section: directly behind its tag.
+        """True if an unknown name here is a direction for this section: directly behind its tag.
 
-        Behind an empty line it may be a section of its own, where this one often has no words.
+        After an empty line it may be a section of its own, if this section often has no words.
         """
         return self.name is not None and not self.has_words and not (self.name.often_wordless and len(self.body) > 1)
 
@@ -133,7 +136,7 @@ class _Open:
 
     @property
     def is_heading(self) -> bool:
-        """Whether this is but the number of a stanza, whose own sections follow: `[1番][Aメロ]`."""
+        """True if this is only the number of a stanza, whose sections follow: `[1番][Aメロ]`."""
         return (
             len(self.body) <= 1
             and self.name is not None
@@ -170,7 +173,7 @@ class _Parser:
             return
         before = line[: tags[0].start]
         if has_words(lyric_lines.without_head(before)):
-            self._sing(number, lyric_lines.without_tail(before))
+            self._add_words(number, lyric_lines.without_tail(before))
         line = lyric_lines.without_closing_emphasis(line, before)
         for tag, after in zip(tags, [*tags[1:], None], strict=True):
             self._begin(_Open(tag.name.tag, number, tag.name, line[tag.start : tag.end]))
@@ -179,10 +182,10 @@ class _Parser:
             for direction in directions:
                 self.note(Kind.DIRECTION, number, _bracketed(direction))
             words = lyric_lines.without_tail(words) if after else words
-            self._sing(number, words if has_words(words) else "")
+            self._add_words(number, words if has_words(words) else "")
 
     def finish(self) -> Lyrics:
-        """All that was read."""
+        """The parsed lyrics."""
         without_words = not any(section.is_section for section in self._open)  # then names are all there is
         kept: list[_Open] = []
         places = [0]  # of a note, when so many sections were open: which of those that are kept it stands in
@@ -201,12 +204,12 @@ class _Parser:
         return Lyrics(tuple(section.closed() for section in kept), tuple(sorted(notes, key=lambda note: note.line)))
 
     def _read_words(self, number: int, line: str) -> None:
-        """A line without tags: words, or brackets by themselves."""
+        """Read a line without tags: words, or brackets by themselves."""
         contents = lyric_lines.brackets_alone(line)
         if not contents:
             if section_names.resembles(line):
                 self.note(Kind.UNTAGGED, number, f"'{line.strip()}'")
-            self._sing(number, line)
+            self._add_words(number, line)
             return
         left_out = [content for content in contents if self._is_left_out(content)]
         for content in left_out:
@@ -215,10 +218,10 @@ class _Parser:
         if len(rest) == 1 and is_name(rest[0]):
             self._begin(_Open(rest[0], number, None, _bracketed(rest[0])))
         elif rest:
-            self._sing(number, " ".join(map(_bracketed, rest)) if left_out else line)
+            self._add_words(number, " ".join(map(_bracketed, rest)) if left_out else line)
 
     def _is_left_out(self, content: str) -> bool:
-        """Whether a bracket that stands by itself says how to sing, instead of what."""
+        """True if a bracket by itself is a stage direction."""
         return is_direction(content) or (is_name(content) and bool(self._open) and self._open[-1].takes_directions)
 
     def _begin(self, section: _Open) -> None:
@@ -227,7 +230,7 @@ class _Parser:
             self.note(Kind.WORDLESS, heading.line, heading.written)
         self._open.append(section)
 
-    def _sing(self, number: int, words: str) -> None:
+    def _add_words(self, number: int, words: str) -> None:
         if self._open:
             self._open[-1].body.append(words)
         elif words.strip():

@@ -1,6 +1,6 @@
-"""What people are told of their lyrics: what is sung in another way than it was likely meant, or cannot be sung well.
+"""Words the warnings about lyrics: what is read in another way than it was likely meant, or will not come out well.
 
-It does not change what is sung.
+It does not change the lyrics.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from inference.text.lyrics import Kind, Lyrics, Section
-from inference.vocabulary import FRAME_RATE_HZ, TRACKS
+from inference.vocabulary import TOKENS_PER_SECOND
 
-TOKENS_PER_SECOND = FRAME_RATE_HZ * len(TRACKS)
-
-_TOLD = {  # of one place, of several
+_MESSAGES = {  # about one place, about several
     Kind.LINE_END: ("{} is taken for a line end", ""),
     Kind.TIME_STAMP: ("the time stamp is left out", "time stamps are left out"),
     Kind.DIRECTION: (
@@ -29,8 +27,8 @@ _TOLD = {  # of one place, of several
         "{} have no words and are no sections that YuE knows, so they are left out",
     ),
     Kind.UNTAGGED: (
-        "{} is sung; to begin a section, write its name in brackets, as in [Chorus]",
-        "{} are sung; to begin sections, write their names in brackets, as in [Chorus]",
+        "{} is taken as words; to begin a section, write its name in brackets, as in [Chorus]",
+        "{} are taken as words; to begin sections, write their names in brackets, as in [Chorus]",
     ),
     Kind.NOT_THE_END: ("{} does not end the song, for sections follow", "{} do not end the song, for sections follow"),
 }
@@ -43,40 +41,44 @@ _SCRIPTS = {
 _FEWEST_CHARACTERS = 2  # one may be an ornament
 _KANA_FOR_HAN = 0.25  # Japanese has more kana than that, Chinese has none but for an ornament
 _TRAINED_FOR = re.compile(r"(?:.*-)?(en|zh|jp-kr)-(cot|icl)")
-_SUNG_BY = {"Chinese": "zh", "Japanese": "jp-kr", "Korean": "jp-kr"}
+_FAMILIES = {"Chinese": "zh", "Japanese": "jp-kr", "Korean": "jp-kr"}
 _MOST_PLACES = 8
 _LONGEST_TEXT, _MOST_TEXTS = 40, 3
 
 
 def warnings(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | None = None) -> tuple[str, ...]:
-    """What is to be told of the sections that `model` sings, the first `n_segments` (None: all) of them."""
-    sung = lyrics.sections[:n_segments]
-    return (*_noticed(lyrics, len(sung)), *_about_sections(sung, max_new_tokens), *_about_languages(sung, model))
+    """The warnings about the sections that `model` generates, the first `n_segments` (None: all)."""
+    sections = lyrics.sections[:n_segments]
+    return (
+        *_from_notes(lyrics, len(sections)),
+        *_about_sections(sections, max_new_tokens),
+        *_about_languages(sections, model),
+    )
 
 
-def _noticed(lyrics: Lyrics, n_sung: int) -> Iterator[str]:
-    """What was noticed when they were read."""
-    for kind, (one, several) in _TOLD.items():
-        notes = [note for note in lyrics.notes if note.kind is kind and note.section < n_sung]
+def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[str]:
+    """The notes of the parser."""
+    for kind, (one, several) in _MESSAGES.items():
+        notes = [note for note in lyrics.notes if note.kind is kind and note.section < n_sections]
         if notes:
             text = one if len(notes) == 1 else several
             yield _at((note.line for note in notes), text.format(_texts(note.text for note in notes)))
 
 
-def _about_sections(sung: tuple[Section, ...], max_new_tokens: int) -> Iterator[str]:
-    if _INTRO.match(sung[0].tag):
-        text = f"{_tags(sung[:1])} comes first: songs that begin with a verse or a chorus come out more reliably"
-        yield _at([sung[0].line], text)
-    if unusual := [section for section in sung if not section.usual]:
+def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Iterator[str]:
+    if _INTRO.match(sections[0].tag):
+        text = f"{_tags(sections[:1])} comes first: songs that begin with a verse or a chorus come out more reliably"
+        yield _at([sections[0].line], text)
+    if unusual := [section for section in sections if not section.usual]:
         what = "is no section that YuE is known to understand; it is kept as one"
         several = "are no sections that YuE is known to understand; they are kept as such"
         yield _about(unusual, what, several)
-    if any(section.body for section in sung) and (empty := [section for section in sung if not section.body]):
+    if any(section.body for section in sections) and (empty := [section for section in sections if not section.body]):
         yield _about(
             empty, *(f"{has} no words, but other sections do: YuE may make some up" for has in ("has", "have"))
         )
     budget_s = max_new_tokens / TOKENS_PER_SECOND
-    if long := [section for section in sung if section.singing_seconds > budget_s]:
+    if long := [section for section in sections if section.singing_seconds > budget_s]:
         needed = sorted({math.ceil(section.singing_seconds) for section in long})
         singing = f"about {'–'.join(map(str, dict.fromkeys((needed[0], needed[-1]))))} s of singing"
         one = f"needs {singing} and gets {budget_s:g} s; its end may be missing, so split it or raise max_new_tokens"
@@ -86,27 +88,27 @@ def _about_sections(sung: tuple[Section, ...], max_new_tokens: int) -> Iterator[
         yield _about(long, one, several)
 
 
-def _about_languages(sung: tuple[Section, ...], model: str) -> Iterator[str]:
-    """The sections in a language that another model was trained for."""
+def _about_languages(sections: tuple[Section, ...], model: str) -> Iterator[str]:
+    """The sections in a language that another model was trained on."""
     if not (trained := _TRAINED_FOR.fullmatch(model)):
         return
-    song = _script_counts("".join(section.body for section in sung))
-    languages = [_language(_script_counts(section.body), song) for section in sung]
-    for language, family in _SUNG_BY.items():
-        sections = [section for section, its in zip(sung, languages, strict=True) if its == language]
-        if sections and family != trained[1]:
-            what = f"{language}, which {model} was not trained to sing; {family}-{trained[2]} was"
-            yield _about(sections, f"is {what}", f"are {what}")
+    song = _script_counts("".join(section.body for section in sections))
+    languages = [_language(_script_counts(section.body), song) for section in sections]
+    for language, family in _FAMILIES.items():
+        concerned = [section for section, its in zip(sections, languages, strict=True) if its == language]
+        if concerned and family != trained[1]:
+            what = f"{language}, which {model} was not trained on; {family}-{trained[2]} was"
+            yield _about(concerned, f"is {what}", f"are {what}")
 
 
 def _script_counts(text: str) -> Counter[str]:
-    """How many characters are Han, kana and Hangul."""
+    """The numbers of Han, kana and Hangul characters."""
     normal = unicodedata.normalize("NFC", text)
     return Counter({name: len(script.findall(normal)) for name, script in _SCRIPTS.items()})
 
 
 def _language(section: Counter[str], song: Counter[str]) -> str | None:
-    """The language that a section's script is of; Han characters are of the song's."""
+    """The language of a section by its script. Han characters count for the song's language."""
     if song.total() < _FEWEST_CHARACTERS or not section.total():
         return None
     if section["Hangul"] > section["Han"] + section["kana"]:
@@ -124,7 +126,7 @@ def _about(sections: list[Section], one: str, several: str) -> str:
 
 
 def _at(lines: Iterable[int], text: str) -> str:
-    """A warning of these lines: `lyrics (lines 3, 7–9): …`."""
+    """A warning about these lines: `lyrics (lines 3, 7–9): …`."""
     numbers = sorted(set(lines))
     begins = [numbers[0], *(later for earlier, later in pairwise(numbers) if later > earlier + 1)]
     ends = [*(earlier for earlier, later in pairwise(numbers) if later > earlier + 1), numbers[-1]]
@@ -138,6 +140,6 @@ def _tags(sections: Iterable[Section]) -> str:
 
 
 def _texts(texts: Iterable[str]) -> str:
-    """Each once, the first few, shortened."""
+    """The first few different texts, shortened."""
     short = [t if len(t) <= _LONGEST_TEXT else f"{t[: _LONGEST_TEXT - 1]}…" for t in dict.fromkeys(texts)]
     return ", ".join([*short[:_MOST_TEXTS], *(["…"] if len(short) > _MOST_TEXTS else [])])

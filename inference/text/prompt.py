@@ -1,6 +1,6 @@
-"""Genres and sections to the prompt ids that stage 1 is fed, segment by segment.
+"""Builds stage 1's prompt from genres and sections, segment by segment.
 
-It does not know the tokenizer (it is given `encode`), the context's length, or what is generated between the prompts.
+It does not know the tokenizer (it is given `encode`), the length of the context, or the tokens between the prompts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ INSTRUCTION = "Generate music from the given lyrics segment by segment."
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt of every segment to be sung.
+    """The prompt of every segment to be generated.
 
-    `head` is the text that opens the first one, `starts` says where `[start_of_segment]` begins in each.
+    `head` is the text that opens the first segment. `starts` are the positions of `[start_of_segment]` in each.
     """
 
     head: str
@@ -47,14 +47,14 @@ def build(
     n_segments: int | None = None,
     reference_ids: Sequence[int] = (),
 ) -> Prompt:
-    """The prompt for the first `n_segments` sections (None: all), or all there are; its head names every section.
+    """The prompt for the first `n_segments` sections (None: all). Its head names every section.
 
     `reference_ids` are the codebook-0 ids of the reference audio. Raises InvalidField.
     """
-    assert sections, "lyrics without a section are refused where they are parsed"
+    assert sections, "the parser refuses lyrics without a section"
     assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
     check_genres(genres)
-    sung = sections[: sections_sung(n_segments, len(sections))]
+    generated = sections[: sections_generated(n_segments, len(sections))]
 
     # first: head  [reference]  | [start_of_segment] section <SOA> <xcodec>
     # later:   [end_of_segment] | [start_of_segment] section <SOA> <xcodec>
@@ -62,13 +62,13 @@ def build(
     head = _head(genres, sections)
     lead_of_first = encode(head) + _reference(encode, reference_ids)
     lead_of_later = encode(END_OF_SEGMENT)
-    leads = [lead_of_first] + [lead_of_later] * (len(sung) - 1)
-    segments = tuple((*lead, *_segment(encode, section)) for lead, section in zip(leads, sung, strict=True))
+    leads = [lead_of_first] + [lead_of_later] * (len(generated) - 1)
+    segments = tuple((*lead, *_segment(encode, section)) for lead, section in zip(leads, generated, strict=True))
     return Prompt(head, segments, tuple(len(lead) for lead in leads))
 
 
 def check_genres(genres: str) -> None:
-    """Raises InvalidField for tags that say nothing or cannot be encoded."""
+    """Raise InvalidField for genres that are empty or cannot be encoded."""
     if not genres.strip():
         raise InvalidField("genres", genres, "at least one tag, such as 'pop female bright vocal'")
     check_characters("genres", genres)
@@ -80,8 +80,8 @@ def tidy_genres(genres: str) -> str:
     return " ".join(filter(None, map(str.strip, lines(written))))
 
 
-def sections_sung(n_segments: int | None, n_sections: int) -> int:
-    """How many sections are sung: as many as are asked for (None: all), or all there are. Raises InvalidField."""
+def sections_generated(n_segments: int | None, n_sections: int) -> int:
+    """The number of sections to generate: the first `n_segments` (None: all). Raises InvalidField."""
     if n_segments is not None and n_segments < 1:
         raise InvalidField("segments", n_segments, "a whole number from 1")
     return n_sections if n_segments is None else min(n_segments, n_sections)

@@ -1,6 +1,6 @@
-"""The names of sections: those that YuE understands, and those that mean the same in other languages.
+"""Recognises the names of sections: those that YuE understands, and their equivalents in other languages.
 
-It knows nothing of brackets or lines.
+It does not know brackets or lines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WESTERN = {
     "interlude": "interludio|zwischenspiel|проигрыш",
     "outro": "аутро",
 }
-# Everyday words: within a line `[bridge]` and `[Bridge 2]` are tags, `[bridge over it]` is not.
+# Everyday words: within a line, `[bridge]` and `[Bridge 2]` are tags, `[bridge over it]` is not.
 _EVERYDAY = {"bridge", "break", "drop", "end", "hook", "rap"}
 _OFTEN_WORDLESS = {"intro", "breakdown", "break", "interlude", "inst", "instrumental", "solo", "drop", "outro"}
 
@@ -80,7 +80,7 @@ _DIGITS = {character: str(number) for number, character in enumerate("一二三�
 
 
 class Place(Enum):
-    """Where a name stands: by itself on its line, in front of words, or behind some."""
+    """The position of a name: by itself on its line, in front of words, or behind some."""
 
     ALONE = auto()
     START = auto()
@@ -89,7 +89,7 @@ class Place(Enum):
 
 @dataclass(frozen=True)
 class Name:
-    """A section's name: the tag that YuE is given, what it means, and whether YuE is known to understand it."""
+    """A section's name: the tag for YuE, its meaning, and if YuE is known to understand it."""
 
     tag: str
     meaning: str
@@ -102,7 +102,7 @@ class Name:
 
 @lru_cache(1_024)
 def find(text: str, place: Place) -> Name | None:
-    """The section's name that is written in a bracket, if one is: as it is written, or YuE's own for it."""
+    """The section's name in a bracket, if there is one: as it is written, or YuE's own for it."""
     if len(text) > _LONGEST:
         return None
     normal = unicodedata.normalize("NFKC", text).strip()  # full-width letters and half-width kana, too
@@ -110,7 +110,7 @@ def find(text: str, place: Place) -> Name | None:
 
 
 def resembles(line: str) -> bool:
-    """Whether a line without brackets is nothing but a section's name, as in `### Chorus` or `Chorus (x2)`."""
+    """True if a line without brackets is nothing but a section's name, as in `### Chorus` or `Chorus (x2)`."""
     if len(line) > _LONGEST_BARE:
         return False
     normal = unicodedata.normalize("NFKC", line).strip()

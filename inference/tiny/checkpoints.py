@@ -1,7 +1,7 @@
-"""What is in the tiny model: a complete set of checkpoints with fabricated weights.
+"""Writes the tiny model: a complete set of small checkpoints with fabricated weights.
 
-It does not know how a song is sung: it only writes files with the real names, layouts and spellings, but small.
-Whatever changes here, `FORMAT` in `inference/tiny/model_files.py` is counted up.
+It does not know how a song is generated. It writes files with the real names, layouts and spellings. After a change
+here, increase `FORMAT` in `inference/tiny/model_files.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from inference.vocabulary import EOA_ID
 
 MODEL_VOCABULARY_SIZE = 83_968
 STAGE_1_SHARDS = 3
-# How much louder `<EOA>` speaks than a code; with it a section ends by itself after some 300 to 1,500 tokens.
+# The factor on the logit of `<EOA>`; with it, sections end by themselves after some 300 to 1,500 tokens.
 EOA_GAIN = 1.25
 
 STAGE_1_SIZES = {
@@ -46,7 +46,7 @@ STAGE_1_SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 16_384,
 }
-STAGE_2_SIZES = {  # of other widths than stage 1, so that the two cannot be mixed up unnoticed
+STAGE_2_SIZES = {  # its widths differ from stage 1's, so mixing up the two fails
     "hidden_size": 48,
     "intermediate_size": 96,
     "num_attention_heads": 3,
@@ -86,7 +86,7 @@ VOCOS_WIDTHS = VocosWidths(codebook=CODEC_WIDTHS.codebook, hidden=32, feed_forwa
 
 
 def write(folder: Path) -> None:
-    """Write `stage1/`, `stage2/` and `codec/`, each laid out as its repository is."""
+    """Write `stage1/`, `stage2/` and `codec/`, each laid out like its repository."""
     tokenizer = tokenizer_model()
     for stage, sizes, shards in (("stage1", STAGE_1_SIZES, STAGE_1_SHARDS), ("stage2", STAGE_2_SIZES, 1)):
         config = LLAMA_CONFIG | sizes
@@ -99,7 +99,7 @@ def write(folder: Path) -> None:
 
 
 def write_codec(folder: Path, codec_widths: CodecWidths, vocos_widths: VocosWidths) -> None:
-    """Write X-Codec and both vocoders, of any widths, laid out as their repository is."""
+    """Write X-Codec and both vocoders, of any widths, laid out like their repository."""
     for name in ("final_ckpt", "decoders", "semantic_ckpts/hf_1_325000"):
         (folder / name).mkdir(parents=True)
     _write_json(folder / "semantic_ckpts/hf_1_325000/config.json", _hubert_config(codec_widths))
@@ -112,19 +112,19 @@ def write_codec(folder: Path, codec_widths: CodecWidths, vocos_widths: VocosWidt
 
 
 def fabricate(key: str, shape: Sequence[int], seed: int = 0) -> torch.Tensor:
-    """A float32 tensor of `shape` that depends on nothing but `key`, `shape` and `seed`."""
+    """A float32 tensor that depends only on `key`, `shape` and `seed`."""
     generator = np.random.default_rng([zlib.crc32(key.encode()), seed])
     noise = generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
     return torch.from_numpy(np.ascontiguousarray(_shaped_like_weights(key, noise), dtype=np.float32))
 
 
 def _shaped_like_weights(key: str, noise: np.ndarray) -> np.ndarray:
-    """Scale `noise` to what a trained tensor of that name looks like, so that signals neither fade nor explode."""
+    """Scale `noise` like a trained tensor of that name, so that signals neither vanish nor explode."""
     if key.endswith("alpha"):  # of the Snake activations
         return 1.0 + 0.1 * noise
     if key.endswith("gamma"):  # layer scales
         return 0.1 + 0.02 * noise
-    if key.endswith("decoder_2.model.6.weight_g"):  # the waveform decoder's last layer: keeps the audio inside ±1
+    if key.endswith("decoder_2.model.6.weight_g"):  # the last layer of the waveform decoder: keeps the audio within ±1
         return 0.004 * np.abs(1.0 + 0.1 * noise)
     if key.endswith("weight_g"):
         return np.abs(1.0 + 0.1 * noise)
@@ -165,7 +165,7 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) ->
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    # Not `save_file`, whose files nobody but their owner may read, whatever the umask says.
+    # Not `save_file`: its files are readable by their owner only, whatever the umask is.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 

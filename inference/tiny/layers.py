@@ -1,6 +1,6 @@
-"""The names and shapes of the tensors in a Llama's, an X-Codec's and a Vocos's checkpoint, for any widths.
+"""Derives the names and shapes of the tensors in the checkpoints of a Llama, an X-Codec and a Vocos, for any widths.
 
-It makes no tensors and opens no file.
+It creates no tensors and opens no file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ VOCOS_KERNEL = 7
 
 @dataclass(frozen=True)
 class CodecWidths:
-    """The widths of an X-Codec; everything else is as in YuE's own."""
+    """The widths of an X-Codec. Everything else is as in YuE's own."""
 
     encoder: int  # channels behind the first convolution, doubled by each of the four blocks
     decoder: int  # channels before the first block, halved by each
-    acoustic: int  # what the encoder gives and the decoder takes
+    acoustic: int  # output of the encoder, input of the decoder
     semantic: int  # HuBERT's
     hubert_layers: int
     hubert_heads: int
@@ -39,7 +39,7 @@ class CodecWidths:
 
     @property
     def codebook(self) -> int:
-        """The length of a code's vector, which is also what Vocos takes."""
+        """The width of a codebook vector, which is also the input width of Vocos."""
         return self.acoustic + self.semantic
 
 
@@ -53,22 +53,8 @@ class VocosWidths:
     layers: int
 
 
-# The published networks'.
-REAL_CODEC = CodecWidths(
-    encoder=64,
-    decoder=1024,
-    acoustic=256,
-    semantic=768,
-    hubert_layers=12,
-    hubert_heads=12,
-    hubert_feed_forward=3072,
-    hubert_convolutions=512,
-)
-REAL_VOCOS = VocosWidths(codebook=REAL_CODEC.codebook, hidden=512, feed_forward=1536, layers=8)
-
-
 def llama_shapes(config: Mapping[str, Any]) -> Shapes:
-    """What a checkpoint of a Llama with that `config.json` holds, in transformers' order."""
+    """The names and shapes of a Llama checkpoint with that `config.json`, in transformers' order."""
     hidden, between = config["hidden_size"], config["intermediate_size"]
     head = hidden // config["num_attention_heads"]
     keys = head * config["num_key_value_heads"]

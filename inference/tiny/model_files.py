@@ -1,6 +1,6 @@
-"""The tiny model, where it is kept: it is made when it is asked for first. It sings noise, not music.
+"""Keeps the files of the tiny model, and writes them when they are first needed. It generates noise, not music.
 
-It imports no torch where there is nothing to be made: `inference/tiny/checkpoints.py`, which makes it, does.
+It imports no torch unless files have to be written: `inference/tiny/checkpoints.py`, which writes them, does.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from inference.catalog import TINY, ModelFiles
 
-FORMAT = 2  # counted up whenever what is written changes, so that no older set is taken for it
+FORMAT = 2  # increased whenever the written files change, so an older set is not used
 
 
 def ensure(cache: Path) -> ModelFiles:
-    """The tiny set under `cache`, written if it is not there yet. Any number of processes may ask at once."""
+    """The tiny model under `cache`, written if it is missing. Several processes may call it at once."""
     target = cache / f"{TINY}-{FORMAT}"
     if not target.exists():
         from inference.tiny import checkpoints
@@ -24,7 +24,7 @@ def ensure(cache: Path) -> ModelFiles:
             fresh = Path(temporary) / target.name
             checkpoints.write(fresh)
             try:
-                fresh.rename(target)  # atomic, and refused where another process came first
+                fresh.rename(target)  # atomic; fails if another process was first
             except OSError:
                 if not target.exists():
                     raise

@@ -1,4 +1,4 @@
-"""Trains the tiny model's tokenizer: a real SentencePiece model, with YuE's special pieces in place.
+"""Trains the tokenizer of the tiny model: a real SentencePiece model with YuE's special pieces.
 
 It does not know what the pieces are used for.
 """
@@ -15,8 +15,8 @@ import sentencepiece
 from inference import vocabulary
 from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, TEXT_VOCABULARY_SIZE, XCODEC_CODEBOOKS
 
-TOKENIZER_PIECES = 83_734  # what the real model file holds
-TRAINED_PIECES = 600  # the 256 bytes among them
+TOKENIZER_PIECES = 83_734  # the number in the real model file
+TRAINED_PIECES = 600  # including the 256 byte pieces
 PIECE_NORMAL, PIECE_UNUSED = 1, 5  # SentencePiece's own numbers
 
 SUBJECTS = (
@@ -67,7 +67,7 @@ def tokenizer_model() -> bytes:
         num_threads=1,
         minloglevel=2,  # errors only
     )
-    # Protocol-buffer messages concatenate: more pieces may simply follow.
+    # Protocol-buffer messages can be concatenated: more pieces simply follow.
     return trained.getvalue() + b"".join(_piece(piece_id) for piece_id in range(TRAINED_PIECES, TOKENIZER_PIECES))
 
 
@@ -79,9 +79,9 @@ def _lines() -> Iterator[str]:
 
 
 def _piece(piece_id: int) -> bytes:
-    """The piece of that id as a field of SentencePiece's ModelProto, which no plain text is encoded to.
+    """The piece with that id, as a field of SentencePiece's ModelProto. Plain text is never encoded to it.
 
-    A text's pieces grow by joining two shorter ones, and nothing leads up to these.
+    BPE builds a piece by merging two shorter ones, and no merges lead to these pieces.
     """
     code = piece_id - FIRST_CODE_ID
     if piece_id in SPECIAL_PIECES:

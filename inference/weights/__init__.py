@@ -1,4 +1,4 @@
-"""A model's files: found, fetched, verified.
+"""A model's files: finds, downloads and verifies them.
 
-Runs in a process of its own; no torch.
+Downloads run in a process of their own. No torch.
 """

@@ -1,4 +1,4 @@
-"""Proves that files are what they should be, once, and remembers it by their sizes and times.
+"""Verifies files by their checksums, once, and records it with their sizes and times.
 
 It does not know where files come from, or what to do about a wrong one.
 """
@@ -15,14 +15,15 @@ from typing import Protocol
 
 CHUNK_BYTES = 4 << 20
 NS_PER_S = 10**9
-SHA256, GIT = "sha256", "git"  # how a digest is spelled: "sha256:…", "git:…" (a git blob's id)
-GIT_LFS_POINTER = b"version https://git-lfs"  # begins what stands for a file that was not fetched
-POINTER_BYTES = 1024  # a pointer is smaller than that
+SHA256, GIT = "sha256", "git"  # the prefixes of a digest: "sha256:…", "git:…" (the id of a git blob)
+GIT_LFS_POINTER = b"version https://git-lfs"  # the start of the stub for a file that was not fetched
+POINTER_BYTES = 1024  # every pointer is smaller
+IS_POINTER = "is a Git LFS pointer, not the file itself"
 
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file as its source describes it. `digest` None: the source tells no more than the size."""
+    """A file as its source describes it. `digest` None: the source knows only the size."""
 
     path: str  # inside its repository
     size_bytes: int
@@ -31,50 +32,50 @@ class WantedFile:
 
 @dataclass(frozen=True)
 class Verified:
-    """A file that was verified, and what it looked like then."""
+    """A verified file, and its modification time then."""
 
     file: WantedFile
-    mtime_s: int  # whole seconds: the layers of an image keep no more
+    mtime_s: int  # whole seconds: image layers keep no fractions
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a repository: the commit that was resolved, and its files, verified."""
+    """The record of a repository: the resolved commit, and its verified files."""
 
     revision: str
     files: tuple[Verified, ...]
 
     def holds(self, folder: Path) -> bool:
-        """Whether all its files lie in `folder` just as they were verified."""
+        """True if `folder` holds all files unchanged since they were verified."""
         return bool(self.files) and all(
             looks_verified(folder / verified.file.path, verified) for verified in self.files
         )
 
 
 class Hash(Protocol):
-    """What hashlib makes."""
+    """A hash object of hashlib."""
 
     def update(self, data: bytes, /) -> None:
-        """Take in more."""
+        """Hash more data."""
 
     def hexdigest(self) -> str:
-        """Of all that was taken in."""
+        """The digest of all data."""
 
 
 def hasher(file: WantedFile) -> Hash:
-    """A new hash of the kind that the file's digest needs."""
+    """A new hash for the file's kind of digest."""
     if file.digest is not None and file.digest.startswith(GIT):
         return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
     return hashlib.sha256()
 
 
 def agrees(file: WantedFile, digest: Hash) -> bool:
-    """Whether the hash of the whole content is the file's."""
+    """True if the hash of the content equals the file's digest."""
     return file.digest is None or digest.hexdigest() == file.digest.partition(":")[2]
 
 
 def is_whole(path: Path, file: WantedFile) -> bool:
-    """Whether the file at `path` has the size and the content that it should have; reads all of it."""
+    """True if the file at `path` has the right size and content. Reads all of it."""
     if not path.is_file() or path.stat().st_size != file.size_bytes:
         return False
     digest = hasher(file)
@@ -84,7 +85,7 @@ def is_whole(path: Path, file: WantedFile) -> bool:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether the file at `path` is a git-lfs pointer in place of the file itself. Raises OSError."""
+    """True if the file at `path` is a Git LFS pointer. Raises OSError."""
     if path.stat().st_size >= POINTER_BYTES:
         return False
     with path.open("rb") as content:
@@ -92,7 +93,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda count: None) -> None:
-    """Hash what is at `path`."""
+    """Hash the file at `path`."""
     with path.open("rb") as content:
         while chunk := content.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -100,12 +101,12 @@ def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda
 
 
 def verified(path: Path, file: WantedFile) -> Verified:
-    """The stamp of a file that was just verified."""
+    """The record of a file that was just verified."""
     return Verified(file, path.stat().st_mtime_ns // NS_PER_S)
 
 
 def looks_verified(path: Path, stamp: Verified) -> bool:
-    """Whether the file still has the size and the time of its stamp, and is no pointer; its content is not read."""
+    """True if the file still has its recorded size and time, and is no pointer. Does not read the content."""
     try:
         status = path.stat()
         same = (status.st_size, status.st_mtime_ns // NS_PER_S) == (stamp.file.size_bytes, stamp.mtime_s)
@@ -115,17 +116,17 @@ def looks_verified(path: Path, stamp: Verified) -> bool:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record at `path`; None where there is none, or one that was cut short."""
+    """The record at `path`; None if it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
         files = (Verified(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
         return Record(content["revision"], tuple(files))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # then everything is verified anew
+        return None  # then every file is verified again
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write the record, whole or not at all. Raises OSError."""
+    """Write the record atomically. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")

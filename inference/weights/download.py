@@ -1,6 +1,6 @@
-"""Gets a model's files onto this machine, in a process of its own that can be ended at any moment.
+"""Downloads a model's files, in a process of its own that can be ended at any moment.
 
-It does not know what is in the files; it imports no torch, and no Hub library before a download begins.
+It does not know what the files contain. It imports no torch, and no Hub library before a download begins.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from storage import StorageError
 log = logging.getLogger(__name__)
 
 PARTS = ("stage1", "stage2", "codec")
-GRACE_SECONDS = 5.0  # between asking the process to end and ending it
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 ProgressCallback = Callable[[Mapping[str, object]], None]
-"""Hears `repository`, `bytes_done`, `bytes_total`, `overall_done`, `overall_total`, `bytes_per_second`, `seconds_left`
-(None: not known), and while nothing moves also `waiting` ({seconds, reason}) or `proving` (a file)."""
+"""Called with `repository`, `bytes_done`, `bytes_total`, `overall_done`, `overall_total`, `bytes_per_second` and
+`seconds_left` (None: unknown); while no bytes arrive also with `waiting` ({seconds, reason}) or `proving` (the file
+that is being verified)."""
 
 
 def fetch(
@@ -50,10 +51,10 @@ def fetch(
     retry_policy: RetryPolicy | None = None,
     free_bytes: sync.FreeBytes = sync.free_bytes,
 ) -> ModelFiles:
-    """The model's folders: from `local` (a folder, or a bucket's address), else from the Hub; verified once.
+    """Fetch the model's folders from `local` (a folder, or a bucket's address) or from the Hub, and verify them.
 
-    What was verified by an earlier call is neither read nor asked for again, unless with `force`. The tiny model needs
-    no source: it is made under `cache`. Where `device` (YUE_DEVICE) is no GPU, a warning is logged before anything is
+    Files that an earlier call verified are neither read nor requested again, unless with `force`. The tiny model needs
+    no source: it is written under `cache`. If `device` (YUE_DEVICE) is no GPU, a warning is logged before anything is
     fetched. Raises DownloadError.
     """
     if model.name == TINY:
@@ -63,6 +64,7 @@ def fetch(
         if gpu.is_missing(device):
             log.warning("%s", gpu.warning(model.name, needed_bytes))
 
+    # The name of the folder stays, so earlier records remain valid.
     options = sync.FetchOptions(cache / "proofs", emit, retry_policy or RetryPolicy(), force, free_bytes, announce)
     copies = [
         sync.LocalCopy(getattr(model, part), source, options) for part, source in _sources(model, cache, local).items()
@@ -73,7 +75,7 @@ def fetch(
 
 
 class DownloadProcess:
-    """The parent's side: `run` blocks while the child fetches, `cancel` ends it from another thread."""
+    """The parent's side. `run` blocks while the child downloads; `cancel` ends it from another thread."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class DownloadProcess:
         self._cancelled = False
 
     def run(self, on_progress: ProgressCallback = lambda progress: None) -> ModelFiles:
-        """The files, once all are here. Raises DownloadError."""
+        """Download the files. Raises DownloadError."""
         child = self._start()
         assert child.stderr is not None
         relay = log_relay.relay(child.stderr, __name__)
@@ -101,7 +103,7 @@ class DownloadProcess:
             _end(child, relay)
 
     def cancel(self) -> None:
-        """End the download; `run` then raises DownloadError. What is already here is kept."""
+        """End the download; `run` then raises DownloadError. Bytes that were fetched are kept."""
         with self._lock:
             self._cancelled = True
             child = self._child
@@ -130,7 +132,7 @@ class DownloadProcess:
                     on_progress(progress)
                 case "waiting":
                     on_progress({**progress, "waiting": event})
-                case "proving":
+                case "verifying":
                     on_progress({**progress, "proving": f"{event['repository']}/{event['file']}"})
                 case "done":
                     return _from_json(event["files"])
@@ -143,13 +145,13 @@ class DownloadProcess:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it makes: `$XDG_CACHE_HOME/yue-server` or `~/.cache/yue-server`."""
+    """The folder for this program's own files: `$XDG_CACHE_HOME/yue-server` or `~/.cache/yue-server`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "yue-server"
 
 
 def main(arguments: list[str], output: IO[str]) -> int:
-    """The child's side: fetch, and write one JSON object a line to `output`, or a bar to a terminal.
+    """The child's side: download, and write JSON lines to `output`, or a progress bar to a terminal.
 
     Returns the exit code.
     """
@@ -158,7 +160,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         log_relay.write_lines()
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
-    lock = threading.Lock()  # several files come at once
+    lock = threading.Lock()  # several files are fetched at once
     terminal = Terminal(output) if output.isatty() else None
 
     def emit(event: str, **fields: object) -> None:
@@ -176,7 +178,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         model = catalog.find(options.model, options.revision)
         local, device = options.local, options.device
         files = fetch(model, options.cache, local, device, force=options.force, emit=emit, retry_policy=retry_policy)
-    except Exception as error:  # whatever it is, the parent must hear of it
+    except Exception as error:  # the parent must be told of every error
         if not isinstance(error, YueError | StorageError):
             log.error("the download failed", exc_info=error)
         reason = error.reason if isinstance(error, DownloadError) else "failed"
@@ -187,11 +189,11 @@ def main(arguments: list[str], output: IO[str]) -> int:
 
 
 def _sources(model: Model, cache: Path, local: Path | str | None) -> dict[str, Source]:
-    """For each part, where its files come from."""
+    """The source of each part."""
     repositories: dict[str, Repository] = {part: getattr(model, part) for part in PARTS}
     if local is None:
         try:
-            from inference.weights.hub import HubSource  # here, because it reads the environment when it is imported
+            from inference.weights.hub import HubSource  # here, because it reads the environment at import
         except ValueError as error:
             hub_settings.check(os.environ)
             raise DownloadError(f"the settings of the Hub's library: {error}", "invalid_setting") from error
@@ -230,7 +232,7 @@ def _command(model: Model, cache: Path, local: Path | str | None, force: bool, f
 
 
 def _end(child: subprocess.Popen[str], relay: threading.Thread) -> None:
-    """Leave nothing behind: no process, no open pipe, no word that is not logged."""
+    """End the child, log the rest of its output, and close its pipes."""
     child.terminate()
     try:
         child.wait(GRACE_SECONDS)
@@ -249,23 +251,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m inference.weights.download", description="Fetch a model's files.")
     parser.add_argument("--model", required=True, help=catalog.ALLOWED_NAMES)
     parser.add_argument("--revision", help="of stage 1, instead of the pinned one")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for what is made here, not fetched")
-    parser.add_argument("--local", help="folder, or gs://, s3://, az:// address, that holds the weights already")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for this program's own files")
+    parser.add_argument("--local", help="folder, or gs://, s3:// or az:// address, that holds the weights")
     parser.add_argument("--device", default="auto", help="what will generate: auto, cpu, cuda or cuda:N")
-    parser.add_argument("--force", action="store_true", help="ask for the commit and prove every file anew")
-    parser.add_argument("--first-wait-seconds", type=float, help="before the second try, doubled for each one more")
+    parser.add_argument("--force", action="store_true", help="resolve the commit and verify every file again")
+    parser.add_argument("--first-wait-seconds", type=float, help="before the second try, doubled for each further one")
     parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input is closed")
     return parser
 
 
 def _end_with_stdin() -> None:
-    """The parent holds the other end: when it is gone, however that died, so is this process."""
+    """End this process when the parent, which holds the other end of the pipe, is gone."""
     sys.stdin.read()
-    os._exit(1)  # a download cannot be asked to stop: it may be deep inside a library's threads
+    os._exit(1)  # a download cannot be stopped otherwise: it may be in a library's threads
 
 
 if __name__ == "__main__":
     lines = sys.stdout
-    with redirect_stdout(sys.stderr):  # whatever else is printed must not get between the lines
+    with redirect_stdout(sys.stderr):  # other output must not mix with the JSON lines
         code = main(sys.argv[1:], lines)
-    os._exit(code)  # not sys.exit, which would wait for the files that were still coming when one failed
+    os._exit(code)  # not sys.exit, which would wait for downloads that still run after another failed

@@ -1,7 +1,7 @@
-"""One repository of the Hub: what is in it, its bytes, and where they lie in the Hub's own cache.
+"""Reads a repository of the Hub: its list of files, their bytes, and their places in the Hub's own cache.
 
-It does not know which repositories make up a model, or how a transfer goes on. Importing it imports `huggingface_hub`,
-which reads the environment: so it is imported where a download begins, in the download's own process.
+It does not know which repositories make up a model, or how transfers are resumed. Importing it imports
+`huggingface_hub`, which reads the environment, so only the download's process imports it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 
 from inference.catalog import Repository
-from inference.errors import DownloadError
+from inference.errors import DownloadError, first_line
 from inference.weights import hub_settings
 from inference.weights.checksums import GIT, SHA256, WantedFile
 from inference.weights.transfer import PARTIAL, TemporaryError
 
 OTHERWISE = "or set YUE_WEIGHTS to a folder that holds the weights"
-BROKEN_OFF = ".incomplete"  # what other programs' broken downloads leave in this cache
-TIMEOUT_S = 30.0  # for a connection, and for the next bytes
+BROKEN_OFF = ".incomplete"  # the suffix of partial files of other programs in this cache
+TIMEOUT_S = 30.0  # to connect, and between two reads
 REQUEST_TIMEOUT, TOO_MANY, SERVER_ERROR = 408, 429, 500
 PARTIAL_CONTENT = 206
 UNAUTHORIZED = 401
@@ -46,7 +46,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class HubSource:
-    """A repository on the Hub, kept in the Hub's cache as its own library would."""
+    """A repository on the Hub, kept in the Hub's cache like the Hub's own library does."""
 
     removable = True
     keeps_revisions = True
@@ -62,7 +62,7 @@ class HubSource:
         self._hub = f"the Hub at {hub_settings.shown(self._endpoint)}"
 
     def resolve(self) -> str:
-        """The commit; asks only where the revision is not one already."""
+        """The commit. Sends a request only if the revision is not a commit already."""
         revision = self._repository.revision or constants.DEFAULT_REVISION
         if _COMMIT.fullmatch(revision):
             return revision
@@ -74,7 +74,7 @@ class HubSource:
             return str(response.json()["sha"])
 
     def listing(self, revision: str) -> list[WantedFile]:
-        """All files with their sizes and digests; offline, as another program of this cache listed them."""
+        """All files with their sizes and digests. Offline, the list that another program left in the cache."""
         if constants.is_offline_mode() and (listed := read_tree_cache(str(self._cache / self._folder), revision)):
             return [_listed(path, entry) for path, entry in listed.items()]
         response = self._ask(f"tree/{revision}?recursive=true")
@@ -86,24 +86,24 @@ class HubSource:
             return [_wanted(entry) for entry in entries if entry["type"] == "file"]
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """A commit does not change."""
+        """Always true: a commit does not change."""
         return True
 
     def wants(self, path: str) -> bool:
-        """Whether a model needs it."""
+        """True if a model needs the file."""
         return self._repository.wants(path)
 
     def folder(self, revision: str) -> Path:
-        """The snapshot, which holds links."""
+        """The snapshot folder, which holds links."""
         return self._cache / self._folder / "snapshots" / revision
 
     def store(self, revision: str, file: WantedFile) -> Path:
-        """The blob, named by its digest."""
+        """The path of the blob, named by its digest."""
         assert file.digest is not None
         return self._blobs / file.digest.partition(":")[2]
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """A relative link, so that the cache can be moved."""
+        """Create a relative link, so the cache can be moved."""
         link, blob = self.folder(revision) / file.path, self.store(revision, file)
         if link.exists() and link.samefile(blob):
             return
@@ -114,7 +114,7 @@ class HubSource:
         temporary.replace(link)
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
-        """The file's bytes, as they come."""
+        """The file's bytes from `offset` on."""
         url = hf_hub_url(self._repository.name, file.path, revision=revision, endpoint=self._endpoint)
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={offset}-"}
         with (
@@ -122,17 +122,17 @@ class HubSource:
             _client().stream("GET", url, headers=_headers(headers), timeout=TIMEOUT_S) as response,
         ):
             hf_raise_for_status(response)
-            skipped = 0 if response.status_code == PARTIAL_CONTENT else offset  # it may send all the same
+            skipped = 0 if response.status_code == PARTIAL_CONTENT else offset  # the server may ignore the range
             for chunk in response.iter_raw():
                 yield chunk[skipped:]
                 skipped -= min(skipped, len(chunk))
 
     def lock(self) -> Path:
-        """Beside the locks of the Hub's own library."""
+        """A file beside the locks of the Hub's own library."""
         return self._locks / "yue-server.lock"
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
-        """Remove what nobody will continue: partial files of other commits, and those no program holds a lock for."""
+        """Remove partial files of other commits, and those of other programs that hold no lock."""
         kept = {self.store(revision, file).name + PARTIAL for file in files}
         for path in self._blobs.glob(f"*{PARTIAL}"):
             if path.name not in kept:
@@ -161,7 +161,7 @@ class HubSource:
 
     @contextmanager
     def _translated(self, path: str = "") -> Iterator[None]:
-        """The library's errors as what may pass, and what will not."""
+        """Translate the library's errors to TemporaryError and DownloadError."""
         try:
             yield
         except OfflineModeIsEnabled as error:
@@ -169,11 +169,10 @@ class HubSource:
             message = f"{what} in the cache, and HF_HUB_OFFLINE forbids to fetch it"
             raise DownloadError(f"{message}: unset it, {OTHERWISE}", "offline") from error
         except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise self._stranger(f"leads astray ({error})") from error
+            raise self._not_the_hub(f"redirects to an invalid address ({error})") from error
         except httpx2.RequestError as error:
-            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
             way = hub_settings.way_to(self._endpoint, os.environ)
-            raise TemporaryError(f"{self._hub} cannot be reached{way} ({cause})") from error
+            raise TemporaryError(f"{self._hub} cannot be reached{way} ({first_line(error)})") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (REQUEST_TIMEOUT, TOO_MANY) or status >= SERVER_ERROR:
@@ -182,19 +181,19 @@ class HubSource:
 
     @contextmanager
     def _understood(self) -> Iterator[None]:
-        """An answer that is not the API's, such as a page, as an error."""
+        """Raise DownloadError for an answer that is not the API's, such as a web page."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._stranger("sent something else than the Hub's API does") from error
+            raise self._not_the_hub("sent an answer that is not the Hub API's") from error
 
-    def _stranger(self, what: str) -> DownloadError:
-        """What answers may not be the Hub at all."""
+    def _not_the_hub(self, what: str) -> DownloadError:
+        """The error for a server that may not be the Hub at all."""
         advice = "check HF_ENDPOINT, and whether a proxy or a login page answers in its place"
         return DownloadError(f"{self.title}: {self._hub} {what}; {advice}, {OTHERWISE}")
 
     def _refusal(self, error: HfHubHTTPError, path: str) -> DownloadError:
-        """What happened, and what to do about it."""
+        """The error for a refused request, with what to do about it."""
         title = self.title
         if isinstance(error, GatedRepoError):  # before its parent class
             advice = "accept its terms on its page, then set HF_TOKEN to a token of that account"
@@ -209,7 +208,7 @@ class HubSource:
         if error.response.status_code == UNAUTHORIZED:
             advice = "set HF_TOKEN to one that is valid"
             return DownloadError(f"{title}: {self._hub} refused the token: {advice}", "gated")
-        return self._stranger(f"answered {error.response.status_code}")
+        return self._not_the_hub(f"answered {error.response.status_code}")
 
 
 def _wanted(entry: dict[str, Any]) -> WantedFile:
@@ -225,7 +224,7 @@ def _listed(path: str, entry: TreeCacheEntry) -> WantedFile:
 
 
 def _client() -> httpx2.Client:
-    """The library's connections, which follow the environment. Raises DownloadError where they cannot."""
+    """The library's HTTP client, set up by the environment. Raises DownloadError if that is impossible."""
     if not constants.is_offline_mode():
         hub_settings.check(os.environ)
     try:
@@ -236,7 +235,7 @@ def _client() -> httpx2.Client:
 
 
 def _headers(more: dict[str, str]) -> dict[str, str]:
-    """What each request is sent with, the token among it. Raises DownloadError where it cannot be read or sent."""
+    """The headers of a request, with the token. Raises DownloadError if the token cannot be read or sent."""
     path = constants.HF_TOKEN_PATH
     try:
         headers: dict[str, str] = build_hf_headers(library_name="yue-server")
@@ -250,7 +249,7 @@ def _headers(more: dict[str, str]) -> dict[str, str]:
 
 
 def _asked_wait_s(response: httpx2.Response) -> float | None:
-    """How long the Hub asks to wait."""
+    """The wait that the Hub asks for."""
     limits = parse_ratelimit_headers(response.headers)
     if limits is not None and limits.remaining == 0:
         return float(limits.reset_in_seconds)
@@ -259,7 +258,7 @@ def _asked_wait_s(response: httpx2.Response) -> float | None:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether no process holds that lock of the Hub's library."""
+    """True if no process holds that lock of the Hub's library."""
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""Checks what the environment says about the Hub and the way to it: each mistake is one line that names the variable.
+"""Checks the environment variables for the Hub, its token, proxies and certificates. Each mistake is one line.
 
-It asks nobody, and does not import the Hub's library, which reads the same variables.
+It makes no requests, and does not import the Hub's library, which reads the same variables.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _CREDENTIALS = re.compile(r"^(\w[\w+.-]*://)?.*@")
 
 
 def check(environment: Mapping[str, str]) -> None:
-    """Raises DownloadError with the first mistake."""
+    """Raise DownloadError for the first mistake."""
     for mistake in mistakes(environment):
         raise DownloadError(mistake, "invalid_setting")
 
 
 def mistakes(environment: Mapping[str, str]) -> Iterator[str]:
-    """One line for each variable that cannot be used."""
+    """One line for each invalid variable."""
     endpoint = environment.get("HF_ENDPOINT", "")
     if endpoint and not _is_address(endpoint, ("http", "https"), "?#"):
         allowed = f"an address that begins with http:// or https://, such as {DEFAULT_ENDPOINT}"
@@ -52,22 +52,22 @@ def mistakes(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def is_token(text: str) -> bool:
-    """Whether it can be sent as a token."""
+    """True if the text can be sent as a token."""
     return all("!" <= character <= "~" for character in text)
 
 
 def shown(address: str) -> str:
-    """An address without the user and password in it."""
+    """The address without its user and password."""
     return _CREDENTIALS.sub(r"\1***@", address)
 
 
 def endpoint_of(environment: Mapping[str, str]) -> str:
-    """Where the Hub is."""
+    """The Hub's address."""
     return environment.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
 
 
 def way_to(address: str, environment: Mapping[str, str]) -> str:
-    """The proxy that leads to an address, as the end of a sentence; nothing where none does."""
+    """The proxy for an address, as the end of a sentence; empty if there is none."""
     parts, proxies = urlsplit(address), _proxies(environment)
     name, proxy = proxies.get(parts.scheme) or proxies.get("all") or ("", "")
     exceptions = {"no": environment.get("no_proxy") or environment.get("NO_PROXY") or ""}
@@ -77,14 +77,14 @@ def way_to(address: str, environment: Mapping[str, str]) -> str:
 
 
 def _proxies(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """For each kind of address, name and value of the variable that names its proxy; the lower spelling counts."""
+    """For each kind of address, name and value of its proxy variable. The lower-case spelling has precedence."""
     names = {kind: f"{kind}_proxy" for kind in PROXIES}
     names = {kind: name if name in environment else name.upper() for kind, name in names.items()}
     return {kind: (name, environment[name]) for kind, name in names.items() if environment.get(name)}
 
 
 def _is_address(text: str, schemes: tuple[str, ...], unwanted: str = "") -> bool:
-    """Whether a connection can be made to it."""
+    """True if the text is an address to which a connection can be made."""
     try:
         parts = urlsplit(text)
         port = parts.port

@@ -1,6 +1,6 @@
-"""Weights that lie elsewhere than on the Hub: copied from a bucket, or used where they lie in a local folder.
+"""Reads weights that are not on the Hub: copies them from a bucket, or uses a local folder in place.
 
-It does not know how a transfer goes on. In both, a repository is a folder by its name, or by its part's: `stage1`.
+It does not know how transfers are resumed. In both, a repository is a folder named after it or its part: `stage1`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from inference.weights.checksums import SHA256, WantedFile
 from inference.weights.transfer import PARTIAL, TemporaryError, unreadable
 from storage import Storage, StorageError
 
-SUMS = "SHA256SUMS"  # what `sha256sum` writes; may lie in a repository's folder
+SUMS = "SHA256SUMS"  # the output of `sha256sum`; optional in a repository's folder
 LOCAL = "local"
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", re.IGNORECASE)
-_SHORT = 12  # characters of a digest that tell two mirrors, or two contents of one, apart
+_SHORT = 12  # characters of a digest that distinguish mirrors, and versions of one
 
 
 class MirrorSource:
@@ -40,44 +40,44 @@ class MirrorSource:
         self._found: tuple[str, list[WantedFile]] | None = None
 
     def resolve(self) -> str:
-        """A name for the content, made of what its list says."""
+        """A name for the content, derived from the list of files."""
         lines = [f"{file.path}\t{file.size_bytes}\t{file.digest}" for file in self.listing("") if self.wants(file.path)]
         return f"mirror-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:_SHORT]}"
 
     def listing(self, revision: str) -> list[WantedFile]:
-        """All files; with digests where the mirror has a SHA256SUMS."""
+        """All files, with digests if the mirror has a SHA256SUMS."""
         return self._look()[1]
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """The bucket is not asked."""
+        """Always true: the bucket is not asked again."""
         return True
 
     def wants(self, path: str) -> bool:
-        """Whether a model needs it."""
+        """True if a model needs the file."""
         return self._repository.wants(path)
 
     def folder(self, revision: str) -> Path:
-        """Where the copy lies."""
+        """The folder of the copy."""
         return self._copy / revision
 
     def store(self, revision: str, file: WantedFile) -> Path:
-        """The file in the copy itself."""
+        """The file in the copy."""
         return self.folder(revision) / file.path
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """It lies there already."""
+        """Nothing to do: the file is in its folder already."""
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
-        """The file's bytes, as they come."""
+        """The file's bytes from `offset` on."""
         with self._translated():
             yield from self._storage.stream(f"{self._look()[0]}/{file.path}", offset)
 
     def lock(self) -> Path:
-        """Beside the copies."""
+        """A file beside the copies."""
         return self._copy.with_name(f".{self._copy.name}.lock")
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
-        """Remove partial files that nobody will continue."""
+        """Remove partial files that will not be resumed."""
         kept = {self.store(revision, file).name + PARTIAL for file in files}
         for path in self._copy.rglob(f"*{PARTIAL}"):
             if path.name not in kept or not path.is_relative_to(self.folder(revision)):
@@ -129,11 +129,11 @@ class LocalSource:
         self._repository, self._found = repository, found
 
     def resolve(self) -> str:
-        """No commit is known."""
+        """A constant: no commit is known."""
         return LOCAL
 
     def listing(self, revision: str) -> list[WantedFile]:
-        """All files; with digests where there is a SHA256SUMS."""
+        """All files, with digests if there is a SHA256SUMS."""
         try:
             sums_file = self._found / SUMS
             sums = parse_sums(sums_file.read_bytes()) if sums_file.is_file() else {}
@@ -143,11 +143,11 @@ class LocalSource:
             raise unreadable(error) from error
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """Whether the folder holds just these, and its SHA256SUMS says the same of them."""
+        """True if the folder still holds exactly these files, with the same digests in its SHA256SUMS."""
         return tuple(file for file in self.listing(LOCAL) if self.wants(file.path)) == files
 
     def wants(self, path: str) -> bool:
-        """Whether a model needs it."""
+        """True if a model needs the file."""
         return self._repository.wants(path)
 
     def folder(self, revision: str) -> Path:
@@ -159,34 +159,34 @@ class LocalSource:
         return self._found / file.path
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """It lies there already."""
+        """Nothing to do: the file is in its folder already."""
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
-        """Never: what lies here is not fetched."""
-        raise AssertionError("a local folder is used where it lies")
+        """Never called: local files are not fetched."""
+        raise AssertionError("a local folder is used in place")
 
     def lock(self) -> Path:
-        """Never: nothing is changed."""
+        """Never called: nothing is changed."""
         raise AssertionError("a local folder is not changed")
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
-        """There is nothing of ours in it."""
+        """Nothing to do: a local folder holds no partial files."""
 
 
 def parse_sums(content: bytes) -> dict[str, str]:
-    """Path -> digest, from what `sha256sum` writes. Raises DownloadError."""
+    """Path -> digest, from the output of `sha256sum`. Raises DownloadError."""
     digests = {}
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         match = _SUM.fullmatch(line)
         if match:
             digests[match[2]] = f"{SHA256}:{match[1].lower()}"
         elif line.strip():
-            message = f"{SUMS}, line {number}: got {line[:80]!r}; allowed: what sha256sum writes"
+            message = f"{SUMS}, line {number}: got {line[:80]!r}; allowed: the output of sha256sum"
             raise DownloadError(message, "corrupted")
     return digests
 
 
 def no_folder(root: str, names: tuple[str, str]) -> DownloadError:
-    """Neither name of the repository is there."""
+    """The error if neither folder of the repository exists."""
     message = f"{root} holds no folder {names[0]!r} or {names[1]!r}; put the repository's files there"
     return DownloadError(message, "no_repository")

@@ -1,4 +1,4 @@
-"""All of a model's repositories, whole on this machine: looked at, made room for, fetched, verified, remembered.
+"""Syncs all repositories of a model to this machine: inspects, checks free space, fetches, verifies, records.
 
 It does not know where files come from (a `Source` does) or in which process it runs.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from inference.catalog import Repository
 from inference.errors import DownloadError
 from inference.weights.checksums import (
+    IS_POINTER,
     POINTER_BYTES,
     Record,
     Verified,
@@ -32,7 +33,7 @@ from inference.weights.checksums import (
 from inference.weights.transfer import PARTIAL, ByteCounter, Emit, Move, RetryPolicy, Source, disk_error, unreadable
 
 CONNECTIONS = 4  # files that are fetched at once
-LOCKED_AGAIN_S = 0.2  # between two looks at a lock that another process holds
+LOCKED_AGAIN_S = 0.2  # between two tries to take a lock that another process holds
 
 log = logging.getLogger(__name__)
 
@@ -40,36 +41,36 @@ FreeBytes = Callable[[Path], int]
 
 
 def free_bytes(folder: Path) -> int:
-    """What the disk under `folder`, which need not exist yet, has left."""
+    """The free bytes on the disk of `folder`, which need not exist yet."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """Everything a fetch needs besides the sources."""
+    """The options of a fetch."""
 
     records: Path  # folder
     emit: Emit
     retry_policy: RetryPolicy
     force: bool = False
     free_bytes: FreeBytes = free_bytes
-    announce: Callable[[int], None] = lambda needed_bytes: None  # hears what will be fetched, before the first byte
+    announce: Callable[[int], None] = lambda needed_bytes: None  # called with the bytes to fetch, before the first one
 
 
 @dataclass
 class LocalCopy:
-    """One repository, what of it is verified to be here, and what is not."""
+    """The local copy of one repository: which files are verified, and which are missing."""
 
     repository: Repository
     source: Source
     options: FetchOptions
     revision: str = ""
     files: tuple[WantedFile, ...] = ()
-    stamps: dict[str, Verified] = field(default_factory=dict)  # path -> as it was verified
+    stamps: dict[str, Verified] = field(default_factory=dict)  # path -> its record
 
     def remembered(self) -> bool:
-        """Whether an earlier start proved all files, and nothing has touched them since."""
+        """True if an earlier start verified all files, and they are unchanged since."""
         record = None if self.options.force else read_record(self._record)
         if record is None:
             return False
@@ -78,11 +79,11 @@ class LocalCopy:
         if record.holds(self.folder) and not self._lacking() and self.source.unchanged(self.files):
             return True
         if not self.source.keeps_revisions:
-            self.files = ()  # so that they are listed anew
+            self.files = ()  # so they are listed again
         return False
 
     def inspect(self) -> None:
-        """Find out what belongs here, and prove what is here already. Raises DownloadError."""
+        """List the files, and verify those that are here. Raises DownloadError."""
         if not self.files or self._lacking():
             retry_policy, emit, source = self.options.retry_policy, self.options.emit, self.source
             self.revision = retry_policy.run(source.title, source.resolve, emit)
@@ -102,23 +103,23 @@ class LocalCopy:
 
     @property
     def missing(self) -> list[WantedFile]:
-        """What has to be fetched."""
+        """The files to fetch."""
         return [file for file in self.files if file.path not in self.stamps]
 
     @property
     def folder(self) -> Path:
-        """Where all files are, in the end."""
+        """The folder with all files, once they are fetched."""
         return self.source.folder(self.revision)
 
     def needed_bytes(self) -> int:
-        """What fetching will add to the disk."""
+        """The bytes that fetching adds to the disk."""
         paths = [(self.source.store(self.revision, file), file.size_bytes) for file in self.missing]
         partials = [path.with_name(path.name + PARTIAL) for path, _ in paths]
         left_bytes = sum(path.stat().st_size for path in partials if path.exists())
         return max(sum(size for _, size in paths) - left_bytes, 0)
 
     def moves(self, counter: ByteCounter) -> list[Move]:
-        """The transfers that bring what is missing."""
+        """The transfers of the missing files."""
         name, source, retry_policy, emit = (
             self.repository.name,
             self.source,
@@ -132,7 +133,7 @@ class LocalCopy:
         return [Move(source, self.revision, file, retry_policy, emit, count) for file in self.missing]
 
     def finish(self) -> None:
-        """Everything is here: make it appear in its folder, and remember that it was verified."""
+        """After all files were fetched: link them into the folder, and record that they were verified."""
         try:
             for file in self.files:
                 self.source.link(self.revision, file)
@@ -142,8 +143,9 @@ class LocalCopy:
             raise disk_error(self.source.title, error) from error
         try:
             write_record(self._record, Record(self.revision, tuple(self.stamps[file.path] for file in self.files)))
-        except OSError as error:  # the weights are here all the same; the next start only looks again
-            log.warning("%s cannot be written (%s): the next start proves all again", self._record, error.strerror)
+        except OSError as error:  # the weights are usable; only the next start verifies them again
+            message = "%s cannot be written (%s): the next start verifies all files again"
+            log.warning(message, self._record, error.strerror)
 
     @property
     def _record(self) -> Path:
@@ -153,21 +155,21 @@ class LocalCopy:
         return self.repository.lacking(file.path for file in self.files)
 
     def _verify(self, path: Path, file: WantedFile) -> Verified | None:
-        """The stamp of a file that is here and right. A wrong one counts as missing, or is an error."""
+        """The record of a correct file. A wrong one counts as missing, or is an error."""
         if not path.exists():
             return None
-        self.options.emit("proving", repository=self.repository.name, file=file.path)
+        self.options.emit("verifying", repository=self.repository.name, file=file.path)
         stamp, pointer = verified(path, file), is_pointer(path)
         if not pointer and is_whole(path, file):
             return stamp
         if self.source.removable:
             return None
         if pointer:
-            trouble = f"is a git-lfs pointer, not the file itself; run `git lfs pull` in {self.folder}"
+            trouble = f"{IS_POINTER}; run `git lfs pull` in {self.folder}"
         elif file.digest is not None:
-            trouble = "is not what the SHA256SUMS of its repository says; copy it there again"
+            trouble = "does not match the SHA256SUMS of its repository; copy it there again"
         else:
-            trouble = "changed while it was looked at; try again when it is complete"
+            trouble = "changed while it was read; try again when it is complete"
         raise DownloadError(f"{path} {trouble}", "corrupted")
 
     def _require_all(self) -> None:
@@ -181,14 +183,14 @@ class LocalCopy:
 
 
 def ensure(copies: list[LocalCopy], options: FetchOptions) -> None:
-    """Have all repositories whole in their folders. Raises DownloadError."""
+    """Fetch what is missing of all repositories. Raises DownloadError."""
     unsure = [copy for copy in copies if not copy.remembered()]
     for copy in unsure:
         copy.inspect()
     missing = [copy for copy in unsure if copy.missing]
     with _locked(missing, options.emit):
         for copy in missing:
-            copy.inspect()  # another process may have brought it meanwhile
+            copy.inspect()  # another process may have fetched it meanwhile
         _fetch(copies, [copy for copy in missing if copy.missing], options)
         for copy in unsure:
             copy.finish()
@@ -201,7 +203,7 @@ def _fetch(copies: list[LocalCopy], missing: list[LocalCopy], options: FetchOpti
         try:
             copy.source.clean(copy.revision, copy.files)
             for file in copy.missing:
-                copy.source.store(copy.revision, file).unlink(missing_ok=True)  # it was found to be wrong
+                copy.source.store(copy.revision, file).unlink(missing_ok=True)  # its content is wrong
         except OSError as error:
             raise disk_error(copy.source.title, error) from error
     options.announce(_require_room(missing, options))
@@ -211,9 +213,9 @@ def _fetch(copies: list[LocalCopy], missing: list[LocalCopy], options: FetchOpti
 
 
 def _require_room(missing: list[LocalCopy], options: FetchOptions) -> int:
-    """All that is missing must fit, before the first byte comes; so many bytes it is."""
+    """Raise DownloadError unless all missing files fit on the disk. Returns their bytes."""
     needed = sum(copy.needed_bytes() for copy in missing)
-    folder = missing[0].folder  # all lie in one cache
+    folder = missing[0].folder  # all are in one cache
     free = options.free_bytes(folder)
     if needed > free:
         names = ", ".join(copy.repository.name for copy in missing)
@@ -236,7 +238,7 @@ def _counter(copies: list[LocalCopy], emit: Emit) -> ByteCounter:
 
 
 def _move(moves: list[Move]) -> None:
-    """Fetch several at once, first those that may be pointers, then the large ones; the first error ends it all."""
+    """Fetch several at once: first those that may be pointers, then the largest. The first error ends all."""
     ordered = sorted(moves, key=lambda move: (move.file.size_bytes >= POINTER_BYTES, -move.file.size_bytes))
     pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download")
     try:
@@ -248,9 +250,9 @@ def _move(moves: list[Move]) -> None:
 
 @contextmanager
 def _locked(copies: list[LocalCopy], emit: Emit) -> Iterator[None]:
-    """Keep other processes from the same repositories meanwhile; the system lets go when this process ends."""
+    """Lock the repositories against other processes. The system releases the locks when this process ends."""
     with ExitStack() as stack:
-        for copy in sorted(copies, key=lambda copy: copy.source.key):  # one order, so no two wait in a ring
+        for copy in sorted(copies, key=lambda copy: copy.source.key):  # in one order, so no deadlock
             path = copy.source.lock()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)

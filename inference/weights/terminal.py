@@ -1,6 +1,6 @@
-"""Shows a person at a terminal how far a download is: one line that is written over, and a line for all else.
+"""Shows the progress of a download at a terminal: one line that is overwritten, and a line for every other event.
 
-It does not know how files are fetched; it is told the events that a program would be told as JSON.
+It does not know how files are fetched. It gets the events that a program gets as JSON lines.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ CLEAR_REST = "\033[K"
 
 
 class Terminal:
-    """What is shown of a download."""
+    """The display of one download."""
 
     def __init__(self, output: IO[str]) -> None:
         self._output = output
-        self._in_bar = False  # whether the cursor stands behind a line that is written over
+        self._in_bar = False  # the cursor is behind a line that will be overwritten
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Show what happened."""
+        """Show an event."""
         match event:
             case "progress":
-                self._write_over(progress_words(**fields))
-            case "proving":
-                self._write_over(f"proving {fields['repository']}/{fields['file']}")
+                self._overwrite(progress_text(**fields))
+            case "verifying":
+                self._overwrite(f"verifying {fields['repository']}/{fields['file']}")
             case "waiting" if fields["seconds"] is None:
                 self._say(f"waiting: {fields['reason']}")
             case "waiting":
@@ -36,7 +36,7 @@ class Terminal:
             case "error":
                 self._say(f"The download failed: {fields['message']}")
 
-    def _write_over(self, line: str) -> None:
+    def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         self._output.write(f"\r{line[:width]}{CLEAR_REST}")
         self._output.flush()
@@ -48,10 +48,10 @@ class Terminal:
         self._in_bar = False
 
 
-def progress_words(
+def progress_text(
     overall_done: int, overall_total: int, bytes_per_second: float, seconds_left: float | None, **_: object
 ) -> str:
-    """A bar, and how much, how fast and how long."""
+    """A progress bar with bytes, rate and time left."""
     share = overall_done / overall_total if overall_total else 1.0
     bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, "-")
     words = [f"{overall_done / GIGABYTE:.2f} of {overall_total / GIGABYTE:.2f} GB"]

@@ -1,6 +1,6 @@
-"""Moves a repository's files to this machine: goes on where it stopped, tries again, proves while it reads.
+"""Transfers files to this machine: resumes partial files, retries temporary errors, verifies while it reads.
 
-It does not know the Hub or any bucket: a `Source` reads for it and says what is worth another try.
+It does not know the Hub or any bucket: a `Source` reads for it, and says which errors are temporary.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from inference.errors import DownloadError
-from inference.weights.checksums import Hash, WantedFile, agrees, hasher, is_pointer, read_into
+from inference.weights.checksums import IS_POINTER, Hash, WantedFile, agrees, hasher, is_pointer, read_into
 
 T = TypeVar("T")
 Emit = Callable[..., None]  # event, and its fields
 
 PARTIAL = ".partial"
-REPORTS = 200  # about so many reports of progress for a whole download
-REPORT_S = 1.0  # and one at least so often while bytes come
-RATE_SAMPLES = 20  # the rate is that of the last reports
-FETCHES = 2  # a file that came wrong is fetched once more
+REPORTS = 200  # of progress, about, for a whole download
+REPORT_S = 1.0  # and at least one in this time while bytes arrive
+RATE_SAMPLES = 20  # the rate is measured over the last reports
+FETCHES = 2  # a file with wrong content is fetched once more
 
 
 class TemporaryError(Exception):
-    """Something that may pass by itself; `wait_s` is how long the other side asked to wait."""
+    """An error that may pass by itself. `wait_s` is the wait that the other side asked for."""
 
     def __init__(self, cause: str, wait_s: float | None = None) -> None:
         super().__init__(cause, wait_s)
@@ -39,7 +39,7 @@ class TemporaryError(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long to wait: `first_s`, twice that, … at most `longest_s`, or what the other side asks."""
+    """The number of tries and the waits between: `first_s`, doubled up to `longest_s`, or what the other side asks."""
 
     tries: int = 6
     first_s: float = 1.0
@@ -48,13 +48,13 @@ class RetryPolicy:
     sleep: Callable[[float], None] = time.sleep
 
     def wait_s(self, failures: int, error: TemporaryError) -> float:
-        """How long to wait after that many failures in a row."""
+        """The wait after that many failures in a row."""
         if error.wait_s is not None:
             return min(max(error.wait_s, 0.0), self.longest_asked_s)
         return min(self.first_s * 2 ** (failures - 1), self.longest_s)
 
     def run(self, what: str, act: Callable[[], T], emit: Emit) -> T:
-        """What `act` returns, tried again after each TemporaryError. Raises DownloadError when it happens too often."""
+        """Call `act`, again after each TemporaryError. Raises DownloadError after the last try."""
         for failures in range(1, self.tries + 1):
             try:
                 return act()
@@ -63,7 +63,7 @@ class RetryPolicy:
         raise AssertionError("the last try returns or raises")
 
     def pause(self, what: str, failures: int, error: TemporaryError, emit: Emit) -> None:
-        """Wait before the next try, and say so; DownloadError where it was the last one."""
+        """Wait before the next try, and emit that. Raises DownloadError after the last try."""
         if failures >= self.tries:
             message = f"{what}: {error.cause}, {failures} times in a row; try again later"
             raise DownloadError(message, "unavailable") from error
@@ -73,42 +73,42 @@ class RetryPolicy:
 
 
 class Source(Protocol):
-    """Where one repository's files come from."""
+    """The source of one repository's files."""
 
     title: str  # for messages
-    key: str  # of its records; a file name
-    removable: bool  # whether a wrong file may be removed and fetched again
-    keeps_revisions: bool  # whether a revision stays what it was, as a commit does and a folder does not
+    key: str  # the file name of its record
+    removable: bool  # a wrong file may be removed and fetched again
+    keeps_revisions: bool  # the content of a revision never changes: true of a commit, not of a folder
 
     def resolve(self) -> str:
-        """The commit, or what stands for it. Raises TemporaryError and DownloadError."""
+        """The commit, or a name in its place. Raises TemporaryError and DownloadError."""
 
     def listing(self, revision: str) -> list[WantedFile]:
         """All its files. Raises TemporaryError and DownloadError."""
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """Whether it still holds these files, as far as this machine alone can tell. Raises DownloadError."""
+        """True if it still holds these files, without asking another machine. Raises DownloadError."""
 
     def wants(self, path: str) -> bool:
-        """Whether a file of that path is needed."""
+        """True if a model needs the file."""
 
     def folder(self, revision: str) -> Path:
-        """Where the files lie on this machine."""
+        """The folder of the files on this machine."""
 
     def store(self, revision: str, file: WantedFile) -> Path:
-        """Where the file's bytes lie; `folder` may hold no more than a link to it."""
+        """The path of the file's bytes. `folder` may hold only a link to it."""
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """Make the file appear in `folder`. Raises OSError."""
+        """Put the file, or a link to it, into `folder`. Raises OSError."""
 
     def read(self, revision: str, file: WantedFile, offset: int) -> Generator[bytes, None, None]:
         """Its bytes from `offset` on. Raises TemporaryError and DownloadError."""
 
     def lock(self) -> Path:
-        """The file to lock while its files are changed."""
+        """The file to lock while files are changed."""
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
-        """Remove what broken downloads left. Raises OSError."""
+        """Remove partial files that will not be resumed. Raises OSError."""
 
 
 @dataclass
@@ -124,14 +124,14 @@ class ByteCounter:
     _fetched: int = 0
 
     def start(self) -> None:
-        """Report where each repository stands."""
+        """Report the state of each repository."""
         with self._lock:
             self._samples.append((time.monotonic(), 0))
             for name in self.totals:
                 self._report(name)
 
     def add(self, name: str, count: int, fetched: bool) -> None:
-        """`count` more bytes are here (fewer, where it is negative)."""
+        """Count `count` more bytes; a negative `count` takes bytes back."""
         with self._lock:
             self.done[name] = self.done.get(name, 0) + count
             self._fetched += count if fetched else 0
@@ -161,7 +161,7 @@ class ByteCounter:
 
 @dataclass(frozen=True)
 class Move:
-    """One file on its way. `count(bytes, fetched)` hears of each byte, below zero where bytes were in vain."""
+    """The transfer of one file. `count(bytes, fetched)` is called for all bytes; below zero takes them back."""
 
     source: Source
     revision: str
@@ -171,7 +171,7 @@ class Move:
     count: Callable[[int, bool], None]
 
     def run(self) -> None:
-        """Fetch, prove, put in place. Raises DownloadError."""
+        """Fetch, verify, move into place. Raises DownloadError."""
         target = self.source.store(self.revision, self.file)
         partial = target.with_name(target.name + PARTIAL)
         try:
@@ -179,24 +179,24 @@ class Move:
             for _ in range(FETCHES):
                 if self._fetch(partial):
                     self._require_no_pointer(partial)
-                    partial.replace(target)  # whole or not at all
+                    partial.replace(target)  # atomic
                     return
                 partial.unlink()
                 self.count(-self.file.size_bytes, False)
         except OSError as error:
             raise disk_error(self.what, error) from error
         raise DownloadError(
-            f"{self.what} came {FETCHES} times with other content than it should have; try again later, "
+            f"{self.what} had wrong content {FETCHES} times; try again later, "
             "or fetch it by hand and set YUE_WEIGHTS to its folder",
             "corrupted",
         )
 
     def _require_no_pointer(self, partial: Path) -> None:
-        """The source may hold a pointer, and be right about its digest."""
+        """Raise DownloadError for a pointer: the source may hold one, with a matching digest."""
         if is_pointer(partial):
             partial.unlink()
             advice = "run `git lfs pull` where it was copied from, and copy it again"
-            raise DownloadError(f"{self.what} is a git-lfs pointer, not the file itself; {advice}", "corrupted")
+            raise DownloadError(f"{self.what} {IS_POINTER}; {advice}", "corrupted")
 
     @property
     def what(self) -> str:
@@ -204,7 +204,7 @@ class Move:
         return f"{self.file.path} of {self.source.title}"
 
     def _fetch(self, partial: Path) -> bool:
-        """All the bytes in `partial`; whether they are the right ones."""
+        """Fetch the rest of the file into `partial`. True if the content is right."""
         digest = self._begun(partial)
         failures, before = 0, partial.stat().st_size
         with partial.open("ab") as output:
@@ -212,7 +212,7 @@ class Move:
                 try:
                     self._read(output.tell(), digest, output.write)
                 except TemporaryError as error:
-                    failures = failures + 1 if output.tell() == before else 1  # bytes came: start counting anew
+                    failures = failures + 1 if output.tell() == before else 1  # bytes arrived: count from the start
                     before = output.tell()
                     self.retry_policy.pause(self.what, failures, error, self.emit)
             output.flush()
@@ -220,10 +220,10 @@ class Move:
         return agrees(self.file, digest)
 
     def _begun(self, partial: Path) -> Hash:
-        """The hash of what an earlier try left; that is dropped where it cannot be continued."""
+        """The hash of the bytes in `partial`. Bytes that cannot be resumed are dropped."""
         digest = hasher(self.file)
         left_bytes = partial.stat().st_size if partial.exists() else 0
-        if left_bytes > self.file.size_bytes or self.file.digest is None:  # it may be of another version
+        if left_bytes > self.file.size_bytes or self.file.digest is None:  # they may be of another version
             left_bytes = 0
         if not left_bytes:
             partial.write_bytes(b"")
@@ -236,7 +236,7 @@ class Move:
         with closing(chunks):
             for chunk in chunks:
                 if len(chunk) > left_bytes:
-                    raise DownloadError(f"{self.what} is longer than announced; try again later", "corrupted")
+                    raise DownloadError(f"{self.what} is longer than its listed size; try again later", "corrupted")
                 write(chunk)
                 digest.update(chunk)
                 left_bytes -= len(chunk)
@@ -246,16 +246,16 @@ class Move:
 
 
 def unreadable(error: OSError) -> DownloadError:
-    """What cannot be read, and by whom."""
+    """The error for a file that this user cannot read."""
     message = f"{error.filename} cannot be read ({error.strerror}); allow user {os.geteuid()} to read it"
     return DownloadError(message, "not_readable")
 
 
 def disk_error(what: str, error: OSError) -> DownloadError:
-    """What the disk refused, and what to do about it."""
+    """The error for a file that cannot be written, with what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(f"{what}: the disk is full; make room or set HF_HOME to a larger disk", "no_space")
     advice = f"{what}: {error.filename or 'a file'} cannot be written ({error.strerror})"
     return DownloadError(
-        f"{advice}; mend its permissions or set HF_HOME and XDG_CACHE_HOME to other folders", "not_writable"
+        f"{advice}; correct its permissions or set HF_HOME and XDG_CACHE_HOME to other folders", "not_writable"
     )

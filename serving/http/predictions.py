@@ -23,6 +23,7 @@ from flask import Response, jsonify, request
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, SongRequest
 from inference.text import lyrics, prompt
+from inference.vocabulary import TOKENS_PER_SECOND
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
@@ -32,7 +33,6 @@ from storage import StorageError
 
 SIGNED_SECONDS = 3_600
 PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
-TOKENS_PER_SECOND = 100  # of a section's budget
 BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
 SURELY = 0.5  # of the expected length: sections may end early, but hardly all of them by half
 
@@ -172,7 +172,7 @@ class Answers:
 
 def expected_bytes(song: SongRequest) -> int:
     """About how many bytes of base64 a song takes that uses up its sections' budgets."""
-    sections = prompt.sections_sung(song.segments, len(lyrics.parse(song.lyrics).sections))
+    sections = prompt.sections_generated(song.segments, len(lyrics.parse(song.lyrics).sections))
     seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
     return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from inference.audio.mixing import cut_reference
+from inference.audio.reading import cut_reference
 from inference.errors import InvalidField
 from inference.song import Reference
 from serving.http.problems import Problem, unavailable

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from inference.audio.mixing import check_header, check_reference
+from inference.audio.reading import check_header, check_reference
 from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from inference.text import lyrics, prompt

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import from_json
 
-from inference.audio.mixing import check_reference
+from inference.audio.reading import check_reference
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
 from serving.http.request_models import LARGEST_SEED, REQUEST_ID

@@ -47,7 +47,7 @@ class Run:
         progress.enter("stage1")
         for _ in range(int(self.waits)):
             clock.advance(1)
-            progress.sung(1, 0)
+            progress.composed(1, 0)
         self._sing(progress, clock)
         progress.enter("stage2")
         rest_s = self.rest * sum(self.sections) / self.rate
@@ -68,13 +68,13 @@ class Run:
             for inside in range(TOKENS_A_STEP, section + TOKENS_A_STEP, TOKENS_A_STEP):
                 tokens = sung + min(inside, section)
                 clock.advance(TOKENS_A_STEP / self.rate * (2 if tokens > self.slower_from * total else 1))
-                progress.sung(number, tokens)
+                progress.composed(number, tokens)
                 progress.upsampled(0, 0, 0)
                 if tokens >= FIRST_PIECE and not paused:
                     paused = True
                     for step in range(1, 11):
                         clock.advance(self.rest * total / self.rate * self._first / 10)
-                        progress.sung(number, tokens)
+                        progress.composed(number, tokens)
                         progress.upsampled(
                             0, step, step / 10 * FIRST_PIECE / max(progress.expected_tokens, FIRST_PIECE)
                         )

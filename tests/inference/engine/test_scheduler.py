@@ -129,7 +129,7 @@ def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> No
         ((SongInProgress, "_composition"), RuntimeError("Overflow when unpacking long long")),
         ((Composition, "begin_section"), IndexError("list index out of range")),
         ((SongInProgress, "new_pieces"), ValueError("a piece has 1 to 300 frames, not 0")),
-        ((SongInProgress, "tell_progress"), ZeroDivisionError("division by zero")),
+        ((SongInProgress, "report_progress"), ZeroDivisionError("division by zero")),
         ((SongInProgress, "decode_part"), AssertionError("a piece has its codes when it is done")),
         ((SongInProgress, "finish"), TypeError("a song without spans")),
     ],

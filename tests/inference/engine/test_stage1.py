@@ -12,11 +12,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from inference.engine.sampling import Sampling
 from inference.engine.stage1 import Composition, Stage1Settings, interleave, tracks, window
-from inference.engine.stage1_batch import compose
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FIRST_CODE_ID
 from tests.support.language_models import parity_llama, parity_network
+from tests.support.stages import compose
 
 CASES = ("two_segments", "reference", "window_slicing", "reference_penalised", "window_twice", "natural_end")
 # "[start_of_segment]", tokenised on its own by YuE's tokenizer.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from inference.engine.stage2_batch import upsample
 from inference.models.llama import Llama
 from inference.vocabulary import CODEBOOK_SIZE, N_CODEBOOKS, code_ids
 from tests.support.language_models import parity_llama, seeded
+from tests.support.stages import upsample
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inference.engine.cuda_graphs import Recorder, Recordings, buckets_up_to
 from inference.engine.sampling import Sampling
 from inference.engine.stage1 import Composition, Stage1Settings
-from inference.engine.stage1_batch import Stage1Batch, compose
+from inference.engine.stage1_batch import Stage1Batch
 from inference.engine.stage2 import Piece
-from inference.engine.stage2_batch import Stage2Batch, upsample
+from inference.engine.stage2_batch import Stage2Batch
 from inference.errors import EngineError
 from inference.models import llama as room
 from inference.models.llama import Llama, Row, StaticRows
@@ -26,6 +26,7 @@ from inference.text.prompt import Prompt
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
 from tests.support.language_models import PARITY_CONFIG, parity_llama, parity_network, seeded
+from tests.support.stages import compose, upsample
 
 # Without a compiler torch says that its flexible attention is slow, which is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -140,14 +141,14 @@ class NothingWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_nothing_in_a_step_waits_for_the_device(stage: str) -> None:
-    """Its layers aside, which the compiler has proved."""
+    """Its layers aside, which the compiler has checked."""
     llama = short_llama(stage) if stage == "stage1" else parity_llama(stage)
     llama._layer = lambda layer, hidden, turns, static_rows: hidden
     recorder = Recorder.on(CPU)
-    static = (Stage1Batch if stage == "stage1" else Stage2Batch)(llama, 2, recorder).static
-    assert static
+    recorded = (Stage1Batch if stage == "stage1" else Stage2Batch)(llama, 2, recorder).recorded
+    assert recorded
     with torch.inference_mode(), NothingWaits():
-        static._step(2)
+        recorded._step(2)
     with pytest.raises(AssertionError, match="waits"), NothingWaits():
         torch.ones(1).item()
 
@@ -165,8 +166,8 @@ def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> 
         if waiting and batch.n_free and dice.random() < 0.5:
             batch.join(waiting.pop(0))
         batch.step()
-    assert batch.static and not batch.static.recordings.failure
-    assert set(batch.static.recordings.seconds) == {1, 2, 4}
+    assert batch.recorded and not batch.recorded.recordings.failure
+    assert set(batch.recorded.recordings.seconds) == {1, 2, 4}
     assert [song.sections for song in songs] == alone
 
 
@@ -190,7 +191,7 @@ def test_a_step_that_computes_other_numbers_is_not_used(
     batch.join(song)
     while not song.finished:
         batch.step()
-    assert batch.static and "other numbers" in batch.static.recordings.failure
+    assert batch.recorded and "other numbers" in batch.recorded.recordings.failure
     assert song.sections == plain.sections
     assert torch.equal(upsample(upsampler, [track], silent, recorder=Recorder.on(CPU))[0], codes)
 
@@ -223,7 +224,7 @@ def test_a_frame_of_other_codes_that_are_as_good_is_used(monkeypatch: pytest.Mon
     monkeypatch.setattr(Llama, "static_forward", rounded_otherwise)
     _, plain = play_first_frame(llama, None)
     batch, played = play_first_frame(llama, Recorder.on(CPU))
-    assert batch.static and not batch.static.recordings.failure
+    assert batch.recorded and not batch.recorded.recordings.failure
     assert not torch.equal(played.codes, plain.codes)
 
 
@@ -243,7 +244,7 @@ def test_a_wrong_frame_is_not_used_in_half_precision_either(monkeypatch: pytest.
     monkeypatch.setattr(Llama, "static_forward", fewer_layers if wrong == "a layer too few" else another_token)
     _, plain = play_first_frame(llama, None)
     batch, played = play_first_frame(llama, Recorder.on(CPU))
-    assert batch.static and "other numbers" in batch.static.recordings.failure
+    assert batch.recorded and "other numbers" in batch.recorded.recordings.failure
     assert torch.equal(played.codes, plain.codes)
 
 
@@ -259,7 +260,7 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
     batch.join(song)
     while not song.finished:
         batch.step()
-    assert batch.static and "no compiler" in batch.static.recordings.failure
+    assert batch.recorded and "no compiler" in batch.recorded.recordings.failure
     assert song.sections == plain.sections
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from inference.engine.pipeline import CONTEXT_FRAMES
 from inference.errors import CheckpointError, InvalidField
-from inference.models.codec import CHECKPOINT, CHECKPOINT_KEY, CODEC_CONTEXT_FRAMES, SEMANTIC_CONFIG, Codec
+from inference.models.codec import CHECKPOINT, CHECKPOINT_KEY, SEMANTIC_CONFIG, Codec
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, N_CODEBOOKS, TRACKS
 
@@ -116,20 +117,23 @@ def test_embedding_is_the_sum_of_eight_codebook_vectors(codec: Codec, shapes: Sh
     names = [f"quantizer.vq.layers.{k}._codebook.embed" for k in range(N_CODEBOOKS)]
     books = [fabricate(f"xcodec.{name}", shapes[name]) for name in names]
     expected = sum(book[row] for book, row in zip(books, codes, strict=True)).T
-    assert codec.embedding_dim == 1_024
+    assert expected.shape == (1_024, 5)
     torch.testing.assert_close(codec.embed(codes), expected, rtol=0, atol=1e-6)
 
 
-def test_a_track_decoded_in_pieces_is_the_same_track(codec: Codec) -> None:
-    codes = some_codes(4 * CODEC_CONTEXT_FRAMES + 3)
+def test_a_part_with_context_decodes_as_within_the_track(codec: Codec) -> None:
+    codes = some_codes(2 * CONTEXT_FRAMES + 43)
     whole = codec.decode(codes)
     assert whole.shape == (CODEC_HOP * codes.shape[1],)
-    torch.testing.assert_close(codec.decode(codes, piece_frames=20), whole, rtol=0, atol=2e-5)
+    first, end = CONTEXT_FRAMES + 20, CONTEXT_FRAMES + 40
+    part = codec.decode(codes[:, first - CONTEXT_FRAMES : end + CONTEXT_FRAMES])
+    kept = part[CONTEXT_FRAMES * CODEC_HOP : -CONTEXT_FRAMES * CODEC_HOP]
+    torch.testing.assert_close(kept, whole[first * CODEC_HOP : end * CODEC_HOP], rtol=0, atol=2e-5)
 
 
 def test_a_single_frame_is_decoded(codec: Codec) -> None:
     assert codec.decode(some_codes(1)).shape == (CODEC_HOP,)
-    assert codec.embed(some_codes(1)).shape == (codec.embedding_dim, 1)
+    assert codec.embed(some_codes(1)).shape == (1_024, 1)
 
 
 def test_a_single_frame_of_audio_is_encoded(codec: Codec) -> None:
@@ -236,9 +240,9 @@ def test_a_gain_without_its_direction_is_refused(tmp_path: Path, small_tensors: 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "cannot be read"),
-        ("{", "is no JSON"),
-        ("[]", "is no JSON object"),
+        (None, "is missing"),
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
         ('{"hidden_size": "wide"}', "is no HuBERT config"),
         ('{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}', "160 samples a frame, allowed: 320"),
     ],

@@ -79,7 +79,7 @@ def test_a_process_that_hangs_is_killed(tiny_files: ModelFiles) -> None:
     running, started = long_song(engine, "hung")
     assert started.wait(PATIENCE_S)
     os.kill(engine.pid, signal.SIGSTOP)
-    with pytest.raises(EngineError, match="took no song any further"):
+    with pytest.raises(EngineError, match="made no progress with any song"):
         running.result(PATIENCE_S)
     assert not engine.alive
     engine.close()

@@ -327,10 +327,10 @@ def next_engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
     ("fault", "stage", "words"),
     [
         ("kill", "decode", "SIGKILL"),  # the other stages: test_recovery.py
-        ("spin", "stage1", "took no song any further"),
-        ("idle", "stage1", "took no song any further"),
-        ("block", "stage2", "took no song any further"),
-        ("block", "decode", "took no song any further"),
+        ("spin", "stage1", "made no progress with any song"),
+        ("idle", "stage1", "made no progress with any song"),
+        ("block", "stage2", "made no progress with any song"),
+        ("block", "decode", "made no progress with any song"),
         ("nan", "stage1", "stage 1 computed scores that are not numbers"),
         ("nan", "stage2", "stage 2 computed scores that are not numbers"),
         ("nan", "decode", "samples that are not numbers"),
@@ -363,5 +363,5 @@ def test_songs_that_keep_coming_do_not_hide_a_hang(tiny_files: ModelFiles) -> No
     coming = (engine.generate(f"song {i}", request(), ignore) for i in range(60))
     while not wait([hung], timeout=1.0).done:
         assert next(coming, None), "a minute of songs, and the hang was not noticed"
-    assert "took no song any further" in str(hung.exception())
+    assert "made no progress with any song" in str(hung.exception())
     engine.close()

@@ -40,7 +40,7 @@ def test_a_name_without_a_bracket_is_sung_with_a_warning(line: str) -> None:
     text = f"[verse]\na\n{line}\nb"
     assert [section.body for section in parse(text).sections] == [f"a\n{line}\nb"]
     (warning,) = told(text)
-    assert warning.startswith(f"lyrics (line 3): '{line}' is sung")
+    assert warning.startswith(f"lyrics (line 3): '{line}' is taken as words")
 
 
 @pytest.mark.parametrize(

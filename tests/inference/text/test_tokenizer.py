@@ -82,11 +82,11 @@ def test_no_text_has_no_ids(tokenizer: Tokenizer) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "tokenizer.model").reason
+    assert "is missing" in refusal(tmp_path / "tokenizer.model").reason
 
 
 def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path).reason
+    assert "is a folder" in refusal(tmp_path).reason
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_git_lfs_pointer_is_called_by_its_name(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ee5c7cbf\nsize 1761962\n"
-    assert "git-lfs pointer" in refusal(written(tmp_path, pointer)).reason
+    assert "Git LFS pointer" in refusal(written(tmp_path, pointer)).reason
 
 
 def test_a_model_without_byte_pieces_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from sentencepiece import SentencePieceProcessor
 
 from inference.catalog import CODEC_FILES, ModelFiles
 from inference.engine.stage1 import Composition, Stage1Settings
-from inference.engine.stage1_batch import compose
 from inference.models import vocoder
 from inference.models.checkpoints import load_llama, read_pickle
 from inference.models.codec import Codec
@@ -23,6 +22,8 @@ from inference.text.prompt import Prompt
 from inference.text.tokenizer import Tokenizer
 from inference.tiny import checkpoints, layers, model_files
 from inference.vocabulary import SOA_ID, XCODEC_ID
+from tests.support.full_size import REAL_CODEC, REAL_VOCOS
+from tests.support.stages import compose
 
 # The first 16 digits of the SHA-256 of each tensor's bytes, one for each way of scaling.
 KNOWN_TENSORS = [
@@ -69,12 +70,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_names_and_shapes_of_a_full_size_codec_are_the_real_ones(parity_dir: Path) -> None:
     real = json.loads((parity_dir / "xcodec_keys.json").read_text())
-    assert layers.codec_shapes(layers.REAL_CODEC) == {name: tuple(shape) for name, shape in real.items()}
+    assert layers.codec_shapes(REAL_CODEC) == {name: tuple(shape) for name, shape in real.items()}
 
 
 def test_names_and_shapes_of_a_full_size_vocos_are_the_real_ones(parity_dir: Path) -> None:
     real = json.loads((parity_dir / "vocos_keys.json").read_text())
-    assert layers.vocos_shapes(layers.REAL_VOCOS) == {name: tuple(shape) for name, shape in real.items()}
+    assert layers.vocos_shapes(REAL_VOCOS) == {name: tuple(shape) for name, shape in real.items()}
 
 
 def test_set_is_laid_out_as_the_repositories_are(files: ModelFiles) -> None:

@@ -206,7 +206,7 @@ def test_a_pointer_that_the_hub_sends_is_named_until_the_file_is_there(hub: HubS
     for _ in range(2):
         error = refusal(ZH_COT, tmp_path)
         assert error.reason == "corrupted"
-        assert f"tokenizer.model of repository {STAGE_1} is a git-lfs pointer" in str(error)
+        assert f"tokenizer.model of repository {STAGE_1} is a Git LFS pointer" in str(error)
     hub.write(STAGE_1, "tokenizer.model", content)
     assert_whole(hub, ZH_COT, process(ZH_COT, tmp_path).run())
 
@@ -556,7 +556,7 @@ def test_every_line_is_json_and_the_last_names_the_files(hub: HubServer, tmp_pat
     files = events[-1]["files"]
     assert isinstance(files, dict) and sorted(files) == ["codec", "model", "revision", "stage1", "stage2"]
     code, events = run_module(tmp_path, "zh-cot", "--force")
-    assert code == 0 and {event["event"] for event in events[:-1]} == {"proving"}
+    assert code == 0 and {event["event"] for event in events[:-1]} == {"verifying"}
 
 
 def test_an_error_is_a_line_and_an_exit_code(hub: HubServer, tmp_path: Path) -> None:

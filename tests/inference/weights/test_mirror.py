@@ -187,7 +187,7 @@ def test_new_sums_of_the_same_files_are_held_against_them(weights: Path, tmp_pat
     write_sums(folder)
     events = Events()
     fetch(ZH_COT, tmp_path / "cache", weights, emit=events)
-    assert {"repository": ZH_COT.stage2.name, "file": WEIGHTS} in events.named("proving")
+    assert {"repository": ZH_COT.stage2.name, "file": WEIGHTS} in events.named("verifying")
     (folder / SUMS).unlink()
     fetch(ZH_COT, tmp_path / "cache", weights)
 

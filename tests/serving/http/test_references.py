@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from inference.audio.mixing import read_reference
+from inference.audio.reading import read_reference
 from inference.song import Reference
 from server import close_app
 from serving.http import references

@@ -1,61 +1,21 @@
-"""Waveforms outside the networks: what references are taken, the mix as recorded, and files that decode whole."""
+"""Reference audio: which files are accepted, what is read of them, and that a small file cannot fill the memory."""
 
 from __future__ import annotations
 
 import io
 import tracemalloc
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
-from scipy.signal import butter, sosfiltfilt
 
-from inference.audio.mixing import (
-    ENCODINGS,
-    MAX_REFERENCE_SECONDS,
-    PEAK,
-    TAGS,
-    WRITE_SAMPLES,
-    check_header,
-    cut_reference,
-    encode,
-    low_band_scale,
-    merge_bands,
-    mix_16k,
-    mix_44k,
-    read_reference,
-)
-from inference.errors import EngineError, InvalidField
+from inference.audio.encoding import encode
+from inference.audio.reading import MAX_REFERENCE_SECONDS, check_header, cut_reference, read_reference
+from inference.errors import InvalidField
 from inference.song import MIME_TYPES, Reference
 from inference.vocabulary import CODEC_RATE_HZ, VOCODER_RATE_HZ
-
-FORMATS = tuple(MIME_TYPES)
-
-
-def tone(seconds: float, rate_hz: int, hz: float = 440.0, gain: float = 0.5) -> np.ndarray:
-    """A sine (samples,)."""
-    return (gain * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
-
-
-def wav(samples: np.ndarray, rate_hz: int = CODEC_RATE_HZ, container: str = "WAV", subtype: str = "FLOAT") -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate_hz, format=container, subtype=subtype)
-    return buffer.getvalue()
-
-
-def decoded(content: bytes) -> np.ndarray:
-    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
-
-
-def frequency_hz(waveform: np.ndarray, rate_hz: int) -> float:
-    """The loudest frequency."""
-    return float(np.abs(np.fft.rfft(waveform)).argmax() * rate_hz / len(waveform))
-
-
-# --- reference audio ---
+from tests.support.waveforms import frequency_hz, tone, wav
 
 
 def test_reference_becomes_mono_at_16_khz() -> None:
@@ -86,7 +46,7 @@ def test_uneven_tracks_are_cut_to_the_shorter() -> None:
     assert frequency_hz(instrumental, CODEC_RATE_HZ) == pytest.approx(600, abs=1)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MIME_TYPES)
 def test_every_format_that_is_written_is_read(format: str) -> None:
     content = encode(tone(3, VOCODER_RATE_HZ), VOCODER_RATE_HZ, format, {})
     (mix,) = read_reference(Reference(mix=content, start_seconds=1, end_seconds=2.5))
@@ -147,150 +107,6 @@ def test_a_file_cut_short_is_refused() -> None:
     whole = encode(tone(4, VOCODER_RATE_HZ), VOCODER_RATE_HZ, "flac", {})
     with pytest.raises(InvalidField, match=r"reference\.audio"):
         read_reference(Reference(mix=whole[:200]))
-
-
-# --- the mix ---
-
-
-@pytest.fixture(scope="session")
-def recorded(parity_dir: Path) -> Mapping[str, np.ndarray]:
-    with np.load(parity_dir / "audio.npz") as numbers:
-        return dict(numbers)
-
-
-def signal_to_difference_db(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Without the first and last 100 ms, where resamplers start and end differently."""
-    edge = VOCODER_RATE_HZ // 10
-    expected, actual = expected[edge:-edge], actual[edge:-edge]
-    return float(10 * np.log10(np.square(expected).sum() / np.square(expected - actual).sum()))
-
-
-def test_mixes_are_as_recorded(recorded: Mapping[str, np.ndarray]) -> None:
-    low = mix_16k(recorded["vocal_16k"], recorded["instrumental_16k"])
-    high = mix_44k(recorded["vocal_44k"], recorded["instrumental_44k"])
-    np.testing.assert_allclose(low, recorded["mix_16k"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(high, recorded["mix_44k"], rtol=0, atol=1e-6)
-
-
-def test_loud_mixes_are_clipped_as_recorded(recorded: Mapping[str, np.ndarray]) -> None:
-    low = mix_16k(3 * recorded["vocal_16k"], 3 * recorded["instrumental_16k"])
-    high = mix_44k(9 * recorded["vocal_44k"], 9 * recorded["instrumental_44k"])
-    np.testing.assert_allclose(low, recorded["loud_mix_16k"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(high, recorded["loud_mix_44k"], rtol=0, atol=1e-6)
-
-
-def test_the_low_band_is_scaled_as_recorded(recorded: Mapping[str, np.ndarray]) -> None:
-    scale = low_band_scale(recorded["mix_16k"], recorded["mix_44k"])
-    assert scale == pytest.approx(float(recorded["low_band_scale"]), rel=2e-3)
-
-
-def test_the_merged_mix_is_as_recorded(recorded: Mapping[str, np.ndarray]) -> None:
-    names = ("vocal_16k", "instrumental_16k", "vocal_44k", "instrumental_44k")
-    actual = merge_bands(*(recorded[name] for name in names)).astype(np.float64)
-    expected = recorded["final_44k"].astype(np.float64)
-    below = butter(12, 5_000, "low", fs=VOCODER_RATE_HZ, output="sos")
-    above = butter(12, 9_000, "high", fs=VOCODER_RATE_HZ, output="sos")
-    for band in (below, above):
-        assert signal_to_difference_db(sosfiltfilt(band, expected), sosfiltfilt(band, actual)) >= 40
-    assert signal_to_difference_db(expected, actual) >= 20
-
-
-def test_silent_tracks_make_a_silent_mix() -> None:
-    low, high = np.zeros(3_200, np.float32), np.zeros(8_820, np.float32)
-    mix = merge_bands(low, low, high, high)
-    assert mix.shape == (8_820,) and mix.dtype == np.float32
-    assert not mix.any()
-
-
-def test_the_factor_is_1_where_the_codec_is_silent() -> None:
-    assert low_band_scale(np.zeros(3_200), np.ones(8_820)) == 1.0
-
-
-def test_the_mix_ends_with_the_shorter_track() -> None:
-    mix = merge_bands(tone(2, 16_000), tone(1.5, 16_000), tone(2, 44_100), tone(1, 44_100))
-    assert mix.shape == (44_100,)
-
-
-def test_a_loud_mix_stays_within_the_peak() -> None:
-    mix = merge_bands(*(tone(0.5, rate, gain=5) for rate in (16_000, 16_000, 44_100, 44_100)))
-    assert np.abs(mix).max() <= PEAK
-
-
-def test_a_single_frame_can_be_mixed() -> None:
-    mix = merge_bands(*(np.full(n, 0.1, np.float32) for n in (320, 320, 882, 882)))
-    assert mix.shape == (882,)
-
-
-# --- files ---
-
-
-def test_every_format_of_the_interface_can_be_written() -> None:
-    assert ENCODINGS.keys() == MIME_TYPES.keys()
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("n_samples", [1, 882, 44_100, 3 * WRITE_SAMPLES + 1])
-def test_a_file_decodes_to_as_many_samples(format: str, n_samples: int) -> None:
-    waveform = tone(n_samples / VOCODER_RATE_HZ, VOCODER_RATE_HZ)
-    content = encode(waveform, VOCODER_RATE_HZ, format, {"title": "AI-generated"})
-    info = soundfile.info(io.BytesIO(content))
-    assert (info.frames, info.samplerate, info.channels) == (n_samples, VOCODER_RATE_HZ, 1)
-    assert decoded(content).shape == (n_samples,)
-
-
-@pytest.mark.parametrize(
-    ("format", "gain", "min_db"), [("wav", 1.0, 70), ("flac", 1.0, 120), ("mp3", 0.97, 60), ("ogg", 1.0, 35)]
-)
-def test_a_file_sounds_like_the_waveform(format: str, gain: float, min_db: float) -> None:
-    """LAME alone turns the volume down a little, by the same factor throughout."""
-    waveform = (tone(2, VOCODER_RATE_HZ) + tone(2, VOCODER_RATE_HZ, 3_000, 0.2)).astype(np.float64)
-    again = decoded(encode(waveform, VOCODER_RATE_HZ, format, {})).astype(np.float64)
-    actual_gain = again @ waveform / (waveform @ waveform)
-    assert actual_gain == pytest.approx(gain, abs=0.01)  # Vorbis rounds pure tones by nearly 1 %
-    assert signal_to_difference_db(waveform, again / actual_gain) >= min_db
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_ten_minutes_are_written_whole(format: str) -> None:
-    waveform = np.tile(tone(1, VOCODER_RATE_HZ, gain=0.3), 600)
-    assert soundfile.info(io.BytesIO(encode(waveform, VOCODER_RATE_HZ, format, {}))).frames == len(waveform)
-
-
-def test_mp3_has_192_kbit_a_second() -> None:
-    noise = np.random.default_rng(0).normal(0, 0.1, 10 * VOCODER_RATE_HZ).astype(np.float32)
-    kbps = len(encode(noise, VOCODER_RATE_HZ, "mp3", {})) * 8 / 10 / 1_000
-    assert kbps == pytest.approx(192, rel=0.05)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_tags_can_be_read_back(format: str) -> None:
-    comment = "AI-generated with YuE, model en-cot@454c20e, seed 42; " + 5 * "a long comment is kept whole; "
-    tags = dict.fromkeys(TAGS, "AI-generated") | {"comment": comment, "date": "2025"}
-    with soundfile.SoundFile(io.BytesIO(encode(tone(1, 44_100), 44_100, format, tags))) as file:
-        read = file.copy_metadata()
-    software = read.pop("software")
-    assert software.startswith("LAME" if format == "mp3" else "AI-generated")
-    del tags["software"]
-    assert {name: read.get(name) for name in tags} == tags
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_peaks_are_clipped_before_they_are_written(format: str) -> None:
-    again = decoded(encode(tone(1, 44_100, hz=50, gain=3.0), 44_100, format, {}))
-    loudest = {"mp3": 1.2, "ogg": 1.2}.get(format, PEAK + 1e-4)  # lossy decoders overshoot a clipped wave a little
-    assert 0.95 < np.abs(again).max() <= loudest
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_waveform_that_holds_no_number_is_an_error(format: str, value: float) -> None:
-    waveform = tone(1, 44_100)
-    waveform[30_000] = value
-    with pytest.raises(EngineError, match="NaN or infinite"):
-        encode(waveform, 44_100, format, {})
-
-
-# --- files that are made to harm ---
 
 
 def test_hours_of_audio_are_not_decoded_beyond_the_span() -> None:
