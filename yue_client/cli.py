@@ -23,7 +23,7 @@ from yue_client.errors import INTERRUPTED, ClientError, Failed, Forgotten, Json,
 from yue_client.progress import Progress, models_words
 from yue_client.transport import Clock, Http, Server
 
-BROKEN_PIPE = 141  # what shells call a reader that has gone, as in | head -1
+BROKEN_PIPE = 141  # the exit code of shells for a reader that has gone, as in | head -1
 RETRY_S = 600.0  # for songs and downloads, which take minutes; other requests are sent once
 CANCEL_RETRY_S = 10.0  # somebody has pressed Ctrl-C and waits
 MOST_REQUESTS = 3  # for one song, where its server restarts without its jobs

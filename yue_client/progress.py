@@ -13,7 +13,7 @@ STAGES = {"prompt": "reading the lyrics", "stage2": "filling in the sound", "dec
 
 
 class Progress:
-    """What is shown on a stream while a command runs."""
+    """Shows the progress of a command on a stream."""
 
     def __init__(self, stream: TextIO, quiet: bool) -> None:
         self._stream, self._quiet = stream, quiet
