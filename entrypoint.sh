@@ -8,11 +8,11 @@ usage() {
 Usage: entrypoint.sh [serve | download]
 
   serve     run the server (the default) until SIGTERM or Ctrl-C
-  download  fetch the weights of YUE_MODEL, prove them and end: for a volume, or an image with the weights inside
+  download  download the weights of YUE_MODEL, verify them and end: for a volume, or an image with the weights inside
   --help    this text
 
-Environment (all settings are in README.md):
-  YUE_MODEL       default tiny: fabricated weights that make noise, not music; en-cot sings
+Environment (all settings are in docs/configuration.md):
+  YUE_MODEL       default tiny: fabricated weights that make noise, not music; en-cot makes music
   YUE_LOADING     on_demand (default): weights come with the first song; startup: when the server starts
   YUE_WEIGHTS     where the weights are already, instead of the Hub: a folder, or a gs://, s3:// or az:// address
   YUE_DATA        where jobs and songs are kept: a folder, or a gs://, s3:// or az:// address; default in the cache

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Starts the server on this machine, sings a first song with it, and keeps serving.
+# Starts the server on this machine, generates a first song with it, and keeps serving.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 Usage: ./run_local.sh [--once] [--output FILE]
 
-Prepares .venv, starts the server, sings examples/lyrics.txt and keeps serving until Ctrl-C.
+Prepares .venv, starts the server, generates a song from examples/lyrics.txt and keeps serving until Ctrl-C.
 
   --once         stop the server after the song; the exit code is the song's
-  --output FILE  where the song goes, over what is there; its ending picks mp3, wav, flac or ogg
-                 (default: song.mp3, or if that is there song-2.mp3, …)
+  --output FILE  the file of the song, which is overwritten; its ending picks mp3, wav, flac or ogg
+                 (default: song.mp3, or if that exists song-2.mp3, …)
   --help         this text
 
 Environment:
@@ -46,7 +46,7 @@ main() {
   trap 'exit 130' INT
   trap 'exit 143' TERM
   start_server
-  sing
+  generate_song
   tell
   [[ -n $once ]] || serve
 }
@@ -142,7 +142,7 @@ except urllib.error.HTTPError:
 PYTHON
 }
 
-sing() {
+generate_song() {
   local code=0 project=$PWD interpreter=$python out=() keys=${YUE_API_KEY:-}
   [[ $interpreter == /* ]] || interpreter=$project/$interpreter
   [[ -z $output ]] || out=(--out "$output" --force)
@@ -159,7 +159,7 @@ sing() {
 tell() {
   if [[ $YUE_MODEL == tiny ]]; then
     echo "This was the model tiny, whose weights are made up: it makes noise, not music."
-    echo "With a GPU, the real weights sing: YUE_MODEL=en-cot ./run_local.sh"
+    echo "With a GPU, the real weights make music: YUE_MODEL=en-cot ./run_local.sh"
   fi
 }
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from flask import Flask, Response, jsonify, request
@@ -22,6 +24,7 @@ from inference.process.engine_process import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess, cache_folder
 from model_manager import ModelManager
+from paths import PROJECT
 from serving.http import accept, access, audio_files, events, job_views, openapi, request_models
 from serving.http.job_query import read_query
 from serving.http.json_body import read_json
@@ -421,3 +424,8 @@ def _problem_response(error: Exception) -> Response:
     problem = problem_of(error)
     place = str(problem.members.get("instance", ""))
     return problem.having(instance=request.path + place.removeprefix(request.path)).response()
+
+
+if __name__ == "__main__":  # `python server.py` is `entrypoint.sh serve` with this Python
+    search = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    os.execve(PROJECT / "entrypoint.sh", ["entrypoint.sh", *sys.argv[1:]], {**os.environ, "PATH": search})

@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode
 
-It measures one song on its own and knows nothing of the server. Weights are fabricated; the work is the same for any.
+It measures one song on its own, without the server. Weights are fabricated; the work is the same for any weights.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
     """One section of exactly `n_tokens` tokens, sampled."""
     lead = torch.randint(32_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = [*lead, SOA_ID, XCODEC_ID]
-    published_s = timed(lambda: published.sing_section(network, ids, n_tokens))
+    published_s = timed(lambda: published.generate_section(network, ids, n_tokens))
     llama = Llama(network)
     settings = Stage1Settings(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
 
@@ -112,7 +112,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def ignore(*_: int) -> None:
-    """A report that nobody reads."""
+    """A progress callback that does nothing."""
 
 
 if __name__ == "__main__":

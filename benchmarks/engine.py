@@ -1,11 +1,11 @@
-"""Times the whole engine with 1, 2, 4, 8 and 16 songs max_songs, beside the published way, in one run.
+"""Times the whole engine with 1, 2, 4, 8 and 16 songs together, beside the published way, in one run.
 
     python -m benchmarks.engine                 # two CPU cores, minutes
     python -m benchmarks.engine --size full     # the real networks' sizes; needs a GPU
     python -m benchmarks.engine --songs 1,8     # only these numbers of songs
 
-It knows nothing of the server. Weights are fabricated on the device, nothing is downloaded; the work is the same for
-any weights. On a GPU the steps are compiled and recorded before the clock starts, in minutes where that has never been
+The server is not part of it. Weights are fabricated on the device, nothing is downloaded; the work is the same for any
+weights. On a GPU the steps are compiled and recorded before the clock starts, in minutes where that has never been
 done on the machine. The published way runs the same networks for a few tokens and frames; its time is scaled.
 """
 
@@ -105,7 +105,7 @@ class TimedEngine(Scheduler):
         self.first_part_at: float | None = None
 
     def prepare(self) -> None:
-        """Record what songs take that begin and end max_songs, as these do."""
+        """Record the steps of songs that start and end together, as these do."""
         fewest = {"stage1": self.limits.songs, "stage2": min(len(TRACKS) * self.limits.songs, self.limits.rows)}
         for stage, step in self._recorded_steps.items():
             for bucket in step.recordings.missing:
@@ -113,7 +113,7 @@ class TimedEngine(Scheduler):
                     step.prepare(bucket)
 
     def steps(self, missing_before: int) -> str:
-        """How the steps were taken, where so many were not recorded before the songs came."""
+        """How the steps ran, where so many were not recorded before the songs started."""
         every = [step.recordings for step in self._recorded_steps.values()]
         if any(recordings.failure or recordings.skipped for recordings in every):
             return "eager"
@@ -258,7 +258,7 @@ def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
     n_frames = size.seconds * FRAME_RATE_HZ
     n_rows = len(TRACKS) * math.ceil(n_frames / PIECE_FRAMES)
     rows = torch.randint(CODEBOOK_SIZE, (n_rows, PIECE_FRAMES), generator=torch.Generator().manual_seed(1))
-    stage1_s = _timed(lambda: published.sing_section(pipeline.composer.model, prompt, size.published_tokens))
+    stage1_s = _timed(lambda: published.generate_section(pipeline.composer.model, prompt, size.published_tokens))
     stage2_s = _timed(lambda: published.fill_in_rows(pipeline.upsampler.model, rows, size.published_frames))
     tokens = n_frames * len(TRACKS)
     # A row that is read again for each frame grows by eight tokens a frame: the middle frame's length is the mean.
@@ -278,7 +278,7 @@ def plot(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def _free_memory() -> None:
-    """Let go of the engine before, with its caches."""
+    """Free the previous engine and its caches."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -289,7 +289,7 @@ def _pieces(size: Size) -> int:
 
 
 def _weight_bytes(llama: Llama) -> int:
-    """What one pass reads: all but the embeddings, of which it takes a row for each token."""
+    """The bytes that one pass reads: all but the embeddings, of which it reads a row for each token."""
     network = llama.model
     return sum(tensor.nbytes for tensor in network.parameters()) - network.model.embed_tokens.weight.nbytes
 
@@ -341,7 +341,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _ignore(progress: Progress) -> None:
-    """An observer who does not look."""
+    """A progress callback that does nothing."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

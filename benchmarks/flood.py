@@ -1,8 +1,8 @@
-"""Measures how long those who have the key wait while others, who have none, flood the real server.
+"""Measures how long clients with the key wait while others without it flood the real server.
 
     python -m benchmarks.flood
 
-It knows nothing of how the server does it. The flood comes from a process of its own; songs are a light engine's.
+It uses HTTP alone. The flood comes from a process of its own; songs are a light engine's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PROBES: tuple[Probe, ...] = (
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description="How long who has the key waits while others flood the server.")
+    parser = argparse.ArgumentParser(description="How long clients with the key wait while others flood the server.")
     parser.add_argument("--seconds", type=float, default=20, help="how long each flood lasts (default: 20)")
     seconds = parser.parse_args().seconds
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def row(name: str, flood: Callable[..., None], *arguments: object) -> str:
-    """One server, one flood, and what those with the key saw of it."""
+    """One server, one flood, and the answers that clients with the key got."""
     with RealServer({"YUE_API_KEY": KEY}, "tests.support.light_engine:light_app()") as server:
         server.key = KEY
         server.wait_until_answered()
@@ -82,7 +82,7 @@ def row(name: str, flood: Callable[..., None], *arguments: object) -> str:
 
 
 def probe(server: RealServer, path: str, body: object, milliseconds: list[float], stop: threading.Event) -> None:
-    """Ask with the key, over a new connection each time, until told to stop."""
+    """Send requests with the key, over a new connection each time, until stopped."""
     while not stop.wait(PROBE_SECONDS):
         began = time.perf_counter()
         status, answer = server.ask(path, body)
@@ -117,20 +117,20 @@ def reset(port: int, content: bytes, seconds: float, per_second: int) -> None:
 
 
 def ticks(seconds: float, per_second: int) -> list[float]:
-    """The moments at which the next is due."""
+    """The moments at which the next one is due."""
     began = time.monotonic()
     return [began + number / per_second for number in range(1, round(seconds * per_second) + 1)]
 
 
 def connect(port: int) -> socket.socket:
-    """A connection, for which as many files are allowed as there may be."""
+    """A connection, with as many open files allowed as possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8_192)), hard))
     return socket.create_connection(("127.0.0.1", port))
 
 
 def send(connection: socket.socket, content: bytes) -> None:
-    """What can be sent without waiting, to whoever still listens."""
+    """Send what can be sent without waiting; ignore a closed connection."""
     connection.setblocking(False)
     with suppress(OSError):
         connection.send(content)

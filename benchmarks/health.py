@@ -1,8 +1,8 @@
-"""Measures how soon the real server answers /health, whatever it does and whoever else it serves.
+"""Measures how fast the real server answers /health, whatever else it does.
 
     python -m benchmarks.health
 
-It knows nothing of how the server does it: a prober asks over HTTP, a new connection each time, as platforms do. The
+A prober calls it over HTTP, on a new connection each time, as platforms do. The
 weights are the tiny model's, from a slow stand-in for the Hub on the same machine.
 """
 
@@ -33,14 +33,14 @@ from tests.support.real_server import RealServer, until
 PROBES_PER_SECOND = 20
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la\n\n[chorus]\nla", "max_new_tokens": 1_500}
 LONG_SONG = {**SONG, "max_new_tokens": 6_000}
-BURST = "reached by many at once"
+BURST = "called by many at once"
 PHASES = (
     "nothing loaded",
     "downloading",
     "loading",
-    "singing",
+    "generating",
     BURST,
-    "asked without pause",
+    "called without pause",
     "full of waiters",
     "held by slow clients",
     "draining",
@@ -55,7 +55,7 @@ LONGEST_DRAIN_SECONDS = 20
 
 
 class Prober:
-    """Asks /health at a steady estimator until it is stopped; what the server said it was doing sorts the answers."""
+    """Calls /health at a steady rate until it is stopped, and sorts the answers by the server's state."""
 
     def __init__(self, server: RealServer) -> None:
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
@@ -93,7 +93,7 @@ class Prober:
 
 
 class Askers:
-    """Many clients, each of whom asks for the models' status again as soon as it was answered."""
+    """Many clients, each of which requests the models' status again as soon as it has an answer."""
 
     def __init__(self, port: int) -> None:
         self._selector = selectors.DefaultSelector()
@@ -125,7 +125,7 @@ class Askers:
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description="How soon /health is answered, whatever the server does.")
+    parser = argparse.ArgumentParser(description="How fast /health answers, whatever the server does.")
     parser.add_argument("--rounds", type=int, default=3, help="servers to start, one after the other (default: 3)")
     rounds = parser.parse_args().rounds
     found: dict[str, list[float]] = defaultdict(list)
@@ -149,13 +149,13 @@ def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
                 until(lambda: len(prober.milliseconds["nothing loaded"]) >= PROBES_PER_SECOND)
                 status, answer = server.ask("/download-models", {})
                 assert status == 200, answer
-                prober.phase = "singing"
+                prober.phase = "generating"
                 status, prediction = server.generate(**SONG)
                 assert status == 200, prediction
                 prober.phase = BURST
                 with Askers(server.port):
                     watch(prober, BURST, seconds=1)
-                    watch(prober, "asked without pause")
+                    watch(prober, "called without pause")
                 with ExitStack() as crowd:
                     crowd_out(server, prober, crowd)
                     prober.phase = "draining"
@@ -164,7 +164,7 @@ def one_life(folder: Path) -> Mapping[str, Sequence[float]]:
 
 
 def crowd_out(server: RealServer, prober: Prober, crowd: ExitStack) -> None:
-    """As many requests as may wait for songs, one of which is sung; then clients that stop within their requests."""
+    """As many requests as may wait for songs, one of which runs; then clients that stop within their requests."""
     for number in range(THREADS - RESERVED_THREADS):
         body = json.dumps({"instances": [{**LONG_SONG, "seed": number}]}).encode()
         head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -184,7 +184,7 @@ def send(server: RealServer, crowd: ExitStack, content: bytes) -> None:
 
 
 def watch(prober: Prober, phase: str, seconds: int = 3) -> None:
-    """Look at the server for so long."""
+    """Probe the server for so long."""
     prober.phase = phase
     enough = len(prober.milliseconds[phase]) + seconds * PROBES_PER_SECOND
     until(lambda: len(prober.milliseconds[phase]) >= enough)

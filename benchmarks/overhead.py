@@ -1,9 +1,9 @@
-"""Measures what this server adds to a request, beside a bare Flask app that says the same under the same gunicorn.
+"""Measures what this server adds to a request, beside a bare Flask app that returns the same under the same gunicorn.
 
     python -m benchmarks.overhead
 
-It knows nothing of how either answers: both are asked in turn over one connection each that is kept open. The engine is
-a light one, so that nothing but the way of a request is measured.
+Both are called in turn over one connection each that is kept open. The engine is a light one, so that nothing but the
+handling of a request is measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 
 def bare_app() -> Flask:
-    """Flask and nothing else: it says what the environment holds, and reads a body where there is one."""
+    """Flask and nothing else: it returns answers from the environment, and reads a body where there is one."""
     app = Flask(__name__)
     says = json.loads(os.environ["BARE_ANSWERS"])
 
@@ -65,7 +65,7 @@ class Caller:
 
 
 def measure(requests: int) -> dict[str, tuple[list[float], list[float]]]:
-    """What was asked -> the milliseconds of each answer from this server, and from the bare one; sorted."""
+    """Request -> the milliseconds of each answer from this server, and from the bare one, sorted."""
     with ExitStack() as servers:
         ours = servers.enter_context(RealServer({}, LIGHT_APP))
         ours.wait_until_answered()

@@ -1,7 +1,7 @@
 """The way in which YuE's published script runs its language models, to measure beside ours.
 
 One Hugging Face `generate` call for each section in stage 1, with guidance as a second forward; one `generate` call for
-each frame in stage 2, which reads the whole row again. It knows nothing of how ours works.
+each frame in stage 2, which reads the whole row again. It uses none of our code for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class OnlyIds(LogitsProcessor):
         return scores
 
 
-def sing_section(network: LlamaForCausalLM, prompt_ids: Sequence[int], n_tokens: int) -> None:
+def generate_section(network: LlamaForCausalLM, prompt_ids: Sequence[int], n_tokens: int) -> None:
     """Stage 1: one section of exactly `n_tokens` tokens."""
     network.set_attn_implementation("sdpa")
     prompt = torch.tensor([prompt_ids], device=network.device)

@@ -3,7 +3,7 @@
     python -m benchmarks.quantization
 
 Every network reads the same tokens, whatever it would have chosen itself. Weights are fabricated: independent normal
-numbers, so the figures say how the arithmetic rounds, not how a song sounds. It knows nothing of time or of songs.
+numbers, so the figures say how the arithmetic rounds, not how a song sounds.
 """
 
 from __future__ import annotations

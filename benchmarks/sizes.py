@@ -1,6 +1,6 @@
 """The sizes of network that the engine is timed with, all of YuE's form.
 
-It knows nothing of how they are filled or timed.
+It is independent of how they are filled and timed.
 """
 
 from __future__ import annotations

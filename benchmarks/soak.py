@@ -1,11 +1,11 @@
-"""Has many songs sung by two servers on one folder, which are killed all the while, and counts what became of each.
+"""Runs many songs on two servers with one folder, kills the servers all the while, and counts the ends of the songs.
 
     python -m benchmarks.soak --minutes 10 --songs 200 --seed 1
 
-It knows nothing of how the servers keep their promises, but for the names of the files that they leave behind. Clients
-vanish, ask again at the other server, and cancel. Whatever was promised and not kept is a violation, and the exit
-code 1. One of the servers is spared for the last quarter of the songs: its memory must stay what it is.
-With a seed the clients and the killer draw the same numbers again; which of them comes first is the machine's affair.
+Of the servers' work it knows only the names of the files that they leave behind. Clients disconnect, ask again at the
+other server, and cancel. Any broken promise is a violation, and the exit code is 1. For the last quarter of the songs
+one server is spared: its memory must not grow. With a seed the clients and the killer draw the same numbers again;
+their order depends on the machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.real_server import descendants, until
 LIGHT_APP = "tests.support.light_engine:light_app()"
 CLIENTS = 6
 ENDED = ("succeeded", "failed", "cancelled", "interrupted")
-SPARED_SHARE = 4  # of so many songs, the last one is sung while a server is spared
+SPARED_SHARE = 4  # of so many songs, the last one runs while a server is spared
 MEMORY_FACTOR = 1.1  # of that server's memory in the end, over that in the beginning
 
 
@@ -58,7 +58,7 @@ class Killer(threading.Thread):
                     return
 
     def spare(self, berth: Berth) -> None:
-        """From now on that server lives."""
+        """Leave that server running from now on."""
         with self._busy:
             self._berths.remove(berth)
 
@@ -91,7 +91,7 @@ class Killer(threading.Thread):
 
 
 def soak(folder: Path, songs: int, seconds: float, seed: int, tiny: bool = False) -> Found:
-    """Run it: so many songs, ordered over that time; what was found."""
+    """Run so many songs, requested over that time; return what was found."""
     found = Found()
     data = folder / "data"
     settings = {"YUE_DATA": str(data), "XDG_CACHE_HOME": str(folder), "YUE_WAIT_SECONDS": "5", "YUE_DEVICE": "cpu"}
@@ -147,7 +147,7 @@ def weighed(berth: Berth, found: Found) -> Iterator[None]:
 
 
 def _send(berths: Sequence[Berth], found: Found, songs: Iterable[int], pause_s: float, seed: int) -> None:
-    """Have the songs ordered, one in each pause, by clients that stay with theirs."""
+    """Request the songs, one in each pause, by clients that each follow theirs."""
     numbers: queue.Queue[int | None] = queue.Queue()
     client = Client(berths, found, seed)
     threads = [threading.Thread(target=client.take_all, args=(numbers,)) for _ in range(CLIENTS)]
@@ -163,7 +163,7 @@ def _send(berths: Sequence[Berth], found: Found, songs: Iterable[int], pause_s: 
 
 
 def _judge(berths: Sequence[Berth], found: Found, data: Path, songs: int, seed: int, tiny: bool) -> None:
-    """Ask for every song at both servers, and look at what is left."""
+    """Read every song from both servers, and check what is left."""
     client = Client(berths, found, seed)
     acknowledged = set(found.jobs)
     states: dict[str, str] = {}
@@ -185,7 +185,7 @@ def _judge(berths: Sequence[Berth], found: Found, data: Path, songs: int, seed: 
 
 
 def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bool) -> str:
-    """The state in which the song has ended, which both servers have to tell alike, audio and all."""
+    """The state in which the song ended. Both servers must return the same, with the same audio."""
 
     def ended() -> Json | None:
         known = client.submit(number, berths[0], WAIT_SECONDS)
@@ -209,7 +209,7 @@ def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bo
 
 
 def _judge_leavings(berths: Sequence[Berth], found: Found, temporary: Path) -> None:
-    """What is left when all servers have ended: nothing, and no word of an error that nobody foresaw."""
+    """Check that nothing is left when all servers have ended, and no unexpected error in their logs."""
     left = sorted(path.name for path in temporary.iterdir())
     if left:
         found.violation(f"temporary files are left: {left}")
@@ -221,7 +221,7 @@ def _judge_leavings(berths: Sequence[Berth], found: Found, temporary: Path) -> N
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory that a process has; 0 where it is gone."""
+    """The resident memory of a process; 0 where it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -244,11 +244,11 @@ def report(found: Found) -> str:
 
 def main() -> int:
     """Run it, print what was counted, and fail where a promise was not kept."""
-    parser = argparse.ArgumentParser(description="Songs sung by servers that are killed all the while.")
+    parser = argparse.ArgumentParser(description="Songs on servers that are killed all the while.")
     parser.add_argument("--minutes", type=float, default=10.0, help="about how long (default: 10)")
     parser.add_argument("--songs", type=int, default=200, help="how many songs (default: 200)")
     parser.add_argument("--seed", type=int, default=1, help="what clients and killer draw (default: 1)")
-    parser.add_argument("--tiny", action="store_true", help="sing with the real engine and the tiny model")
+    parser.add_argument("--tiny", action="store_true", help="use the real engine and the tiny model")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(Path(folder), given.songs, 60 * given.minutes, given.seed, given.tiny)

@@ -1,6 +1,6 @@
 """What servers leave behind when all their songs have ended: in their storage's folder, and in their processes.
 
-It knows nothing of how they work: it counts files, descriptors and threads, and reads in /metrics who has a place.
+It counts files, descriptors and threads, and reads /metrics for requests that still have a slot.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Clients of two servers that come and go: some wait, some vanish, some ask again, some cancel; and what they found.
+"""Clients of two servers that come and go: some wait, some disconnect, some ask again, some cancel.
 
-They do not know who ends the servers, or when.
+They are independent of who ends the servers, and when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from tests.support.real_server import RealServer, descendants
 
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la", "segments": 1, "max_new_tokens": 100}
-HABITS = ("waits", "waits", "vanishes", "asks again", "cancels")  # one for each song, in turn
+HABITS = ("waits", "waits", "disconnects", "asks again", "cancels")  # one for each song, in turn
 ASK_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 WAIT_SECONDS = 3
@@ -83,13 +83,13 @@ class Berth:
 
 
 class Client:
-    """One listener after the other, each with a habit of their own."""
+    """Clients, one after the other, each with a habit."""
 
     def __init__(self, berths: Sequence[Berth], found: Found, seed: int) -> None:
         self._berths, self._found, self._seed = berths, found, seed
 
     def take_all(self, numbers: queue.Queue[int | None]) -> None:
-        """SongInstance songs as they come, until there is a None."""
+        """Request the songs of the queue until there is a None."""
         while (number := numbers.get()) is not None:
             try:
                 self._order(number)
@@ -101,8 +101,8 @@ class Client:
         habit = HABITS[number % len(HABITS)]
         berth = draw.choice(self._berths)
         self._found.count(f"who {habit}")
-        if habit == "vanishes":
-            vanish(berth, self.body(number, WAIT_SECONDS), draw.choice((0.0, 0.05, 0.3)), draw.random() < 0.3)
+        if habit == "disconnects":
+            disconnect(berth, self.body(number, WAIT_SECONDS), draw.choice((0.0, 0.05, 0.3)), draw.random() < 0.3)
             return
         first = self.submit(number, berth, 0 if habit == "cancels" else WAIT_SECONDS)
         other = draw.choice(self._berths)
@@ -146,7 +146,7 @@ class Client:
         raise AssertionError(f"{path} was not answered in {ASK_SECONDS} s")
 
 
-def vanish(berth: Berth, body: Json, seconds: float, half: bool) -> None:
+def disconnect(berth: Berth, body: Json, seconds: float, half: bool) -> None:
     """Send the request, or half of it, and hang up."""
     content = json.dumps(body).encode()
     head = (

@@ -1,6 +1,6 @@
-"""Asks an advisory service about what the server runs with; ends with 1 where a package has a known weakness.
+"""Asks an advisory service about the server's requirements; exits with 1 where a package has a known vulnerability.
 
-It knows nothing of the server. What could not be asked about is said and is no failure, for then nothing is known.
+Packages that the service does not know are reported and are no failure.
 Arguments are passed on to pip-audit.
 """
 
@@ -22,7 +22,7 @@ REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code."""
+    """Audit the requirements; return the exit code."""
     wanted = installed(REQUIREMENTS.read_text().splitlines())
     report = ask(wanted, arguments)
     if report is None:
@@ -32,16 +32,18 @@ def main(arguments: list[str]) -> int:
     for package in weak:
         for weakness in package["vulns"]:
             mended = ", ".join(weakness["fix_versions"]) or "no version yet"
-            print(f"{package['name']} {package['version']}: {weakness['id']}, mended in {mended}")
+            print(f"{package['name']} {package['version']}: {weakness['id']}, fixed in {mended}")
     unknown = [package["name"] for package in report if "skip_reason" in package]
     if unknown:
         print(f"NOT AUDITED, as the advisory service does not know them: {', '.join(unknown)}")
-    print(f"{len(report) - len(unknown)} of {len(wanted)} packages were audited, {len(weak)} have known weaknesses")
+    print(
+        f"{len(report) - len(unknown)} of {len(wanted)} packages were audited, {len(weak)} have known vulnerabilities"
+    )
     return 1 if weak else 0
 
 
 def installed(lines: list[str]) -> dict[str, str]:
-    """Each package that the requirements bring, and its version without what a builder added (2.13.0+cpu)."""
+    """Each package that the requirements install, and its version without a build's suffix (2.13.0+cpu)."""
     waiting = [Requirement(line) for line in lines if line and not line.startswith("#")]
     found: dict[str, str] = {}
     while waiting:
@@ -57,7 +59,7 @@ def installed(lines: list[str]) -> dict[str, str]:
 
 
 def ask(packages: dict[str, str], arguments: list[str]) -> list[dict[str, Any]] | None:
-    """pip-audit's word on each package; nothing where the service cannot be reached."""
+    """pip-audit's report on each package; None where the service cannot be reached."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
         pins.writelines(f"{name}=={version}\n" for name, version in packages.items())
         pins.flush()

@@ -1,7 +1,7 @@
 """Deploys the server to Vertex AI and removes it: every step of deploy_*.sh and undeploy.sh, which start this.
 
-It does not know the server but its routes and the names of its settings, and needs nothing but Python's own library.
-Every step looks first and makes only what is missing, so a run that stopped half-way is simply started again.
+It uses the server's routes and the names of its settings, and needs nothing but Python's own library. Every step checks
+first and creates only what is missing, so a run that stopped half-way can be started again.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def main(task: str, words: Sequence[str]) -> int:
         print(f"{script}: {Commands.title}{error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
-        print(f"{script}: stopped; what Google Cloud is doing goes on", file=sys.stderr)
+        print(f"{script}: stopped; operations of Google Cloud continue", file=sys.stderr)
         return 130
     return 0
 
 
 class Deployment:
-    """The server in a project, and the steps that bring it there and away again."""
+    """The server in a project, with the steps that deploy and remove it."""
 
     def __init__(self, commands: Commands) -> None:
         self.cloud, self.settings = commands, commands.settings
@@ -84,7 +84,7 @@ class Deployment:
         self.built = False
 
     def make(self, loading: str) -> None:
-        """From nothing to an endpoint that sings."""
+        """Deploy: from nothing to an endpoint that answers."""
         machine = f"{self.settings.machine_type} with {self.settings.gpu}"
         self._confirm(f"Deploys to {self.place}: {machine}, paid for until ./undeploy.sh is run.")
         self.enable_services()
@@ -129,7 +129,7 @@ class Deployment:
         self.cloud.run("gcloud services enable", *(f"{service}.googleapis.com" for service in SERVICES))
 
     def check_quota(self) -> None:
-        """Look before anything is made: without quota, the deployment would fail after everything else was done."""
+        """Check before anything is created: without quota, the deployment would fail after all other steps."""
         region, needed = self.settings.region, int(self.settings.max_replicas)
         spot = "preemptible_" if self.settings.spot == "yes" else ""
         metric = f"custom_model_serving_{spot}nvidia_{self.settings.quota}_gpus"
@@ -222,7 +222,7 @@ class Deployment:
         return self.cloud.find(f"gcloud ai models describe {self.name} {self.here} --format=json")
 
     def environment(self, loading: str) -> dict[str, str]:
-        """What the container finds in its environment; what is empty is left out."""
+        """The container's environment, without empty values."""
         settings = self.settings
         return {
             "YUE_MODEL": settings.yue_model,
@@ -239,7 +239,7 @@ class Deployment:
         }
 
     def create_endpoint(self) -> str:
-        """Make a dedicated endpoint, which gcloud cannot, as a shared one hangs up after 60 s; the endpoint's id."""
+        """Create a dedicated endpoint, which gcloud cannot. A shared one closes connections after 60 s."""
         self.cloud.step("Create the endpoint")
         endpoint = self._find_endpoint()
         if endpoint:
@@ -288,7 +288,7 @@ class Deployment:
         self._undeploy(endpoint, (one for one, old in deployed.items() if old != name))
 
     def _join_running_operations(self, endpoint: str) -> None:
-        """Wait for what a run that was stopped has left running.
+        """Wait for operations that an earlier run left running.
 
         A second deployment would be paid for twice, and an endpoint that is being deployed to cannot be deleted.
         """
@@ -309,11 +309,11 @@ class Deployment:
             self.cloud.run_operation(f"gcloud ai endpoints undeploy-model {which}")
 
     def tell(self, endpoint: str, loading: str) -> None:
-        """Print the commands that use the endpoint, ready to be copied."""
+        """Print commands to copy, which use the endpoint."""
         self.cloud.step("The endpoint answers")
         dns = self._describe(endpoint).get("dedicatedEndpointDns", "ENDPOINT_DNS")
         address = f"https://{dns}/v1/{self.parent}/endpoints/{endpoint}:predict"
-        # Kept alive, since idle connections are cut while a song is sung.
+        # Kept alive, since idle connections are cut while a song is generated.
         curl = 'curl --keepalive-time 60 -H "Authorization: Bearer $(gcloud auth print-access-token)"'
         curl += f" -H 'Content-Type: application/json' '{address}'"
         for what, instance in REQUESTS.items():
@@ -324,7 +324,7 @@ class Deployment:
         gone = "./undeploy.sh removes the endpoint and the model, with --all the rest too"
         print(f"# {gone}; until then the machine is paid for.")
 
-    # --- Removing
+    # --- Removal
 
     def remove_endpoint(self) -> None:
         self.cloud.step("Remove the endpoint")

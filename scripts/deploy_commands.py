@@ -1,6 +1,6 @@
-"""How a command of gcloud or curl is printed, run, tried again and waited for, and its answer read.
+"""Prints, runs, retries and waits for commands of gcloud and curl, and reads their answers.
 
-It does not know what the commands are for. A command is a text whose words have no spaces, and further words.
+It is independent of what the commands are for. A command is a text whose words have no spaces, and further words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-MOST_TRIES = 6  # in a row, for what Google Cloud needs some seconds to hear of, and for an answer that is lost
+MOST_TRIES = 6  # in a row, for changes that Google Cloud takes seconds to spread, and for lost answers
 PRINT_TOKEN = "gcloud auth print-access-token"
 ENVIRONMENT = {**os.environ, "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}  # a question here would wait for ever
 
@@ -31,11 +31,11 @@ class Failed(Exception):
 
 
 class Refused(Failed):
-    """Google Cloud answers that it will not."""
+    """Google Cloud refuses a request."""
 
 
 class Commands:
-    """What talks to Google Cloud, or in a dry run only prints what it would do."""
+    """Runs commands on Google Cloud, or in a dry run only prints them."""
 
     title = ""  # the step's, for what goes wrong in it
 
@@ -48,13 +48,13 @@ class Commands:
         print(f"\n# {title}")
 
     def run(self, command: str, *words: str) -> None:
-        """Print and do what must work."""
+        """Print and run a command. Raises Failed where it fails."""
         printed = self._printed(command, *words)
         if not self.dry_run and subprocess.run(printed, env=ENVIRONMENT).returncode:
-            raise Failed(f"this failed, see above for the reason; mend it and {self.again}, what exists is reused")
+            raise Failed(f"this failed, see above for the reason; fix it and {self.again}, what exists is reused")
 
     def patiently(self, command: str) -> None:
-        """As `run`, for what may need some seconds until Google Cloud knows it everywhere."""
+        """As `run`, for changes that Google Cloud takes seconds to spread."""
         for _ in range(0 if self.dry_run else MOST_TRIES - 1):
             if do(self._words(command)).returncode == 0:
                 self._printed(command)
@@ -92,14 +92,14 @@ class Commands:
         if gcloud.returncode:
             operation = re.search(r"Waiting for operation \[(\d+)\]", said)
             if not operation:
-                raise Failed(f"this failed, see above for the reason; mend it and {self.again}")
+                raise Failed(f"this failed, see above for the reason; fix it and {self.again}")
         else:
             operation = re.search(r'"name": *"[^"]+/operations/([^"/]+)"', answer)
         if operation:
             self.wait_for(operation[1])
 
     def wait_for(self, operation: str) -> None:
-        """Look at an operation until it is done."""
+        """Poll an operation until it is done."""
         command = f"gcloud ai operations describe {operation} --region={self.settings.region} --format=json"
         words, minutes, misses = self._printed(command), int(self.settings.wait_minutes), 0
         deadline = time.monotonic() + minutes * 60
@@ -160,7 +160,7 @@ class Commands:
 
 
 def do(words: Sequence[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command without a word."""
+    """Run a command without printing it."""
     check_tool(words[0])
     return subprocess.run(words, env=ENVIRONMENT, input=given, capture_output=True, text=True)
 

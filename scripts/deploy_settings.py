@@ -1,6 +1,6 @@
-"""The settings of a deployment: one table of them, read from options, the environment and defaults, and checked.
+"""The settings of a deployment: one table, read from options, the environment and defaults, and checked.
 
-It does not know what is done with them.
+It is independent of what they are used for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from deploy_commands import Failed, gcloud_project
 
 INFERENCE_TIMEOUT_S = 3600  # the longest that a dedicated endpoint waits for an answer
-KINDS = {  # of settings: what a value must match, and how that is told
+KINDS = {  # of settings: what a value must match, and how an error says so
     "name": ("[a-z][a-z0-9-]{4,28}[a-z0-9]", "6 to 30 lower-case letters, digits and -"),
     "machine": ("[a-z0-9-]+", "a machine type such as g2-standard-16"),
     "region": ("[a-z]+-[a-z]+[0-9]+", "a region such as us-central1"),
@@ -35,11 +35,11 @@ KINDS = {  # of settings: what a value must match, and how that is told
 SETTINGS = {  # kind, default, meaning; each is an option, but for the token, and an environment variable
     "project_id": ("name", "", "the Google Cloud project (default: the one of gcloud)"),
     "region": ("region", "us-central1", "where everything is made"),
-    "deployment_name": ("name", "yue-server", "what the model and the endpoint are called"),
+    "deployment_name": ("name", "yue-server", "the name of the model and the endpoint"),
     "repository": ("name", "", "Artifact Registry's repository for the image (default: DEPLOYMENT_NAME)"),
     "bucket": ("bucket", "", "the bucket for results (default: PROJECT_ID-DEPLOYMENT_NAME)"),
     "service_account": ("name", "", "the account that the server runs as (default: DEPLOYMENT_NAME)"),
-    "yue_model": ("model", "en-cot", "which model sings"),
+    "yue_model": ("model", "en-cot", "the model"),
     "accelerator": ("accelerator", "a100", "l4, a100, a100-80gb or h100"),
     "machine_type": ("machine", "", "a machine with one such GPU (default: by ACCELERATOR)"),
     "spot": ("choice", "no", "yes: cheaper machines that may be taken away at any time"),
@@ -54,14 +54,22 @@ SETTINGS = {  # kind, default, meaning; each is an option, but for the token, an
     "shared_memory_mb": ("number", "2048", "the container's /dev/shm"),
     "yue_max_queue": ("number", "", "songs that may wait (default: by ACCELERATOR)"),
     "yue_quantization": ("quantization", "none", "int8: stage 1 in half the memory, for l4"),
-    "yue_max_songs": ("number", "", "songs sung together (default: 1 with l4 unless quantized, else as many as fit)"),
-    "yue_wait_seconds": ("number", "3540", "how long a request waits for its song; the endpoint hangs up after 3600"),
+    "yue_max_songs": (
+        "number",
+        "",
+        "songs generated together (default: 1 with l4 unless quantized, else as many as fit)",
+    ),
+    "yue_wait_seconds": (
+        "number",
+        "3540",
+        "how long a request waits for its song; the endpoint closes the connection after 3600",
+    ),
     "hf_token": ("token", "", "the Hub's token; never printed, but whoever may see the model can read it"),
-    "poll_seconds": ("count", "15", "time between two looks at what Google Cloud does"),
-    "wait_minutes": ("count", "130", "how long to wait for one thing before giving up"),
+    "poll_seconds": ("count", "15", "time between two checks of an operation of Google Cloud"),
+    "wait_minutes": ("count", "130", "how long to wait for one operation"),
 }
-# What gcloud and the quota call it, its machine, songs that may wait and songs sung together. The latter is left to the
-# server, which measures what fits; the smallest GPU is nearly full with one, unless stage 1 is quantized.
+# Its names for gcloud and the quota, its machine, songs that may wait and songs generated together. The server measures
+# how many of the latter fit; the smallest GPU is nearly full with one, unless stage 1 is quantized.
 ACCELERATORS = {
     "l4": ("nvidia-l4", "l4", "g2-standard-16", "8", "1"),
     "a100": ("nvidia-tesla-a100", "a100", "a2-highgpu-1g", "16", ""),
@@ -71,7 +79,7 @@ ACCELERATORS = {
 
 
 def make_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """The options of a script, with what the environment says as their defaults."""
+    """The options of a script, with defaults from the environment."""
     parser = argparse.ArgumentParser(script, f"./{script} [OPTION…]", description, allow_abbrev=False)
     plan = "print every command and do nothing; needs neither gcloud nor a login"
     parser.add_argument("--dry-run", action="store_true", help=plan)
@@ -104,7 +112,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     settings, rest = parser.parse_known_args(words)
     if rest:
         usage_error(f"got '{rest[0].partition('=')[0]}'; allowed: the options that --help lists")
-    _check(settings)  # before others are made of them
+    _check(settings)  # before others are derived from them
     settings.project_id = settings.project_id or ("my-project" if settings.dry_run else gcloud_project())
     _fill(settings)
     _check(settings)
@@ -130,7 +138,7 @@ def _check(settings: argparse.Namespace) -> None:
 
 
 def _fill(settings: argparse.Namespace) -> None:
-    """Put in the defaults that other settings make."""
+    """Fill in the defaults that depend on other settings."""
     settings.gpu, settings.quota, machine, queue, songs = ACCELERATORS[settings.accelerator]
     settings.machine_type = settings.machine_type or machine
     settings.max_replicas = settings.max_replicas or settings.min_replicas
@@ -157,5 +165,5 @@ def _git(*words: str) -> str:
 
 
 def checksum(*words: str) -> str:
-    """A short text that changes when a word does."""
+    """A short text that changes with any of the words."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:10]

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by run_local.sh and run_tests.sh: finds Python and prepares the virtual environment.
-# It knows nothing of the server. Afterwards $python is the environment's interpreter.
+# Afterwards $python is the environment's interpreter.
 
 fail() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2

@@ -1,6 +1,6 @@
 """Reads a server's address as people write it: without a scheme, with a slash or one of the API's paths at the end.
 
-It knows nothing of connections.
+It opens no connection.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def root_of(address: str) -> str:
 
 
 def is_this_machine(host: str | None) -> bool:
-    """Whether a host is this very machine, which no proxy can reach."""
+    """True for this very machine, which no proxy can reach."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:

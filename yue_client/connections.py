@@ -1,6 +1,6 @@
-"""Opens connections, soon or not at all, and explains in one line and a hint why there is none.
+"""Opens connections within a short timeout, and explains in one line and a hint why one failed.
 
-It does not know what is sent over them.
+It is independent of what is sent over them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _words(reason: object) -> str:
 
 
 def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
-    """What may help where a server has never been heard of; nothing where it may just be away."""
+    """What may help where the server has never answered; nothing where it may just be away."""
     if isinstance(reason, ssl.SSLCertVerificationError):
         return "SSL_CERT_FILE names a file with the certificates to trust"
     if isinstance(reason, ssl.SSLError) and reason.reason in NO_TLS:

@@ -1,7 +1,7 @@
-"""HTTP connections that take the answer of a server which did not read the whole request.
+"""HTTP connections that read the answer of a server which did not read the whole request.
 
-They know nothing of what is sent. Such a server, which refuses a body for its size, may hang up while it is still sent:
-Python's own connections then tell only that sending failed, though the answer is there.
+Such a server, which refuses a body for its size, may close the connection while the body is sent. Python's own
+connections then report only that sending failed, though the answer is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HUNG_UP = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, ssl.SS
 
 
 class EarlyAnswers(http.client.HTTPConnection):
-    """Where sending fails, an answer is looked for all the same."""
+    """Reads an answer even where sending fails."""
 
     _hung_up: OSError | None = None
 

@@ -1,7 +1,4 @@
-"""What can go wrong between a client and its server, each with its exit code, and how an answer is told to be wrong.
-
-It knows nothing of connections.
-"""
+"""The errors between a client and its server, each with its exit code, and how an answer becomes one."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import Any
 Json = dict[str, Any]
 
 INTERRUPTED = 130  # what shells call Ctrl-C
-TEMPORARY = (408, 425, 429, 502, 503, 504, 507)  # the same request may go well later
+TEMPORARY = (408, 425, 429, 502, 503, 504, 507)  # the same request may succeed later
 UNAUTHORIZED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 OF_NO_SONG = ("urn:yue:problem:conflict", "urn:yue:problem:storage-failed")  # they name a job that did not fail
 LONGEST_TEXT = 200  # characters of an answer that is shown as it is
 
 
 class ClientError(Exception):
-    """The command cannot be done. `problem` is the server's own words, where it is known; `hint` is what may help."""
+    """The command failed. `problem` is the server's own, where it sent one; `hint` is what may help."""
 
     exit_code = 1
     temporary = False
@@ -39,13 +36,13 @@ class Failed(ClientError):
 
 
 class Misused(ClientError):
-    """What was asked for cannot be."""
+    """The command or its options are wrong."""
 
     exit_code = 2
 
 
 class Unreachable(ClientError):
-    """No answer came, or none but that the server is busy."""
+    """No answer came, or the server is busy."""
 
     exit_code = 3
 
@@ -57,23 +54,23 @@ class Unreachable(ClientError):
 
 
 class Refused(ClientError):
-    """The server said no to the request."""
+    """The server refused the request."""
 
     exit_code = 4
 
 
 class Forgotten(Refused):
-    """The server knows nothing of it."""
+    """The server has no such job or path."""
 
 
 class Unauthorized(ClientError):
-    """The server does not let this client in."""
+    """This client may not use the server."""
 
     exit_code = 5
 
 
 def of_answer(status: int, body: bytes, retry_after: str | None, address: str) -> ClientError:
-    """The error that a response is."""
+    """The error for a response."""
     if problem := _problem_in(body):
         return of_problem({"status": status, **problem}, _seconds(retry_after))
     text = body.decode(errors="replace").strip()[:LONGEST_TEXT]
@@ -85,7 +82,7 @@ def of_answer(status: int, body: bytes, retry_after: str | None, address: str) -
 
 
 def of_problem(problem: Json, retry_after_s: float = 0) -> ClientError:
-    """The error that an RFC 9457 problem tells of."""
+    """The error for an RFC 9457 problem."""
     try:
         status = int(problem.get("status") or HTTPStatus.INTERNAL_SERVER_ERROR)
     except (TypeError, ValueError):
@@ -96,7 +93,7 @@ def of_problem(problem: Json, retry_after_s: float = 0) -> ClientError:
     if status in UNAUTHORIZED:
         return Unauthorized(text, problem=problem)
     if status in TEMPORARY:
-        return Unreachable(text, "it may go well later", problem, after_s=retry_after_s)
+        return Unreachable(text, "try again later", problem, after_s=retry_after_s)
     if status == HTTPStatus.NOT_FOUND:
         return Forgotten(text, problem=problem)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:

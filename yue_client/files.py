@@ -1,6 +1,6 @@
-"""Where songs are written: names for tracks, files that are there whole or not at all, and none overwritten unasked.
+"""Writes songs: names tracks, writes files whole or not at all, and overwrites none unasked.
 
-It knows nothing of servers.
+It is independent of servers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LONGEST_STEM = 40  # characters of a name that its unfinished file has too
 
 
 def ending(path: Path) -> str:
-    """The format that a file's name tells of."""
+    """The format that a file's name ends in."""
     return path.name.rpartition(".")[2].lower() if "." in path.name else ""
 
 
 def check_place(path: Path) -> None:
-    """That a song can be written there, found out before it is sung. Raises Misused."""
+    """Check, before a song is generated, that it can be written there. Raises Misused."""
     folder = path.parent
     try:
         if path.exists() and not path.is_file():
@@ -49,19 +49,19 @@ def check_place(path: Path) -> None:
 
 
 def check_ending(path: Path, audio_format: str, why: str) -> None:
-    """That a name does not promise another format. Raises Misused."""
+    """Check that the name does not end in another format. Raises Misused."""
     if path != STANDARD_OUTPUT and ending(path) not in ("", audio_format):
         fitting = path.with_suffix(f".{audio_format}")
         raise Misused(f"--out: got {path}, but {why} {audio_format}; allowed: a name such as {fitting}")
 
 
 def track_path(path: Path, index: int, track: str) -> Path:
-    """The first track has the song's name, the others have theirs behind it: song.mp3, song-vocal.mp3."""
+    """The first track gets the song's name, the others append theirs: song.mp3, song-vocal.mp3."""
     return path if index == 0 else path.with_name(f"{path.stem}-{track}{path.suffix}")
 
 
 def check_free(path: Path, tracks: Sequence[str]) -> None:
-    """That nothing would be overwritten, found out before a song is sung. Raises Misused."""
+    """Check, before a song is generated, that nothing would be overwritten. Raises Misused."""
     for index, track in enumerate(tracks):
         if (there := track_path(path, index, track)).exists():
             raise Misused(f"--out: {there} exists already; allowed: a file that does not, or --force")
@@ -97,7 +97,7 @@ def to_standard_output(file: BinaryIO) -> None:
 
 
 def placed(file: BinaryIO, path: Path, overwrite: bool) -> Path:
-    """Put a whole file in its place, or, where that is taken, beside it: song-2.mp3. Where it lies then."""
+    """Move a complete file to its path, or to the next free name: song-2.mp3. Return the path used."""
     try:
         file.flush()
         name = file.name
@@ -117,7 +117,7 @@ def placed(file: BinaryIO, path: Path, overwrite: bool) -> Path:
 
 
 def _create(name: str, path: Path) -> None:
-    """Give the file that name if nobody has it, in one step where the file system can."""
+    """Give the file that name unless it exists, atomically where the file system can."""
     try:
         os.link(name, path)
     except FileExistsError:

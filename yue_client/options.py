@@ -1,6 +1,6 @@
-"""The options of the command line: their names, groups and explanations; wrong ones are refused in a line and a hint.
+"""The options of the command line: their names, groups and help. Wrong ones are refused with one line and a hint.
 
-It does not know what the commands do.
+It is independent of what the commands do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from yue_client.files import FORMATS
 
 TRACKS = ("mix", "vocal", "instrumental")
 HELP = ("-h", "--help")
+VERSION = "--version"
 NUMBER = re.compile(r"-[\d.]")
 
 
@@ -47,8 +48,8 @@ class Parser(argparse.ArgumentParser):
         return {name for action in actions for name in action.option_strings}
 
 
-def command_first(commands: Mapping[str, Parser], words: Sequence[str]) -> list[str]:
-    """The words with the command in front: options may stand before it too. Raises Misused, for unknown options too."""
+def command_first(commands: Mapping[str, Parser], words: Sequence[str], program: str) -> list[str]:
+    """The words with the command in front, since options may precede it. Raises Misused, also for unknown options."""
     allowed = f"allowed: {', '.join(commands)}"
     with_value = {name for command in commands.values() for name in command.options(with_value=True)}
     free = [
@@ -58,19 +59,20 @@ def command_first(commands: Mapping[str, Parser], words: Sequence[str]) -> list[
     ]
     place = next((place for place in free if words[place] in commands), None)
     if place is None:
-        if not set(HELP).isdisjoint(words):
-            return ["--help"]
+        for flag in (*HELP, VERSION):
+            if flag in words:
+                return [flag]
         if free:
             wrong = words[free[0]]
             raise Misused(f"got the command {wrong!r}; {allowed}", _nearest(wrong, commands))
-        raise Misused(f"a command is missing; {allowed}", "examples: client.py --help")
+        raise Misused(f"a command is missing; {allowed}", f"examples: {program} --help")
     found = [words[place], *words[:place], *words[place + 1 :]]
     _check_options(commands[words[place]], found)
     return found
 
 
 def _check_options(command: Parser, words: Sequence[str]) -> None:
-    """That all are known: what an unknown one is meant to be says more than what is missing for want of it."""
+    """Check for unknown options first: their names explain more than what is missing without them."""
     known = command.options()
     for word in words[: words.index("--")] if "--" in words else words:
         name = word.partition("=")[0]
@@ -100,8 +102,8 @@ def add_server(one: Parser) -> None:
     where.add_argument("--region", help="of the endpoint")
     hint = "better in YUE_API_KEY, where nobody sees it"
     where.add_argument("--api-key", type=values.api_key, metavar="KEY", help=hint)
-    hint = "go on for so long while the server is away or busy (default: %(default)g)"
-    where.add_argument("--patience", type=values.seconds, metavar="SECONDS", help=hint)
+    hint = "send a request again for so long while the server is away or busy (default: %(default)g)"
+    where.add_argument("--retry-seconds", type=values.seconds, metavar="SECONDS", help=hint)
 
 
 def add_shown(one: Parser) -> None:
@@ -112,16 +114,16 @@ def add_shown(one: Parser) -> None:
 
 
 def add_song(one: Parser) -> None:
-    """What is sung, and how."""
-    _add_words(one.add_argument_group("what is sung"))
+    """The song, and how it is generated."""
+    _add_words(one.add_argument_group("the song"))
     _add_reference(one.add_argument_group("what it sounds like (models whose names end in -icl)"))
-    _add_sampling(one.add_argument_group("how it is sung (what is allowed: README, API)"))
+    _add_sampling(one.add_argument_group("how it is generated (allowed values: docs/api.md)"))
     waiting = one.add_argument_group("how long it may take")
-    hint = "let the server give the song up when it takes longer"
+    hint = "have the server refuse the song where it would take longer"
     waiting.add_argument("--deadline-seconds", type=values.seconds, metavar="SECONDS", help=hint)
-    hint = "let the server wait so long before it answers (default: %(default)g, it is asked how far it is)"
+    hint = "have the server wait so long before it answers (default: %(default)g; the state is polled)"
     waiting.add_argument("--wait-seconds", type=values.seconds, default=0.0, metavar="SECONDS", help=hint)
-    hint = "the same id is the same song, sung once (default: a new one)"
+    hint = "the same id is the same song, generated once (default: a new one)"
     waiting.add_argument("--request-id", metavar="ID", help=hint)
 
 
@@ -139,8 +141,8 @@ def _add_words(words: Any) -> None:
 def _add_reference(reference: Any) -> None:
     for part, hint in (
         ("audio", "an audio file to continue, or its address: https:// or gs://"),
-        ("vocal", "its voice"),
-        ("instrumental", "the rest"),
+        ("vocal", "its vocal track"),
+        ("instrumental", "its instrumental track"),
     ):
         option = "--reference" if part == "audio" else f"--reference-{part}"
         reference.add_argument(option, type=values.audio_file, dest=f"reference_{part}", metavar="FILE", help=hint)
@@ -150,11 +152,11 @@ def _add_reference(reference: Any) -> None:
 
 
 def _add_sampling(how: Any) -> None:
-    how.add_argument("--model", help="refuse to be sung by another")
+    how.add_argument("--model", help="refuse the song where another model is loaded")
     how.add_argument(
-        "--segments", type=values.whole_number, metavar="N", help="sing the first N sections (default: all)"
+        "--segments", type=values.whole_number, metavar="N", help="generate the first N sections (default: all)"
     )
-    hint = "sing the same song again (default: drawn by the server)"
+    hint = "the same seed gives the same song (default: drawn by the server)"
     how.add_argument("--seed", type=values.whole_number, metavar="N", help=hint)
     hint = "length of a section at most; 100 are a second"
     how.add_argument("--max-new-tokens", type=values.whole_number, metavar="N", help=hint)
@@ -167,7 +169,7 @@ def _add_sampling(how: Any) -> None:
 
 
 def add_song_file(one: Parser) -> None:
-    """Which file a new song becomes."""
+    """The file of a new song, and its format."""
     add_file(one)
     shape = one.add_argument_group("what is in it")
     hint = f"{', '.join(FORMATS)} (default: as --out ends, or mp3)"
@@ -177,7 +179,7 @@ def add_song_file(one: Parser) -> None:
 
 
 def add_file(one: Parser) -> None:
-    """Which file a song becomes."""
+    """The file of a song."""
     file = one.add_argument_group("the file")
     hint = "- is the standard output (default: song.mp3, or as the format is; if that is there, song-2.mp3)"
     file.add_argument("--out", "--output", type=values.output, metavar="FILE", help=hint)
@@ -185,17 +187,17 @@ def add_file(one: Parser) -> None:
 
 
 def add_job(one: Parser) -> None:
-    """Which job is meant."""
-    one.add_argument("job_id", metavar="JOB_ID", help="as sing and the server name it")
+    """The job."""
+    one.add_argument("job_id", metavar="JOB_ID", help="as printed by sing and returned by the server")
 
 
 def add_download(one: Parser) -> None:
-    """Which models are fetched."""
+    """The models to download."""
     which = one.add_argument_group("which models")
-    which.add_argument("--model", help="another model than the one that is set up")
+    which.add_argument("--model", help="another model than the configured one")
     which.add_argument("--revision", help="a branch, tag or commit of it")
-    which.add_argument("--force", action="store_true", help="prove every file anew")
+    which.add_argument("--force", action="store_true", help="verify every file again")
     which.add_argument("--yes", action="store_true", help="do not ask, where the server has no GPU")
     either = which.add_mutually_exclusive_group()
-    either.add_argument("--no-wait", action="store_true", help="only begin")
-    either.add_argument("--cancel", action="store_true", help="end what is being fetched")
+    either.add_argument("--no-wait", action="store_true", help="only start the download")
+    either.add_argument("--cancel", action="store_true", help="cancel the download")

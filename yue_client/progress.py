@@ -1,7 +1,4 @@
-"""Shows people how far something is: a bar that moves on a terminal, a line for each step elsewhere, or nothing.
-
-It does not know what is going on, but for the words of a job and of models that are fetched.
-"""
+"""Shows progress: a bar on a terminal, a line for each step elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ from typing import TextIO
 from yue_client.errors import ClientError, Json
 
 BAR_WIDTH, PLAIN_STEPS = 30, 10  # where there is no terminal: a line for each tenth
-MADE_HERE = "tiny"  # the model that is fetched from nowhere
+MADE_HERE = "tiny"  # the model that is made on the server instead of downloaded
 STAGES = {"prompt": "reading the lyrics", "stage2": "filling in the sound", "decode": "decoding", "encode": "encoding"}
 
 
 class Progress:
-    """What is shown on a stream while a command runs."""
+    """Shows the progress of a command on a stream."""
 
     def __init__(self, stream: TextIO, quiet: bool) -> None:
         self._stream, self._quiet = stream, quiet
@@ -24,7 +21,7 @@ class Progress:
         self._shown = ""  # the last step; on a terminal: whether the cursor stands behind a bar
 
     def show(self, label: str, fraction: float) -> None:
-        """That so much, 0 … 1, is done."""
+        """Show a step and how much of it is done, 0 … 1."""
         step = f"{label.split(',')[0]} {int(fraction * PLAIN_STEPS)}"
         if self._terminal:
             bar = ("#" * round(fraction * BAR_WIDTH)).ljust(BAR_WIDTH, "-")
@@ -35,7 +32,7 @@ class Progress:
         self._shown = step
 
     def pause(self, error: ClientError, seconds: float) -> None:
-        """That the same is tried again in so many seconds."""
+        """Show that the request is sent again in so many seconds."""
         first_line = str(error).partition("\n")[0]
         if self._terminal:
             self.show(f"{first_line}; again in {seconds:.0f} s", 0.0)
@@ -44,20 +41,20 @@ class Progress:
             self._shown = str(error)
 
     def end(self) -> None:
-        """Leave the bar as it is."""
+        """End the line of the bar."""
         if self._terminal and self._shown:
             print(file=self._stream)
         self._shown = ""
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if not self._quiet:
             self.end()
             print(text, file=self._stream, flush=True)
 
 
 def job_words(job: Json, models: Json) -> tuple[str, float]:
-    """A few words on what a job is doing, and how much of it is done, 0 … 1."""
+    """What a job is doing, in a few words, and how much of it is done, 0 … 1."""
     progress = job.get("progress") or {}
     if job["status"] not in ("queued", "running"):
         return job["status"], float(job["status"] == "succeeded")
@@ -67,12 +64,12 @@ def job_words(job: Json, models: Json) -> tuple[str, float]:
         if not words and job.get("position"):
             return f"waiting as number {job['position']}" + _left(job.get("expected_seconds")), 0.0
         return "waiting" + (f" for the models: {words}" if words else ""), 0.0
-    words = STAGES.get(stage, f"singing section {progress.get('section')} of {progress.get('sections')}")
+    words = STAGES.get(stage, f"generating section {progress.get('section')} of {progress.get('sections')}")
     return words + _left(progress.get("seconds_left")), progress.get("fraction", 0.0)
 
 
 def models_words(models: Json) -> tuple[str, float]:
-    """What models are waited for with, and how much of it is done, 0 … 1; no words where nothing is."""
+    """What the models are doing, in a few words, and how much of it is done, 0 … 1; no words while nothing happens."""
     state = models.get("status")
     if state == "loading":
         return f"loading {models.get('loading') or ''}".rstrip(), 1.0
@@ -81,9 +78,9 @@ def models_words(models: Json) -> tuple[str, float]:
     download = models.get("download") or {}
     total = download.get("bytes_total")
     fraction = min(1.0, download.get("bytes_done", 0) / total) if total else 0.0
-    hindrance = (download.get("waiting") or {}).get("reason")
-    if hindrance:
-        return f"trying again: {hindrance}", fraction
+    waiting_for = (download.get("waiting") or {}).get("reason")
+    if waiting_for:
+        return f"trying again: {waiting_for}", fraction
     if download.get("proving"):
         return f"checking {download['proving']}", fraction
     doing = "making the demo model" if models.get("model") == MADE_HERE else "downloading"

@@ -1,7 +1,4 @@
-"""Asks before a server that has no GPU fetches weights that are of little use without one.
-
-It does not know how weights are fetched.
-"""
+"""Asks before a server without a GPU downloads weights that need one."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from yue_client.errors import ClientError, Json, Refused, Unauthorized
 from yue_client.progress import Progress
 from yue_client.transport import Server
 
-REAL_WEIGHTS = re.compile(r"[a-z-]+-(cot|icl)|.+/.+")  # what `tiny`, which needs no GPU, and a misspelt name are not
+REAL_WEIGHTS = re.compile(r"[a-z-]+-(cot|icl)|.+/.+")  # matches neither `tiny`, which needs no GPU, nor a misspelt name
 BEGUN = ("downloading", "loading", "ready")
 WITHOUT_GPU = (
     "some 16 GB are fetched if they are not there, but the server has no GPU: on a CPU, 30 s of music take about 1 "
@@ -25,7 +22,7 @@ def confirm_download(server: Server, model: str | None, yes: bool, progress: Pro
     try:
         state = server.predict({"operation": "models/status"})
     except (Refused, Unauthorized):
-        return  # not everybody is told; the download itself may be allowed
+        return  # the state may be closed to this client; the download itself may be allowed
     name = model or str(state.get("model"))
     if state.get("gpu", True) or not REAL_WEIGHTS.fullmatch(name) or _has_begun(state, name):
         return

@@ -1,6 +1,6 @@
 """Follows a job to its end and fetches its tracks: as files, from an address, or piece by piece through /predict.
 
-It does not know how requests are sent, or where songs are written.
+It is independent of how requests are sent and where songs are written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Get = Callable[[str, Mapping[str, str], Read[bool]], bool]
 
 
 def look(server: Server, job_id: str) -> tuple[Json, str, float]:
-    """A job, a few words on what it is doing, and how much of it is done, 0 … 1."""
+    """A job, what it is doing in a few words, and how much of it is done, 0 … 1."""
     job = server.predict({"job_id": job_id, "operation": "status"})
     waits = job["status"] in OPEN and not (job["status"] == "running" and (job.get("progress") or {}).get("stage"))
     return job, *job_words(job, _models(server) if waits else {})
 
 
 def _models(server: Server) -> Json:
-    """What the models are doing; nothing where the server does not tell everybody."""
+    """The state of the models; empty where this client may not read it."""
     try:
         return server.predict({"operation": "models/status"})
     except (Refused, Unauthorized):
@@ -38,7 +38,7 @@ def _models(server: Server) -> Json:
 
 
 def follow(server: Server, job_id: str, progress: Progress) -> Json:
-    """The job when it has succeeded, shown on its way. Raises Failed where it ended in another way."""
+    """Show the job's progress and return it when it has succeeded. Raises Failed where it ends otherwise."""
     try:
         while True:
             job, words, fraction = look(server, job_id)
@@ -53,7 +53,7 @@ def follow(server: Server, job_id: str, progress: Progress) -> Json:
 
 
 def ended(job: Json) -> Failed:
-    """How a job ended that did not succeed."""
+    """The error of a job that ended without success."""
     problem = job.get("error") if isinstance(job.get("error"), dict) else {}
     detail = (problem or {}).get("detail") or (problem or {}).get("title")
     text = f"job {job.get('job_id')} {job['status']}" + (f": {detail}" if detail else "")
@@ -61,7 +61,7 @@ def ended(job: Json) -> Failed:
 
 
 def follow_models(server: Server, model: str | None, progress: Progress) -> Json:
-    """The models' state when the one that is fetched is ready. Raises Failed."""
+    """Show the progress and return the models' state when the requested one is ready. Raises Failed."""
     try:
         while True:
             models = server.predict({"operation": "models/status"})
@@ -79,7 +79,7 @@ def follow_models(server: Server, model: str | None, progress: Progress) -> Json
 
 
 class Tracks:
-    """The tracks of a finished job, each fetched into a file; what is cut goes on where it was cut."""
+    """The tracks of a finished job, each fetched into a file. An interrupted transfer resumes where it stopped."""
 
     def __init__(self, server: Server, job: Json) -> None:
         self._server, self._job = server, job
@@ -101,7 +101,7 @@ class Tracks:
             self._pieces(track, file)
 
     def _at_address(self, address: str, file: BinaryIO) -> bool:
-        """Whether the track could be fetched from there: an address may be too old, or closed to this machine."""
+        """Fetch the track from there. False where that fails: an address may have expired, or be out of reach."""
         if not address.startswith(("https://", "http://")):
             return False
         try:
@@ -124,13 +124,13 @@ class Tracks:
 
 
 def _download(get: Get, address: str, file: BinaryIO) -> None:
-    """Write what is at that address; what is cut goes on where it was cut."""
+    """Write the file at that address. An interrupted transfer resumes where it stopped."""
     while not get(address, {"Range": f"bytes={file.tell()}-"} if file.tell() else {}, _reads(file)):
-        """Each answer that was cut brought something."""
+        """Each answer, even a cut one, added something."""
 
 
 def _reads(file: BinaryIO) -> Callable[[http.client.HTTPResponse], bool]:
-    """Writes a response to the file, behind what is there if it is a range; whether it was whole."""
+    """A function that writes a response to the file, appending a range, and returns True if it was complete."""
 
     def read(response: http.client.HTTPResponse) -> bool:
         if response.status != PARTIAL:

@@ -1,6 +1,6 @@
-"""Sends requests, and sends them again while the server is away or busy; a YuE server at an address.
+"""Sends requests to a YuE server, and sends them again while it is away or busy.
 
-It does not know what the requests are about.
+It is independent of what the requests ask for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Read = Callable[[http.client.HTTPResponse], Found]
 
 
 class Clock(Protocol):
-    """What the module `time` has."""
+    """The part of the module `time` that is used."""
 
     def monotonic(self) -> float: ...
 
@@ -49,18 +49,18 @@ class Clock(Protocol):
 
 
 class Http:
-    """Requests over HTTP, each tried until it is answered, can only fail again, or `patience_s` are over.
+    """Requests over HTTP, each sent again after temporary errors for up to `retry_s` seconds.
 
-    A server that nobody has heard of yet is not waited for. `on_pause` is told the error and how long the pause is.
+    A server that has never answered is not waited for. `on_pause` gets the error and the length of the pause.
     """
 
-    def __init__(self, clock: Clock, patience_s: float, on_pause: Callable[[ClientError, float], None]) -> None:
-        self.clock, self.patience_s, self._on_pause = clock, patience_s, on_pause
+    def __init__(self, clock: Clock, retry_s: float, on_pause: Callable[[ClientError, float], None]) -> None:
+        self.clock, self.retry_s, self._on_pause = clock, retry_s, on_pause
         self._answered = False
         self._opener = Opener()
 
     def ask(self, make: Callable[[], urllib.request.Request], read: Read[Found], wait_s: float = 0) -> Found:
-        """What `read` makes of the response to what `make` makes, anew for each try. Raises ClientError."""
+        """What `read` returns for the response. `make` builds the request for each try. Raises ClientError."""
         failed_at, pause_s = None, FIRST_PAUSE_S
         while True:
             try:
@@ -69,14 +69,14 @@ class Http:
                 now = self.clock.monotonic()
                 failed_at = now if failed_at is None else failed_at
                 this_pause_s = getattr(error, "after_s", 0) or pause_s
-                if not error.temporary or now + this_pause_s > failed_at + self.patience_s:
+                if not error.temporary or now + this_pause_s > failed_at + self.retry_s:
                     raise
                 self._on_pause(error, this_pause_s)
             self.clock.sleep(this_pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def ask_once(self, request: urllib.request.Request, read: Read[Found], timeout_s: float) -> Found:
-        """What `read` makes of the response, which is waited for so long. Raises ClientError."""
+        """What `read` returns for the response, within `timeout_s`. Raises ClientError."""
         try:
             with self._opener.open(request, timeout_s) as response:
                 found = read(response)
@@ -92,19 +92,19 @@ class Http:
 class Server:
     """A YuE server at an address."""
 
-    by_predict_alone = False  # whether all else than /predict is out of reach
-    poll_s = 0.5  # between two looks at a job
+    by_predict_alone = False  # True where only /predict can be reached
+    poll_s = 0.5  # between two requests for a job's state
 
     def __init__(self, http: Http, address: str, api_key: str | None = None) -> None:
         self.http, self.address, self._api_key = http, address.rstrip("/"), api_key
 
     @property
     def predict_address(self) -> str:
-        """Where instances are sent to."""
+        """The address of /predict."""
         return f"{self.address}/predict"
 
     def credentials(self) -> Mapping[str, str]:
-        """The headers that let this client in."""
+        """The headers that authenticate this client."""
         return {"X-API-Key": self._api_key} if self._api_key else {}
 
     def predict(self, instance: Json) -> Json:
@@ -115,18 +115,18 @@ class Server:
 
         def make() -> urllib.request.Request:
             body = json.dumps({"instances": [asked]}).encode()
-            if "wait_seconds" in asked:  # what is cut once is cut again: from then on only the job is asked for
+            if "wait_seconds" in asked:  # a wait that was cut once would be cut again
                 asked["wait_seconds"] = 0
             return self.request(address, body)
 
         return self._let_in(lambda: self.http.ask(make, self._prediction, wait_s))
 
     def get(self, address: str, headers: Mapping[str, str], read: Read[Found]) -> Found:
-        """What `read` makes of the file at an address, which may be the server's own path. Raises ClientError."""
+        """What `read` returns for the file at an address or a path of the server. Raises ClientError."""
         return self._let_in(lambda: self.http.ask(lambda: self.request(self.absolute(address), None, headers), read))
 
     def get_elsewhere(self, address: str, headers: Mapping[str, str], read: Read[Found]) -> Found:
-        """The same of an address that may be out of reach from here: it is asked once. Raises ClientError."""
+        """The same for an address on another host, which is tried once. Raises ClientError."""
         return self.http.ask_once(self.request(address, None, headers), read, ELSEWHERE_TIMEOUT_S)
 
     def absolute(self, address: str) -> str:
@@ -170,7 +170,7 @@ class Server:
 
 
 def is_framed(response: http.client.HTTPResponse) -> bool:
-    """Whether its head says how long it is; one that was cut within its head may not."""
+    """True if its headers state its length. They may not where they were cut."""
     return response.headers.get("Content-Length") is not None or bool(getattr(response, "chunked", False))
 
 
@@ -190,7 +190,7 @@ def _error_in(error: urllib.error.HTTPError) -> ClientError:
 
 
 def _redirected(address: str, location: str) -> Refused:
-    """A song cannot follow: what is redirected loses its body."""
+    """A redirected request would lose its body, so a redirection is an error."""
     hint = ""
     with contextlib.suppress(Misused):
         hint = f"use that address: --url {server_address(location)}"

@@ -1,6 +1,6 @@
-"""Reads the values of options, and refuses what can be told to be wrong before a server is asked.
+"""Parses the values of options, and refuses wrong ones before a request is sent.
 
-It does not know which options there are.
+It is independent of which options exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STANDARD_INPUT = "-"
 
 
 def text(words: str) -> str:
-    """Words that were typed, and no file's name in their place."""
+    """Words that were typed; a file's name in their place is refused."""
     place = words.strip()
     if not place:
         raise ArgumentTypeError("got nothing; allowed: words")
@@ -62,7 +62,7 @@ def _standard_input() -> bytes:
 
 
 def is_address(value: object) -> bool:
-    """Whether this is audio that the server itself fetches."""
+    """True for an address of audio, which the server itself fetches."""
     return isinstance(value, str) and value.startswith(("https://", "gs://"))
 
 
@@ -81,7 +81,7 @@ def audio_file(name: str) -> str:
 
 
 def output(name: str) -> Path:
-    """A file that can be written: better found out before the song is sung than after."""
+    """A file that can be written, checked before the song is generated."""
     if name == str(files.STANDARD_OUTPUT):
         if sys.stdout is None or sys.stdout.isatty():
             raise ArgumentTypeError(
@@ -97,7 +97,7 @@ def output(name: str) -> Path:
 
 
 def api_key(key: str, name: str = "--api-key") -> str:
-    """A key without the white space around it, which files and consoles add. Raises Misused, which does not show it."""
+    """A key without surrounding white space, which files and consoles add. Raises Misused, without the key in it."""
     key = key.strip()
     wrong = next((character for character in key if not "!" <= character <= "~"), "")
     if wrong:

@@ -1,6 +1,6 @@
-"""A YuE server behind an endpoint of Vertex AI: its address, and the token that opens it.
+"""A YuE server behind an endpoint of Vertex AI: its address, and the token it needs.
 
-It does not know what is asked of it. Nothing but /predict can be reached there, or is, where more can be.
+It is independent of what requests ask for, and uses only /predict.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Endpoint(Server):
         return {**super().credentials(), "Authorization": f"Bearer {self._token}"}
 
     def _let_in(self, ask: Callable[[], Found]) -> Found:
-        """A token lives for an hour, which a song may outlive: it is fetched anew, once."""
+        """A token is valid for an hour, and a song may take longer: a new one is fetched once."""
         try:
             return ask()
         except Unauthorized:
-            if not self._token:  # there is none to be had
+            if not self._token:  # no token can be had
                 raise
             self._token = ""
         try:

@@ -263,6 +263,8 @@ KINDS = {kind.name: kind for kind in _KINDS}
 HEAD = """\
 # Errors
 
+This page is for anyone who writes a client and handles its errors.
+
 Every error is an RFC 9457 problem, `application/problem+json`:
 
 ```json

@@ -43,8 +43,8 @@ def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.splitlines() == [
         "  0% waiting for the models: downloading 12%",
         "  0% waiting for the models: loading stage1",
-        " 20% singing section 1 of 3, 41 s left",
-        " 40% singing section 2 of 3",
+        " 20% generating section 1 of 3, 41 s left",
+        " 40% generating section 2 of 3",
         " 80% filling in the sound",
         "100% succeeded",
         "warning: lyrics: [intro] comes first",
@@ -54,7 +54,7 @@ def test_the_way_to_the_song_is_shown(output: Path, capsys: pytest.CaptureFixtur
 def test_a_step_that_changes_nothing_is_not_shown_again(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [running("stage1", 0.21, 1, 41.0), running("stage1", 0.22, 1, 40.0), running("stage1", 0.23, 1, 39.0), DONE]
     sing(JobServer(steps), "--out", str(output))
-    assert capsys.readouterr().err.count("singing section 1") == 1
+    assert capsys.readouterr().err.count("generating section 1") == 1
 
 
 def test_on_a_terminal_one_line_moves(output: Path) -> None:
@@ -66,7 +66,7 @@ def test_on_a_terminal_one_line_moves(output: Path) -> None:
     shown = os.read(controller, 100_000).decode()
     os.close(controller)
     assert done.returncode == 0
-    assert "\r[############------------------]  40% singing section 2 of 3" in shown
+    assert "\r[############------------------]  40% generating section 2 of 3" in shown
     assert shown.count("\n") == 2, "one for the bar's end, one for the warning"
 
 
@@ -183,7 +183,7 @@ def test_ctrl_c_cancels_the_song(output: Path) -> None:
 def test_status_says_where_a_job_is(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(JobServer([running("stage1", 0.34, 2, 41.2)])) as server:
         assert client.main(["status", JOB_ID, "--url", server.address]) == 0
-    assert capsys.readouterr().out == f"job {JOB_ID}: 34%, singing section 2 of 3, 41 s left\n"
+    assert capsys.readouterr().out == f"job {JOB_ID}: 34%, generating section 2 of 3, 41 s left\n"
 
 
 def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +195,7 @@ def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixture[str]) -> None:
     class Busy(JobServer):
-        def prediction(self, instance: client.Json) -> client.Json:
+        def prediction(self, instance: Json) -> Json:
             return {**running("stage1", 0.2, 1), "cancel_requested": True}
 
     with answering(Busy()) as server:
@@ -205,7 +205,7 @@ def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixtu
 
 def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     class Failed(JobServer):
-        def prediction(self, instance: client.Json) -> client.Json:
+        def prediction(self, instance: Json) -> Json:
             return {"job_id": JOB_ID, "status": "failed", "error": {"title": "Engine", "detail": "out of memory"}}
 
     with answering(Failed()) as server:
@@ -215,7 +215,7 @@ def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: 
 
 def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     class Forgetful(JobServer):
-        def prediction(self, instance: client.Json) -> client.Json:
+        def prediction(self, instance: Json) -> Json:
             return {"error": {"title": "Not found", "status": 404, "detail": "no job 'x' is here"}}
 
     with answering(Forgetful()) as server:

@@ -15,7 +15,7 @@ import pytest
 
 import client
 from tests.support.fakes import FakeClock
-from tests.support.job_server import JOB_ID, READY, JobServer
+from tests.support.job_server import JOB_ID, READY, JobServer, Json
 from tests.support.threaded import answering
 from yue_client.address import server_address
 from yue_client.errors import Misused
@@ -64,7 +64,7 @@ def test_a_wrong_address_in_the_environment_is_named(
 
 def test_an_empty_address_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YUE_URL", " ")
-    monkeypatch.setattr(client, "DEFAULT_SERVER", _closed())
+    monkeypatch.setattr("yue_client.cli.DEFAULT_SERVER", _closed())
     assert client.main(["models"]) == 3
 
 
@@ -114,7 +114,7 @@ def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_something_that_is_no_yue_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     class Other(JobServer):
-        def prediction(self, instance: client.Json) -> client.Json:
+        def prediction(self, instance: Json) -> Json:
             return "hello"  # type: ignore[return-value]
 
     with answering(Other()) as server:

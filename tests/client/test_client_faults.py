@@ -151,7 +151,7 @@ def test_a_queue_that_stays_full_is_code_3(out: Path) -> None:
     served = Served(may_sing=False, max_queue=1)
     with listening(served) as server:
         _fill(served)
-        assert client.main([*SING, "--url", url(server), "--out", str(out), "--patience", "60"], FakeClock()) == 3
+        assert client.main([*SING, "--url", url(server), "--out", str(out), "--retry-seconds", "60"], FakeClock()) == 3
         served.models.engine.sing_on()
 
 
@@ -161,7 +161,7 @@ def test_ctrl_c_cancels_the_one_song(out: Path) -> None:
         command = [sys.executable, str(CLIENT), *SING, "--url", url(server), "--out", str(out), "--json"]
         singing = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert singing.stderr is not None
-        assert any("singing section" in line for line in singing.stderr)
+        assert any("generating section" in line for line in singing.stderr)
         singing.send_signal(signal.SIGINT)
         shown, _ = singing.communicate(timeout=60)
         (job,) = jobs(served)

@@ -53,7 +53,7 @@ WRONG = {  # words -> what is said
     "sing --format midi": "--format: got 'midi'; allowed: mp3, wav, flac, ogg",
     "sing --tracks mix drums": "--tracks: got 'drums'; allowed: mix, vocal, instrumental",
     "sing --reference none.wav": "--reference: got 'none.wav': No such file or directory; allowed: an audio file",
-    "models --patience -1": "--patience: got '-1'; allowed: a number of seconds from 0",
+    "models --retry-seconds -1": "--retry-seconds: got '-1'; allowed: a number of seconds from 0",
     "sing --out here": "--out: got here, which is a folder",
     "sing --out new/": "--out: got 'new/'; allowed: a file",
     "sing --out /dev/null": "--out: got /dev/null, which is no file; allowed: a file, or - for the standard output",
@@ -218,7 +218,7 @@ def test_ctrl_c_while_a_song_is_waited_for_says_how_to_come_back(here: Path) -> 
         waiting.send_signal(signal.SIGINT)
         _, shown = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
-    assert f"the song goes on; fetch it with: client.py result {JOB_ID} --url {server.address}" in shown
+    assert f"the job continues; fetch its song with: client.py result {JOB_ID} --url {server.address}" in shown
     assert not any(instance.get("operation") == "cancel" for instance in server.instances)
 
 

@@ -51,7 +51,7 @@ def test_a_known_weakness_fails_and_is_named() -> None:
     with advisories(lambda name: weakness_of(name) if name == "werkzeug" else NOTHING, []) as address:
         done = audit(address)
     assert done.returncode == 1, done.stderr
-    assert "werkzeug" in done.stdout and "PYSEC-1, mended in 999.1" in done.stdout
+    assert "werkzeug" in done.stdout and "PYSEC-1, fixed in 999.1" in done.stdout
 
 
 def test_every_package_is_asked_about_also_those_that_others_bring() -> None:

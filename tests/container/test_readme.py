@@ -21,29 +21,33 @@ import soundfile
 from tests.support.checkout import ROOT, short_checkout
 
 LONGEST_LINE = 2000  # characters on a terminal; base64 of a song is far longer
-PATIENCE_S = 240
+DEADLINE_S = 240
+# Those whose commands are typed, in this order; the first command of all starts the server.
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("api", "cli", "operations", "deploy"))]
 NOT_HERE = {  # what cannot be typed in this test -> why
     r"YUE_MODEL=en-cot": "real weights",
     r"(^|-- )\./entrypoint\.sh": "another server; tests/container/test_entrypoint.py",
     r"^\. \.venv": "the environment is another one here",
     r"^docker ": "no image",
     r"ENDPOINT": "no endpoint",
+    r"deploy\w*\.sh --project-id": "it costs money",
+    r"^(gcloud|pip) ": "neither a login nor a package is needed here",
 }
-SHORTER = {  # the songs of the README have a second each
+SHORTER = {  # songs have a second each
     '{"genres": ': '{"max_new_tokens": 100, "genres": ',
     "client.py sing ": "client.py sing --max-new-tokens 100 ",
 }
 JOB = re.compile(r'(?:"job_id": ?"|, job )([0-9a-f]{32})')
 
 
-def blocks(document: Path) -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(document: Path, language: str = "sh") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def commands(document: Path) -> list[str]:
+def commands() -> list[str]:
     """All that is to be typed, in order, without what cannot be typed here."""
     found, typed = [], ""
-    for line in "".join(blocks(document)).splitlines(keepends=True):
+    for line in "".join(block for document in DOCUMENTS for block in blocks(document)).splitlines(keepends=True):
         typed += line
         try:
             shlex.split(typed, comments=True)
@@ -74,7 +78,7 @@ class Terminal:
     def type(self, command: str) -> subprocess.CompletedProcess[str]:
         typed = ["bash", "-c", self.translated(command)]
         done = subprocess.run(
-            typed, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S
+            typed, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=DEADLINE_S
         )
         self.job_id = (JOB.findall(done.stdout) or [self.job_id])[-1]
         return done
@@ -93,7 +97,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     own |= {"HF_ENDPOINT": "http://127.0.0.1:9"}  # no real weights are fetched
     second = Terminal(short_checkout(folder / "checkout"), own, port)
     with subprocess.Popen(
-        ["bash", "-c", commands(ROOT / "README.md")[0]],
+        ["bash", "-c", commands()[0]],
         cwd=second.folder,
         env=own,
         stdout=subprocess.PIPE,
@@ -109,12 +113,12 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         yield second
         os.killpg(first.pid, signal.SIGINT)
         first.stdout.read()  # ends when the last process that holds it ends
-        assert first.wait(PATIENCE_S) == 128 + signal.SIGINT
+        assert first.wait(DEADLINE_S) == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("time", ["first", "second"])
-def test_the_commands_of_the_readme_work_in_order_and_overwrite_no_song(terminal: Terminal, time: str) -> None:
-    typed = commands(ROOT / "README.md")[1:]
+def test_the_commands_of_the_documents_work_in_order_and_overwrite_no_song(terminal: Terminal, time: str) -> None:
+    typed = commands()[1:]
     before = {path: path.read_bytes() for path in terminal.folder.glob("song*")}
     assert len(typed) > 15 and terminal.folder / "song.mp3" in before
     for command in typed:
@@ -128,8 +132,18 @@ def test_the_commands_of_the_readme_work_in_order_and_overwrite_no_song(terminal
             assert soundfile.info(song).format == ending.upper(), song
 
 
+def test_the_python_of_the_readme_works(terminal: Terminal) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert len(code.splitlines()) <= 12
+    song = terminal.folder / "kettle.mp3"
+    song.unlink(missing_ok=True)
+    command = [sys.executable, "-c", terminal.translated(code)]
+    subprocess.run(command, cwd=terminal.folder, env=terminal.environment, check=True, timeout=DEADLINE_S)
+    assert soundfile.info(song).format == "MP3"
+
+
 def test_an_error_is_in_no_song_and_is_no_success(terminal: Terminal) -> None:
-    curls = [command for command in commands(ROOT / "README.md") if " -o " in command]
+    curls = [command for command in commands() if " -o " in command]
     assert len(curls) >= 3
     for command in curls:
         file = terminal.folder / shlex.split(command)[shlex.split(command).index("-o") + 1]

@@ -187,7 +187,7 @@ def test_ending_it_ends_the_server(way: signal.Signals, played: dict[str, str], 
 def test_ctrl_c_during_the_song_ends_everything(environment: dict[str, str], tmp_path: Path) -> None:
     venv = _venv(tmp_path, f"exec {_python()} {shlex.quote(str(JOB_SERVER))} {environment['PORT']} endless")
     output = tmp_path / "song.mp3"
-    code = end_when(environment | {"YUE_VENV": str(venv)}, "singing section", signal.SIGINT, "--output", str(output))
+    code = end_when(environment | {"YUE_VENV": str(venv)}, "generating section", signal.SIGINT, "--output", str(output))
     assert code == 128 + signal.SIGINT
     assert_nothing_left(environment)
     assert not output.exists()
@@ -301,7 +301,7 @@ def test_the_real_server_sings_end_to_end_at_any_address_with_any_keys(
 
 def test_ctrl_c_during_a_real_song_ends_the_engine_too(environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "song.mp3"
-    assert end_when(environment, "singing section", signal.SIGINT, "--output", str(output)) == 128 + signal.SIGINT
+    assert end_when(environment, "generating section", signal.SIGINT, "--output", str(output)) == 128 + signal.SIGINT
     assert_nothing_left(environment)
     assert not output.exists()
 

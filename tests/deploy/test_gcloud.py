@@ -17,7 +17,7 @@ from tests.deploy.cloud.person import ROOT, Person
 pytestmark = pytest.mark.skipif(library() is None, reason="gcloud is not installed: nothing checks what is printed")
 
 Words = tuple[str, ...]
-DOCUMENTS = ("README.md", "docs/deploy.md")
+DOCUMENTS = ("README.md", "docs/api.md", "docs/deploy.md")
 VARIANTS = (
     "deploy_on_demand.sh",
     "deploy_with_entrypoint.sh",

@@ -212,5 +212,5 @@ def test_the_command_line_counts_minutes_where_there_are_many_seconds() -> None:
         progress = {"stage": "stage1", "section": 1, "sections": 2, "fraction": 0.5, "seconds_left": seconds_left}
         return job_words({"status": "running", "progress": progress}, {})[0]
 
-    assert words(None) == "singing section 1 of 2"
+    assert words(None) == "generating section 1 of 2"
     assert words(99.2).endswith(", 99 s left") and words(290).endswith(", 5 min left")

@@ -163,11 +163,11 @@ def test_the_number_of_instances_is_as_the_server_is_set_up() -> None:
     close_app(served.app)
 
 
-def test_the_examples_and_those_of_the_readme_are_requests(served: Served, document: Any) -> None:
+def test_the_examples_and_those_of_the_documents_are_requests(served: Served, document: Any) -> None:
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     bodies = [example["value"] for example in content["examples"].values()]
-    readme = (PROJECT / "README.md").read_text()
-    told = [json.loads(body) for body in re.findall(r"-d '\s*(\{\"instances\".*?\})'", readme, re.DOTALL)]
+    texts = "".join((PROJECT / name).read_text() for name in ("README.md", "docs/api.md"))
+    told = [json.loads(body) for body in re.findall(r"-d '\s*(\{\"instances\".*?\})'", texts, re.DOTALL)]
     assert len(bodies) >= 5 and len(told) >= 4
     assert bodies[0]["instances"][0]["lyrics"] == (PROJECT / "examples" / "lyrics.txt").read_text().strip()
     for body in (*bodies, *told):

@@ -34,7 +34,9 @@ def test_every_accepted_song_comes_to_one_end_whoever_is_killed(tmp_path: Path) 
     assert (ended, len(found.jobs)) == (SONGS, SONGS)
     assert kills >= 4 and found.counts["ended succeeded"] >= SONGS / 2, report(found)
     assert found.counts["MB of the spared server, in the beginning"] > 10, report(found)
-    assert found.counts["who vanishes"] and found.counts["retries"] and found.counts["ended cancelled"], report(found)
+    assert found.counts["who disconnects"] and found.counts["retries"] and found.counts["ended cancelled"], report(
+        found
+    )
 
 
 def test_a_key_that_is_answered_with_two_jobs_is_noticed() -> None:
