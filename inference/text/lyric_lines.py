@@ -22,8 +22,13 @@ _OPEN, _CLOSE = r"\[［【〔〖", r"\]］】〕〗"
 _BRACKET = re.compile(rf"[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]")
 _OUTER_BRACKET = re.compile(rf"[{_OPEN}]((?:[^{_OPEN}{_CLOSE}]|{_BRACKET.pattern})*)[{_CLOSE}]")  # `[ti: Song [live]]`
 _QUOTED = re.compile(r"[「『]([^「」『』]*)[」』]")
-_TIME_STAMP = re.compile(r"\[\s*\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?\s*\]|<\d{1,3}:\d{2}[.:]\d{1,3}>")
-_HTML_LINE_END = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_TIME = r"\d{1,3}[:：]\d{1,2}(?:[:：]\d{1,2})?(?:[.,:：]\d{1,3})?"
+_SPAN = rf"{_TIME}(?:\s*(?:--?>|[-–—~→]|to)\s*{_TIME})?"
+_TIME_STAMP = re.compile(rf"[{_OPEN}]\s*{_SPAN}\s*[{_CLOSE}]|<{_SPAN}>")
+_BARE_TIME_STAMP = re.compile(  # in front of a line or behind a tag, by itself or in other brackets: `(0:12) la`
+    rf"(?:^|(?<=[{_CLOSE}]))\s*(?:({_SPAN})|[({{（]\s*({_SPAN})\s*[)}}）])\s*(?:(?=[{_OPEN}])|[-–—|]?(?:\s+|$))"
+)
+_SURELY_A_TIME_STAMP = re.compile(rf"0\d{{0,2}}[:：]\d\d|{_TIME}\D+{_TIME}|\d+[:：]\d\d[:：]\d\d|\d+[:：]\d\d[.,]\d+")
 _RULE = re.compile(r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}\w*|[;|])\s*")  # `---`, a fence of code, a lone separator
 _SEPARATORS = ";|/,:；｜／，、："
 _EMPHASIS = "*_~`"
@@ -33,6 +38,12 @@ _HEAD = re.compile(
     rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{_OPEN}「『]|$)|\d{{1,3}}[.)]\s)*"
 )
 _DIRECTION = re.compile(r"[,:;，：；、]|[.…。]\s*$")
+_KEY = r"[A-G]\s?(?:[#b♯♭]|sharp|flat)?[\s-]?(?:major|minor|maj|min|dur|moll)"
+_MUSIC = re.compile(  # `[90 BPM]`, `[Key of G]`, `[F# minor]`, `[6/8]`
+    r"[~≈]?\d{1,3}(?:\.\d+)?(?:\s?[-–]\s?\d{1,3})?\s?bpm|[♩♪]\s?=\s?\d{1,3}|(?:bpm|tempo|key|capo)\b.*"
+    rf"|(?:in\s)?{_KEY}|\d{{1,2}}/\d{{1,2}}(?:\s+time)?",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"\s*[^\W\d_][^.,:;!?…。，：；！？、]*")
 _REPEAT_MARK = re.compile(r"\s*(?:x\s*\d+\s*|(?:repeat|bis)\b.*)", re.IGNORECASE)
 _MOST_WORDS = 3  # of a name
@@ -48,19 +59,37 @@ class Tag:
     end: int
 
 
-def plain(line: str) -> tuple[str, bool]:
-    """The line without marks that say nothing of its words, and whether there were time stamps among them."""
-    line, n_stamps = _TIME_STAMP.subn("", _HTML_LINE_END.sub(" ", line))
-    line = _BRACKET.sub(_unless_closing, line.replace("\\[", "[").replace("\\]", "]"))
+def has_time_stamp(line: str) -> bool:
+    """Whether the line begins with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
+    stamp = _BARE_TIME_STAMP.match(line)
+    return stamp is not None and _SURELY_A_TIME_STAMP.match(stamp[1] or stamp[2]) is not None
+
+
+def plain(line: str, timed: bool = False) -> tuple[str, bool]:
+    """The line without marks that say nothing of its words, and whether there were time stamps among them.
+
+    `timed` lyrics have a time stamp in front of lines, even where one reads like the time of day.
+    """
+
+    def kept(stamp: re.Match[str]) -> str:
+        alone = stamp.end() == len(line) and (stamp.start() == 0 or stamp[2] is not None)
+        return "" if timed or alone or _SURELY_A_TIME_STAMP.match(stamp[1] or stamp[2]) else stamp[0]
+
+    line = line.replace("\\[", "[").replace("\\]", "]")
+    length = len(line)
+    line = _TIME_STAMP.sub("", line)
+    line = _BARE_TIME_STAMP.sub(kept, line)
+    had_stamps = len(line) < length
+    line = _BRACKET.sub(_unless_closing, line)
     if _RULE.fullmatch(line):
         line = ""
-    return " ".join(line.split()) if n_stamps else line, n_stamps > 0
+    return " ".join(line.split()) if had_stamps else line, had_stamps
 
 
 def tags(line: str) -> Iterator[Tag]:
     """The brackets that open a section."""
     quoted = _QUOTED.fullmatch(without_tail(without_head(line)))  # quotation marks, too
-    if quoted and (name := section_names.find(quoted[1], Place.WITHIN)):
+    if quoted and (name := section_names.find(_unmarked(quoted[1]), Place.WITHIN)):
         yield Tag(name, 0, len(line))
         return
     beside_brackets = _BRACKET.sub(lambda bracket: " " * len(bracket[0]), line)
@@ -97,9 +126,11 @@ def directions(words: str) -> tuple[list[str], str]:
 
 
 def is_direction(content: str) -> bool:
-    """Whether a bracket says too much for a name."""
+    """Whether a bracket says too much for a name, or speaks of tempo, key or metre."""
     if not has_words(content) or _REPEAT_MARK.fullmatch(content):
         return False
+    if _MUSIC.fullmatch(content.strip()):
+        return True
     rest, n_characters = SYLLABLE_CHARACTER.subn(" ", content)
     n_words = sum(map(has_words, rest.split())) + n_characters / _CHARACTERS_OF_A_WORD
     return n_words > _MOST_WORDS or _DIRECTION.search(content) is not None
@@ -152,9 +183,9 @@ def _unless_closing(bracket: re.Match[str]) -> str:
 
 
 def _unmarked(content: str) -> str:
-    """`[**Chorus**]`"""
-    inner = content.strip()
+    """What a bracket holds, without marks or needless white space: `[ **Chorus** ]`."""
+    inner = " ".join(content.split())
     for marks in ("**", "__", "~~", "*", "_", "`"):
         if len(inner) > 2 * len(marks) and inner.startswith(marks) and inner.endswith(marks):
-            return inner.removeprefix(marks).removesuffix(marks)
-    return content
+            return inner.removeprefix(marks).removesuffix(marks).strip()
+    return inner

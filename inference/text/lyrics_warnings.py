@@ -18,7 +18,8 @@ from inference.vocabulary import FRAME_RATE_HZ, TRACKS
 TOKENS_PER_SECOND = FRAME_RATE_HZ * len(TRACKS)
 
 _TOLD = {  # of one place, of several
-    Kind.LINE_END: ("{} is taken for a line end", ""),
+    Kind.LINE_END: ("{} is taken for a line end", "{} are taken for line ends"),
+    Kind.TAB: ("{} is taken for a tab", "{} are taken for tabs"),
     Kind.TIME_STAMP: ("the time stamp is left out", "time stamps are left out"),
     Kind.DIRECTION: (
         "{} is taken for a stage direction and left out",
