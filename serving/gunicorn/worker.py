@@ -8,6 +8,8 @@ furthest behind BYTES_PER_SECOND is closed. For one request a thread waits no lo
 `network_seconds`, and a second more for every BYTES_PER_SECOND that were moved. So there are always as many threads
 left for those who wait for songs as if all clients were quick.
 
+What begins like no request, such as TLS, is refused by the main loop at its first byte.
+
 A body that nobody reads is not waited for: the answer closes the connection. What the client still sends is read and
 thrown away in the main loop for a while, since closing at once would reset the connection and lose the answer.
 
@@ -31,6 +33,7 @@ from functools import partial
 from typing import Any
 
 from gunicorn import util
+from gunicorn.http.errors import ParseException
 from gunicorn.workers import gthread
 
 from serving.descriptors import allow_most_files, most_connections, most_files
@@ -48,6 +51,8 @@ URGENT_THREADS = 4
 UNTRUSTED_THREADS = 8
 HEAD_BYTES = 8_192  # of a request, its lines and headers; a thread reads the rest of a longer one
 HEAD_ENDS = b"\r\n\r\n"
+HTTP_BEGINS = re.compile(rb"[\r\nA-Za-z0-9!#$%&'*+.^_`|~-]")  # a method; some clients send a line end in front
+TLS_BEGINS = b"\x16"
 BODY_FOLLOWS = re.compile(
     rb"\r\n(?:content-length|transfer-encoding):[ \t]*(\d{1,9}(?=[ \t]*(?:\r\n|$)))?", re.IGNORECASE
 )
@@ -57,6 +62,14 @@ LINGER_PAUSE_SECONDS = 5.0
 LINGER_SECONDS = 300.0
 LINGER_BYTES = 1024**3
 LINGER_PIECE_BYTES = 1024**2
+
+
+class NoHttp(ParseException):
+    """What came begins like no request, so that no thread need wait for the rest of one."""
+
+    def __init__(self, head: bytes) -> None:
+        tls = head.startswith(TLS_BEGINS)
+        super().__init__("it begins with TLS; this port speaks http, not https" if tls else "it begins with no method")
 
 
 class Connection(gthread.TConn):
@@ -85,6 +98,11 @@ class Connection(gthread.TConn):
         """Whether a thread has enough to go on with."""
         head = self.head
         return HEAD_ENDS in head or len(head) >= HEAD_BYTES or self.cfg.is_ssl
+
+    @property
+    def is_no_http(self) -> bool:
+        """Whether the first byte says that no request will follow."""
+        return bool(self.head) and not HTTP_BEGINS.match(self.head) and not self.cfg.is_ssl
 
     @property
     def is_whole(self) -> bool:
@@ -207,7 +225,7 @@ class Worker(gthread.ThreadWorker):
             return
         if not self.cfg.is_ssl and not conn.receive():
             self._drop(conn, self.pending_conns)
-        elif conn.can_begin:
+        elif conn.can_begin or conn.is_no_http:
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
@@ -230,6 +248,9 @@ class Worker(gthread.ThreadWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """Have a request answered in its turn, when its head is there; called by the main loop alone."""
+        if conn.is_no_http:
+            self._refuse_at_once(conn)
+            return
         if not conn.can_begin:
             self._await_head(conn)
             return
@@ -274,7 +295,17 @@ class Worker(gthread.ThreadWorker):
         """After a request: wait for the next, or take leave; called by the main loop."""
         if fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
-            return
+        else:
+            self._take_leave(conn)
+
+    def _refuse_at_once(self, conn: Any) -> None:
+        """Refuse what is no HTTP without a thread: the answer fits into the buffers of a new connection."""
+        conn.sock.settimeout(0)
+        self.handle_error(None, conn.sock, conn.client, NoHttp(conn.head))
+        self._take_leave(conn)
+
+    def _take_leave(self, conn: Any) -> None:
+        """Let the client read its answer to the end before the connection is closed."""
         try:
             conn.begin_to_linger()
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._linger, conn))
