@@ -55,6 +55,27 @@ def test_what_is_no_address_is_refused(written: str, capsys: pytest.CaptureFixtu
     assert "word" not in error
 
 
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("http://here/predict?x=1", "a query is not allowed: leave out ?x=1"),
+        ("here:8080?x=1", "a query is not allowed: leave out ?x=1"),
+        ("http://here/docs#jobs", "a fragment is not allowed: leave out #jobs"),
+        ("ftp://here", "ftp: is no scheme of a server; allowed: http and https"),
+        ("http://", "the name of the host is missing"),
+        (":8080", "the name of the host is missing"),
+        ("8080", "the name of the host is missing"),
+        ("", "the name of the host is missing"),
+        ("http://here:", "the port is missing behind the colon"),
+        ("http://a b", "there is ' ' in it"),
+        ("here:80800", "the reason: Port out of range 0-65535"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_told(written: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert client.main(["models", "--url", written]) == 2
+    assert f"\nhint: {reason}\n" in capsys.readouterr().err
+
+
 def test_a_wrong_address_in_the_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
