@@ -9,6 +9,7 @@ import re
 
 from inference.errors import InvalidField
 
+OPEN_BRACKETS, CLOSE_BRACKETS = r"\[［【〔〖", r"\]］】〕〗"  # within a set of a regular expression
 ALLOWED_CHARACTERS = "whole Unicode characters, no unpaired surrogates"
 
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")

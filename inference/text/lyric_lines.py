@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inference.text import section_names
+from inference.text import section_names, time_stamps
+from inference.text.characters import CLOSE_BRACKETS, OPEN_BRACKETS
 from inference.text.section_names import Name, Place
 
 # Han (with its extensions and 々), kana (with their half-width forms) and Hangul syllables.
@@ -18,24 +19,18 @@ SYLLABLE_CHARACTER = re.compile(
     "\U00020000-\U0003ffff]"
 )
 
-_OPEN, _CLOSE = r"\[［【〔〖", r"\]］】〕〗"
-_BRACKET = re.compile(rf"[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]")
-_OUTER_BRACKET = re.compile(rf"[{_OPEN}]((?:[^{_OPEN}{_CLOSE}]|{_BRACKET.pattern})*)[{_CLOSE}]")  # `[ti: Song [live]]`
+_BRACKET = re.compile(rf"[{OPEN_BRACKETS}]([^{OPEN_BRACKETS}{CLOSE_BRACKETS}]*)[{CLOSE_BRACKETS}]")
+_OUTER_BRACKET = re.compile(
+    rf"[{OPEN_BRACKETS}]((?:[^{OPEN_BRACKETS}{CLOSE_BRACKETS}]|{_BRACKET.pattern})*)[{CLOSE_BRACKETS}]"
+)  # `[ti: Song [live]]`
 _QUOTED = re.compile(r"[「『]([^「」『』]*)[」』]")
-_TIME = r"\d{1,3}[:：]\d{1,2}(?:[:：]\d{1,2})?(?:[.,:：]\d{1,3})?"
-_SPAN = rf"{_TIME}(?:\s*(?:--?>|[-–—~→]|to)\s*{_TIME})?"
-_TIME_STAMP = re.compile(rf"[{_OPEN}]\s*{_SPAN}\s*[{_CLOSE}]|<{_SPAN}>")
-_BARE_TIME_STAMP = re.compile(  # in front of a line or behind a tag, by itself or in other brackets: `(0:12) la`
-    rf"(?:^|(?<=[{_CLOSE}]))\s*(?:({_SPAN})|[({{（]\s*({_SPAN})\s*[)}}）])\s*(?:(?=[{_OPEN}])|[-–—|]?(?:\s+|$))"
-)
-_SURELY_A_TIME_STAMP = re.compile(rf"0\d{{0,2}}[:：]\d\d|{_TIME}\D+{_TIME}|\d+[:：]\d\d[:：]\d\d|\d+[:：]\d\d[.,]\d+")
 _RULE = re.compile(r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}\w*|[;|])\s*")  # `---`, a fence of code, a lone separator
 _SEPARATORS = ";|/,:；｜／，、："
 _EMPHASIS = "*_~`"
 _MARKS = f"{_EMPHASIS}#>=–—-"
 _HEAD = re.compile(
-    rf"[{_EMPHASIS}{_CLOSE})}}）]*"  # what is closed right behind a tag
-    rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{_OPEN}「『]|$)|\d{{1,3}}[.)]\s)*"
+    rf"[{_EMPHASIS}{CLOSE_BRACKETS})}}）]*"  # what is closed right behind a tag
+    rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{OPEN_BRACKETS}「『]|$)|\d{{1,3}}[.)]\s)*"
 )
 _DIRECTION = re.compile(r"[,:;，：；、]|[.…。]\s*$")
 _KEY = r"[A-G]\s?(?:[#b♯♭]|sharp|flat)?[\s-]?(?:major|minor|maj|min|dur|moll)"
@@ -59,31 +54,17 @@ class Tag:
     end: int
 
 
-def has_time_stamp(line: str) -> bool:
-    """Whether the line begins with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
-    stamp = _BARE_TIME_STAMP.match(line)
-    return stamp is not None and _SURELY_A_TIME_STAMP.match(stamp[1] or stamp[2]) is not None
-
-
 def plain(line: str, timed: bool = False) -> tuple[str, bool]:
     """The line without marks that say nothing of its words, and whether there were time stamps among them.
 
     `timed` lyrics have a time stamp in front of lines, even where one reads like the time of day.
     """
-
-    def kept(stamp: re.Match[str]) -> str:
-        alone = stamp.end() == len(line) and (stamp.start() == 0 or stamp[2] is not None)
-        return "" if timed or alone or _SURELY_A_TIME_STAMP.match(stamp[1] or stamp[2]) else stamp[0]
-
     line = line.replace("\\[", "[").replace("\\]", "]")
-    length = len(line)
-    line = _TIME_STAMP.sub("", line)
-    line = _BARE_TIME_STAMP.sub(kept, line)
-    had_stamps = len(line) < length
-    line = _BRACKET.sub(_unless_closing, line)
-    if _RULE.fullmatch(line):
-        line = ""
-    return " ".join(line.split()) if had_stamps else line, had_stamps
+    untimed = time_stamps.without(line, timed)
+    found = _BRACKET.sub(_unless_closing, untimed)
+    if _RULE.fullmatch(found):
+        found = ""
+    return found if untimed == line else " ".join(found.split()), untimed != line
 
 
 def tags(line: str) -> Iterator[Tag]:

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from inference.errors import InvalidField
 from inference.song import MAX_SECTIONS
-from inference.text import lyric_lines, section_names
+from inference.text import lyric_lines, section_names, time_stamps
 from inference.text.characters import check_characters, lines_as_meant, visible, with_tabs
 from inference.text.lyric_lines import SYLLABLE_CHARACTER, has_words, is_direction, is_name
 from inference.text.section_names import Name
@@ -81,7 +81,7 @@ def parse(text: str) -> Lyrics:
     """The sections of `text`. Raises InvalidField, naming the line."""
     check_characters("lyrics", text, name_line=True)
     written = lines_as_meant(visible(text))
-    parser = _Parser(timed=any(lyric_lines.has_time_stamp(line) for line, _ in written))
+    parser = _Parser(timed=any(time_stamps.begins(line) for line, _ in written))
     for number, (line, spelled_end) in enumerate(written, 1):
         line, spelled_tab = with_tabs(line)
         parser.read(number, line)

@@ -338,6 +338,10 @@ def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
             "00:01:02",
             "00:14 -",
             "00:14 |",
+            "00:14:",
+            "0:14)",
+            "00:14:",
+            "0:14)",
             "(00:12)",
             "(0:12 - 0:20)",
             "{00:12}",
@@ -349,8 +353,21 @@ def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
 def test_a_time_stamp_in_front_of_a_line_needs_no_bracket(stamp: str) -> None:
     assert bodies(f"{stamp} [verse]\n {stamp} la la\n{stamp}\nlu") == ["la la\n\nlu"]
     assert bodies(f"[verse] {stamp} la") == ["la"]
+    assert bodies("[verse]\nla (0:14) lo (00:16)") == ["la lo"]
     (warning,) = told(f"[verse]\n{stamp} la\n{stamp}\n")
     assert warning == "lyrics (lines 2–3): time stamps are left out"
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [
+        *(("[Verse 1 - 0:15]", "Verse 1"), ("[chorus 00:12]", "chorus"), ("[Chorus @ 1:05]", "Chorus")),
+        *(("[00:12 verse]", "verse"), ("[Verse 1 (0:12 - 0:40)]", "Verse 1"), ("[0:12 - 0:40: Bridge]", "Bridge")),
+        *(("【副歌 1:05】", "chorus"), ("[Verse 1]", "Verse 1"), ("[Chorus x2]", "Chorus x2")),
+    ],
+)
+def test_a_time_stamp_in_a_tag_is_left_out(written: str, tag: str) -> None:
+    assert [(s.tag, s.body) for s in parse(f"[verse]\na\n{written}\nb").sections] == [("verse", "a"), (tag, "b")]
 
 
 @pytest.mark.parametrize("words", ["10:15 on the clock", "at 0:12 we go", "24/7", "la (1:02)", "3:16", "7-11", "1:1"])
