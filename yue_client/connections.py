@@ -123,7 +123,7 @@ def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
 
 
 def _may_lack_tls(reason: object) -> bool:
-    """Whether a handshake may have failed since the server knows nothing of TLS: some hang up, and some wait."""
+    """True where the handshake may have failed because the server has no TLS: some hang up, and some wait."""
     if isinstance(reason, ssl.SSLError):
         return not isinstance(reason, ssl.SSLCertVerificationError)
     return isinstance(reason, ConnectionResetError | TimeoutError)

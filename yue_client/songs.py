@@ -54,7 +54,7 @@ def follow(server: Server, job_id: str, progress: Progress) -> Json:
 
 
 def has_progress(job: Json) -> bool:
-    """Whether the job is on its way to a song or there: of any other end, how far it was says nothing."""
+    """True for a job that is open or succeeded; of one that ended without a song, a percentage says nothing."""
     return job["status"] in (*OPEN, "succeeded")
 
 

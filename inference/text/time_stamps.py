@@ -27,7 +27,7 @@ _IN_TAG = re.compile(
 
 
 def begins(line: str) -> bool:
-    """Whether the line begins with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
+    """True for a line that begins with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
     stamp = _BARE.match(line)
     return stamp is not None and _is_sure(stamp)
 

@@ -8,7 +8,7 @@ furthest behind BYTES_PER_SECOND is closed. For one request a thread waits no lo
 `network_seconds`, and a second more for every BYTES_PER_SECOND that were moved. So there are always as many threads
 left for those who wait for songs as if all clients were quick.
 
-What begins like no request, such as TLS, is refused by the main loop at its first byte.
+The main loop refuses what can begin no request, such as TLS, at its first byte.
 
 A body that nobody reads is not waited for: the answer closes the connection. What the client still sends is read and
 thrown away in the main loop for a while, since closing at once would reset the connection and lose the answer.
@@ -65,7 +65,7 @@ LINGER_PIECE_BYTES = 1024**2
 
 
 class NoHttp(ParseException):
-    """What came begins like no request, so that no thread need wait for the rest of one."""
+    """The first byte that came can begin no request."""
 
     def __init__(self, head: bytes) -> None:
         tls = head.startswith(TLS_BEGINS)
@@ -101,7 +101,7 @@ class Connection(gthread.TConn):
 
     @property
     def is_no_http(self) -> bool:
-        """Whether the first byte says that no request will follow."""
+        """True where the first byte can begin no request."""
         return bool(self.head) and not HTTP_BEGINS.match(self.head) and not self.cfg.is_ssl
 
     @property
@@ -299,7 +299,7 @@ class Worker(gthread.ThreadWorker):
             self._take_leave(conn)
 
     def _refuse_at_once(self, conn: Any) -> None:
-        """Refuse what is no HTTP without a thread: the answer fits into the buffers of a new connection."""
+        """Refuse what is no HTTP, without a thread: the answer fits into the buffers of the connection."""
         conn.sock.settimeout(0)
         self.handle_error(None, conn.sock, conn.client, NoHttp(conn.head))
         self._take_leave(conn)
