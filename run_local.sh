@@ -39,6 +39,7 @@ main() {
   find_address
   check_output
   check_port
+  check_model
   prepare_environment requirements.txt
   "$python" -m inference.gpu "$YUE_MODEL" "${YUE_DEVICE:-auto}" # warns where the real weights would find none
   trap stop EXIT
@@ -87,7 +88,7 @@ find_address() {
   if [[ $host == *:* ]]; then url="http://[$host]:$PORT"; fi
 }
 
-# Both checks come before anything slow.
+# These checks come before anything slow.
 check_output() {
   if [[ -z $output ]]; then
     [[ -w $caller ]] || usage_error "the song would go to $caller, which cannot be written to; name a file by --output"
@@ -109,6 +110,25 @@ check_port() {
   if port_is_taken; then
     fail "port $PORT is in use; stop the program that listens there or choose another: PORT=8081 ./run_local.sh"
   fi
+}
+
+# The catalogue needs nothing but Python, so it is asked before the environment is made.
+check_model() {
+  local interpreter=${YUE_VENV:-.venv}/bin/python
+  if ! "$interpreter" -c '' 2>/dev/null; then
+    [[ -z ${YUE_VENV:-} ]] || return 0 # prepare_environment tells that there is none
+    find_python
+    interpreter=$base_python
+  fi
+  "$interpreter" - "$YUE_MODEL" <<'PYTHON' || exit 2
+import sys
+from inference import catalog
+from inference.errors import UnknownModel
+try:
+    catalog.find(sys.argv[1].strip())
+except UnknownModel as error:
+    sys.exit(f"run_local.sh: YUE_{str(error).replace('model', 'MODEL', 1)}")
+PYTHON
 }
 
 port_is_taken() {
@@ -166,8 +186,17 @@ tell() {
 serve() {
   echo "Serving at $url until Ctrl-C; the log is $log"
   echo "In a second terminal: python3 client.py sing --url $url --genres 'folk calm' --lyrics-file examples/lyrics.txt"
+  tell_environment
   wait "$server" || true
   give_up 1 "the server ended"
+}
+
+# The line that puts the environment's python3 first on PATH, for entrypoint.sh and the like.
+tell_environment() {
+  local activate=${python%/*}/activate
+  [[ -e $activate ]] || return 0
+  [[ $activate == /* ]] || activate=$PWD/$activate
+  printf 'To use its environment there: . %q\n' "$activate"
 }
 
 give_up() {

@@ -37,12 +37,26 @@ def server_address(text: str, name: str = "--url") -> str:
         raise Misused(allowed, _hint(str(error), address)) from None
     if "@" in parts.netloc:
         raise Misused(f"{name}: got an address with a user name; allowed: an address such as {DEFAULT_SERVER}", _KEY)
-    plain = parts.scheme in ("http", "https") and bool(host) and not parts.netloc.endswith(":")
-    if not plain or parts.query or parts.fragment or re.search(r"[\s\x00-\x1f]", address) or host.isdecimal():
-        raise Misused(allowed)
+    if reason := _mistake(address, parts, host):
+        raise Misused(allowed, reason)
     netloc = f"[{host}]" if ":" in host else host
     path = urllib.parse.quote(PATH_OF_API.sub("", parts.path), safe="/%:@!$&'()*+,;=~")
     return f"{parts.scheme}://{netloc}{'' if port is None else f':{port}'}{path}"
+
+
+def _mistake(address: str, parts: urllib.parse.SplitResult, host: str) -> str:
+    """What is wrong with an address that can be read; nothing where it is right."""
+    if parts.scheme not in ("http", "https"):
+        return f"{parts.scheme}: is no scheme of a server; allowed: http and https"
+    if unprintable := re.search(r"[\s\x00-\x1f]", address):
+        return f"there is {unprintable[0]!r} in it"
+    if parts.query:
+        return f"a query is not allowed: leave out ?{parts.query}"
+    if parts.fragment:
+        return f"a fragment is not allowed: leave out #{parts.fragment}"
+    if not host or host.isdecimal():
+        return "the name of the host is missing"
+    return "the port is missing behind the colon" if parts.netloc.endswith(":") else ""
 
 
 _KEY = "the server's key is given by --api-key or YUE_API_KEY"

@@ -153,7 +153,8 @@ def status(server: Server, arguments: argparse.Namespace, progress: Progress) ->
     job, words, fraction = songs.look(server, arguments.job_id)
     problem = job.get("error") or {}
     why = f": {problem['detail']}" if problem.get("detail") else ""
-    return job, f"job {arguments.job_id}: {fraction:.0%}, {words}{why}"
+    percentage = f"{fraction:.0%}, " if songs.has_progress(job) else ""
+    return job, f"job {arguments.job_id}: {percentage}{words}{why}"
 
 
 def cancel(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:

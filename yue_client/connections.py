@@ -10,6 +10,7 @@ import errno
 import http.client
 import socket
 import ssl
+import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any
@@ -73,13 +74,15 @@ class Opener:
 
 def unreachable(request: urllib.request.Request, error: Exception, answered: bool) -> Unreachable:
     """Why no answer came; temporary unless it is the first request and no server is found there."""
-    reason = getattr(error, "reason", None) or error
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error  # an SSLError has one of its own
     parts = urllib.parse.urlsplit(request.full_url)
     proxy = request.host if request.host != parts.netloc else ""  # urllib puts the proxy there
     through = f" through the proxy {proxy}" if proxy else ""
     text, hint = _words(reason), ""
     if not answered:
         hint = _PROXY if proxy else _hint(parts, reason)
+        if not proxy and parts.scheme == "https" and _may_lack_tls(reason) and _speaks_http(parts):
+            text, hint = "it speaks http, not https", f"use http: --url http://{parts.netloc}"
     missing = bool(hint) or isinstance(reason, str | ssl.SSLCertVerificationError)
     return Unreachable(f"no answer from {root_of(request.full_url)}{through}: {text}", hint, temporary=not missing)
 
@@ -103,7 +106,7 @@ def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return "SSL_CERT_FILE names a file with the certificates to trust"
     if isinstance(reason, ssl.SSLError) and reason.reason in NO_TLS:
-        return f"a server without TLS is reached by {_plain(parts)}"
+        return f"is that a YuE server? {ELSEWHERE}"
     if isinstance(reason, ConnectionRefusedError):
         port = "" if parts.port else f"; this address has no port, as in {DEFAULT_SERVER}"
         return f"is the server running? Start it with ./run_local.sh; {ELSEWHERE}{port}"
@@ -119,8 +122,20 @@ def _hint(parts: urllib.parse.SplitResult, reason: object) -> str:
     return ""
 
 
-def _plain(parts: urllib.parse.SplitResult) -> str:
-    return f"http: --url http://{parts.netloc}"
+def _may_lack_tls(reason: object) -> bool:
+    """True where the handshake may have failed because the server has no TLS: some hang up, and some wait."""
+    if isinstance(reason, ssl.SSLError):
+        return not isinstance(reason, ssl.SSLCertVerificationError)
+    return isinstance(reason, ConnectionResetError | TimeoutError)
+
+
+def _speaks_http(parts: urllib.parse.SplitResult) -> bool:
+    with contextlib.suppress(OSError):
+        address = (parts.hostname or "", parts.port or http.client.HTTPS_PORT)
+        with socket.create_connection(address, PROBE_TIMEOUT_S) as plain:
+            plain.sendall(b"HEAD /livez HTTP/1.0\r\n\r\n")
+            return plain.recv(5) == b"HTTP/"
+    return False
 
 
 def _speaks_tls(parts: urllib.parse.SplitResult) -> bool:

@@ -42,7 +42,8 @@ def follow(server: Server, job_id: str, progress: Progress) -> Json:
     try:
         while True:
             job, words, fraction = look(server, job_id)
-            progress.show(words, fraction)
+            if has_progress(job):
+                progress.show(words, fraction)
             if job["status"] == "succeeded":
                 return job
             if job["status"] not in OPEN:
@@ -50,6 +51,11 @@ def follow(server: Server, job_id: str, progress: Progress) -> Json:
             server.http.clock.sleep(server.poll_s)
     finally:
         progress.end()
+
+
+def has_progress(job: Json) -> bool:
+    """True for a job that is open or succeeded; of one that ended without a song, a percentage says nothing."""
+    return job["status"] in (*OPEN, "succeeded")
 
 
 def ended(job: Json) -> Failed:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inference.text import section_names
+from inference.text import section_names, time_stamps
+from inference.text.characters import CLOSE_BRACKETS, OPEN_BRACKETS
 from inference.text.section_names import Name, Place
 
 # Han (with its extensions and 々), kana (with their half-width forms) and Hangul syllables.
@@ -18,21 +19,26 @@ SYLLABLE_CHARACTER = re.compile(
     "\U00020000-\U0003ffff]"
 )
 
-_OPEN, _CLOSE = r"\[［【〔〖", r"\]］】〕〗"
-_BRACKET = re.compile(rf"[{_OPEN}]([^{_OPEN}{_CLOSE}]*)[{_CLOSE}]")
-_OUTER_BRACKET = re.compile(rf"[{_OPEN}]((?:[^{_OPEN}{_CLOSE}]|{_BRACKET.pattern})*)[{_CLOSE}]")  # `[ti: Song [live]]`
+_BRACKET = re.compile(rf"[{OPEN_BRACKETS}]([^{OPEN_BRACKETS}{CLOSE_BRACKETS}]*)[{CLOSE_BRACKETS}]")
+_OUTER_BRACKET = re.compile(
+    rf"[{OPEN_BRACKETS}]((?:[^{OPEN_BRACKETS}{CLOSE_BRACKETS}]|{_BRACKET.pattern})*)[{CLOSE_BRACKETS}]"
+)  # `[ti: Song [live]]`
 _QUOTED = re.compile(r"[「『]([^「」『』]*)[」』]")
-_TIME_STAMP = re.compile(r"\[\s*\d{1,3}:\d{1,2}(?:[.:]\d{1,3})?\s*\]|<\d{1,3}:\d{2}[.:]\d{1,3}>")
-_HTML_LINE_END = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _RULE = re.compile(r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}\w*|[;|])\s*")  # `---`, a fence of code, a lone separator
 _SEPARATORS = ";|/,:；｜／，、："
 _EMPHASIS = "*_~`"
 _MARKS = f"{_EMPHASIS}#>=–—-"
 _HEAD = re.compile(
-    rf"[{_EMPHASIS}{_CLOSE})}}）]*"  # what is closed right behind a tag
-    rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{_OPEN}「『]|$)|\d{{1,3}}[.)]\s)*"
+    rf"[{_EMPHASIS}{CLOSE_BRACKETS})}}）]*"  # what is closed right behind a tag
+    rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{OPEN_BRACKETS}「『]|$)|\d{{1,3}}[.)]\s)*"
 )
 _DIRECTION = re.compile(r"[,:;，：；、]|[.…。]\s*$")
+_KEY = r"[A-G]\s?(?:[#b♯♭]|sharp|flat)?[\s-]?(?:major|minor|maj|min|dur|moll)"
+_MUSIC = re.compile(  # `[90 BPM]`, `[Key of G]`, `[F# minor]`, `[6/8]`
+    r"[~≈]?\d{1,3}(?:\.\d+)?(?:\s?[-–]\s?\d{1,3})?\s?bpm|[♩♪]\s?=\s?\d{1,3}|(?:bpm|tempo|key|capo)\b.*"
+    rf"|(?:in\s)?{_KEY}|\d{{1,2}}/\d{{1,2}}(?:\s+time)?",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"\s*[^\W\d_][^.,:;!?…。，：；！？、]*")
 _REPEAT_MARK = re.compile(r"\s*(?:x\s*\d+\s*|(?:repeat|bis)\b.*)", re.IGNORECASE)
 _MOST_WORDS = 3  # of a name
@@ -48,19 +54,23 @@ class Tag:
     end: int
 
 
-def plain(line: str) -> tuple[str, bool]:
-    """The line without marks that say nothing of its words, and whether there were time stamps among them."""
-    line, n_stamps = _TIME_STAMP.subn("", _HTML_LINE_END.sub(" ", line))
-    line = _BRACKET.sub(_unless_closing, line.replace("\\[", "[").replace("\\]", "]"))
-    if _RULE.fullmatch(line):
-        line = ""
-    return " ".join(line.split()) if n_stamps else line, n_stamps > 0
+def plain(line: str, timed: bool = False) -> tuple[str, bool]:
+    """The line without marks that say nothing of its words, and whether there were time stamps among them.
+
+    `timed` lyrics have a time stamp in front of lines, even where one reads like the time of day.
+    """
+    line = line.replace("\\[", "[").replace("\\]", "]")
+    untimed = time_stamps.without(line, timed)
+    found = _BRACKET.sub(_unless_closing, untimed)
+    if _RULE.fullmatch(found):
+        found = ""
+    return found if untimed == line else " ".join(found.split()), untimed != line
 
 
 def tags(line: str) -> Iterator[Tag]:
     """The brackets that open a section."""
     quoted = _QUOTED.fullmatch(without_tail(without_head(line)))  # quotation marks, too
-    if quoted and (name := section_names.find(quoted[1], Place.WITHIN)):
+    if quoted and (name := section_names.find(_unmarked(quoted[1]), Place.WITHIN)):
         yield Tag(name, 0, len(line))
         return
     beside_brackets = _BRACKET.sub(lambda bracket: " " * len(bracket[0]), line)
@@ -97,9 +107,11 @@ def directions(words: str) -> tuple[list[str], str]:
 
 
 def is_direction(content: str) -> bool:
-    """Whether a bracket says too much for a name."""
+    """Whether a bracket says too much for a name, or speaks of tempo, key or metre."""
     if not has_words(content) or _REPEAT_MARK.fullmatch(content):
         return False
+    if _MUSIC.fullmatch(content.strip()):
+        return True
     rest, n_characters = SYLLABLE_CHARACTER.subn(" ", content)
     n_words = sum(map(has_words, rest.split())) + n_characters / _CHARACTERS_OF_A_WORD
     return n_words > _MOST_WORDS or _DIRECTION.search(content) is not None
@@ -152,9 +164,9 @@ def _unless_closing(bracket: re.Match[str]) -> str:
 
 
 def _unmarked(content: str) -> str:
-    """`[**Chorus**]`"""
-    inner = content.strip()
+    """What a bracket holds, without marks or needless white space: `[ **Chorus** ]`."""
+    inner = " ".join(content.split())
     for marks in ("**", "__", "~~", "*", "_", "`"):
         if len(inner) > 2 * len(marks) and inner.startswith(marks) and inner.endswith(marks):
-            return inner.removeprefix(marks).removesuffix(marks)
-    return content
+            return inner.removeprefix(marks).removesuffix(marks).strip()
+    return inner

@@ -6,7 +6,6 @@ It does not know how a section is tokenised, or how many sections are generated.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -14,8 +13,8 @@ from functools import lru_cache
 
 from inference.errors import InvalidField
 from inference.song import MAX_SECTIONS
-from inference.text import lyric_lines, section_names
-from inference.text.characters import check_characters, lines, visible
+from inference.text import lyric_lines, section_names, time_stamps
+from inference.text.characters import check_characters, lines_as_meant, visible, with_tabs
 from inference.text.lyric_lines import SYLLABLE_CHARACTER, has_words, is_direction, is_name
 from inference.text.section_names import Name
 
@@ -27,13 +26,12 @@ WORDS_PER_SECOND = 3
 PARSED_AT_ONCE = 64  # cached results: checks, warnings and estimates of a request share one
 ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
 
-_LITERAL_LINE_END = re.compile(r"(?:\\{1,4}r)?\\{1,4}n|<br\s*/?>", re.IGNORECASE)
-
 
 class Kind(Enum):
     """The kinds of notes about a place in the lyrics."""
 
-    LINE_END = auto()  # written as \n
+    LINE_END = auto()  # spelled out, as in \n
+    TAB = auto()  # spelled out, as in \t
     TIME_STAMP = auto()  # left out
     DIRECTION = auto()  # left out
     WORDLESS = auto()  # left out: an unknown name without words
@@ -85,12 +83,15 @@ class Lyrics:
 def parse(text: str) -> Lyrics:
     """The sections of `text`, parsed once for a song. Raises InvalidField, naming the line."""
     check_characters("lyrics", text, name_line=True)
-    written, literal = _with_line_ends(visible(text))
-    parser = _Parser()
-    if literal:
-        parser.note(Kind.LINE_END, 1, literal)
-    for number, line in enumerate(lines(written), 1):
+    written = lines_as_meant(visible(text))
+    parser = _Parser(timed=any(time_stamps.begins(line) for line, _ in written))
+    for number, (line, spelled_end) in enumerate(written, 1):
+        line, spelled_tab = with_tabs(line)
         parser.read(number, line)
+        if spelled_end:
+            parser.note(Kind.LINE_END, number, spelled_end)
+        if spelled_tab:
+            parser.note(Kind.TAB, number, spelled_tab)
     lyrics = parser.finish()
     if not lyrics.sections:
         raise InvalidField("lyrics", text, ALLOWED_TEXT, line=1)
@@ -98,14 +99,6 @@ def parse(text: str) -> Lyrics:
         allowed, excess = f"up to {MAX_SECTIONS} sections", lyrics.sections[MAX_SECTIONS]
         raise InvalidField("lyrics", f"{len(lyrics.sections)} sections", allowed, line=excess.line)
     return lyrics
-
-
-def _with_line_ends(text: str) -> tuple[str, str]:
-    r"""Where a text has no line end, `\n` is meant to be one: the text with line ends, and how they were written."""
-    found = _LITERAL_LINE_END.search(text)
-    if not found or len(lines(text.strip())) > 1:
-        return text, ""
-    return _LITERAL_LINE_END.sub("\n", text), found[0]
 
 
 @dataclass
@@ -155,7 +148,8 @@ class _Open:
 class _Parser:
     """Reads lyrics line by line."""
 
-    def __init__(self) -> None:
+    def __init__(self, timed: bool) -> None:
+        self._timed = timed  # lines begin with time stamps
         self._open: list[_Open] = []
         self._notes: list[tuple[Kind, int, str, int]] = []  # last, how many sections were open
 
@@ -164,7 +158,7 @@ class _Parser:
 
     def read(self, number: int, line: str) -> None:
         """The next line, whose number is from 1."""
-        line, had_stamps = lyric_lines.plain(line)
+        line, had_stamps = lyric_lines.plain(line, self._timed)
         if had_stamps:
             self.note(Kind.TIME_STAMP, number)
         tags = list(lyric_lines.tags(line))
@@ -238,4 +232,4 @@ class _Parser:
 
 
 def _bracketed(content: str) -> str:
-    return f"[{content.strip()}]"
+    return f"[{' '.join(content.split())}]"

@@ -16,7 +16,8 @@ from inference.text.lyrics import Kind, Lyrics, Section
 from inference.vocabulary import TOKENS_PER_SECOND
 
 _MESSAGES = {  # about one place, about several
-    Kind.LINE_END: ("{} is taken for a line end", ""),
+    Kind.LINE_END: ("{} is taken for a line end", "{} are taken for line ends"),
+    Kind.TAB: ("{} is taken for a tab", "{} are taken for tabs"),
     Kind.TIME_STAMP: ("the time stamp is left out", "time stamps are left out"),
     Kind.DIRECTION: (
         "{} is taken for a stage direction and left out",

@@ -5,12 +5,11 @@ It does not know the tokenizer (it is given `encode`), the length of the context
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.errors import InvalidField
-from inference.text.characters import check_characters, lines, visible
+from inference.text.characters import check_characters, lines_as_meant, visible, with_tabs
 from inference.text.lyrics import Section
 from inference.vocabulary import (
     END_OF_REFERENCE,
@@ -76,8 +75,8 @@ def check_genres(genres: str) -> None:
 
 def tidy_genres(genres: str) -> str:
     r"""Genres on one line, without what nobody sees: the prompt's next lines are lyrics. `\n` is a line end, too."""
-    written = re.sub(r"(?:\\r)?\\n", "\n", visible(genres)).replace("\t", " ")
-    return " ".join(filter(None, map(str.strip, lines(written))))
+    meant = [with_tabs(line)[0].replace("\t", " ").strip() for line, _ in lines_as_meant(visible(genres))]
+    return " ".join(filter(None, meant))
 
 
 def sections_generated(n_segments: int | None, n_sections: int) -> int:

@@ -18,18 +18,26 @@ _ENGLISH = (
     r"|break(?:[\s_-]?down)?|interlude|inst(?:rumental)?|solo|drop|rap|outro|end)"
 )
 _EASTERN = {
-    "intro": "前奏|引子|序曲|イントロ|인트로|전주|도입부",
+    "intro": (
+        "前奏|引子|序曲|序奏|[开開](?:头|頭|场|場|篇)|导言|導言|导奏|導奏|イントロ|オープニング|인트로|오프닝|전주|도입부?"
+    ),
     "verse": "主歌|Aメロ|ヴァース|バース|벌스",
-    "pre-chorus": "预副歌|預副歌|前副歌|导歌|導歌|Bメロ|サビ前|プレコーラス|프리[ -]?코러스",
-    "chorus": "副歌|大サビ|サビ|コーラス|후렴구|후렴|코러스|싸비|사비",
-    "post-chorus": "后副歌|後副歌|ポストコーラス|포스트[ -]?코러스",
+    "pre-chorus": "预副歌|預副歌|前副歌|导歌|導歌|Bメロ|サビ前|前サビ|プレ・?コーラス|プリ・?コーラス|프리[ -]?코러스",
+    "chorus": "副歌|合唱|高潮|大サビ|頭サビ|冒頭サビ|サビ|コーラス|후렴구|후렴|합창|코러스|싸비|사비",
+    "post-chorus": "后副歌|後副歌|ポスト・?コーラス|포스트[ -]?코러스",
     "hook": "钩子|鉤子|フック|훅",
-    "bridge": "桥段|橋段|桥|橋|Cメロ|Dメロ|ブリッジ|브릿지|브리지",
-    "interlude": "间奏|間奏|过门|過門|インタールード|간주|인터루드",
-    "instrumental": "纯音乐|純音樂|インスト|연주",
+    "bridge": "桥段|橋段|过桥|過橋|桥接|橋接|桥|橋|过渡|過渡|连接|連接|Cメロ|Dメロ|ブリッジ|브릿지|브리지",
+    "refrain": "叠句|疊句|リフレイン|리프레인",
+    "break": "ブレイク|브레이크",
+    "drop": "ドロップ|드롭|드랍",
+    "interlude": "间奏|間奏|过门|過門|插曲|インタールード|간주|인터루드",
+    "instrumental": "纯音乐|純音樂|器乐|器樂|インスト|연주",
     "solo": "(?:吉他)?(?:独奏|獨奏)|(?:ギター)?ソロ|(?:기타 ?)?솔로",
     "rap": "说唱|說唱|饶舌|饒舌|ラップ|랩",
-    "outro": "尾奏|尾声|尾聲|结尾|結尾|后奏|後奏|アウトロ|エンディング|아웃트로|아우트로|후주|엔딩",
+    "outro": (
+        "尾奏|尾声|尾聲|结尾|結尾|收尾|后奏|後奏|终章|終章|终曲|終曲|结束语|結束語|结语|結語|終奏|アウトロ|エンディング"
+        "|아웃트로|아우트로|후주|마무리|엔딩"
+    ),
     "end": "结束|結束|終わり|끝",
 }
 _WESTERN = {
@@ -67,7 +75,8 @@ _UNCLOTHED = re.compile(rf"(?:repeat\s+|{_USUAL_QUALIFIER})?{_ENGLISH}{_TIMES}",
 
 _COUNT = r"(?:\d+|[一二三四五六七八九十]+)"
 _COUNTED = rf"(?:第|제)?\s*(?P<before>{_COUNT})\s*"
-_STANZA = re.compile(rf"{_COUNTED}(?:番|段|节|節|절)(?P<rest>[^\w].*)?", _FLAGS)  # `1절`, `第一段`: a verse
+# `1절`, `第一段`: a verse. 절 alone is one, too.
+_STANZA = re.compile(rf"(?:{_COUNTED}(?:番|段|节|節|절)|절\s*(?P<after>{_COUNT})?)(?P<rest>[^\w].*)?", _FLAGS)
 _LAST = r"(?:(?:最后|最後|最终|最終|全员|全員|ラスト|ラス|落ち|마지막)\s*[的の]?\s*)"
 _EASTERN_NAME = re.compile(
     rf"(?:{_COUNTED}(?:番|段|节|節|절)?\s*[的の]?\s*)?{_LAST}?(?P<name>{'|'.join(_EASTERN.values())})(?:部分|段)?"
@@ -140,7 +149,7 @@ def _foreign(text: str, place: Place) -> Name | None:
     if match := _EASTERN_NAME.fullmatch(text):
         return _translated(_means(match, _EASTERN), match["before"] or match["after"], match["rest"] or "")
     if match := _STANZA.fullmatch(text):
-        return replace(_translated("verse", match["before"], match["rest"] or ""), meaning=STANZA)
+        return replace(_translated("verse", match["before"] or match["after"], match["rest"] or ""), meaning=STANZA)
     match = _WESTERN_NAME.fullmatch(text)
     if not match or (place is Place.WITHIN and not re.fullmatch(_NUMBERED, match["rest"], _FLAGS)):
         return None

@@ -7,6 +7,8 @@ SLOW_CONNECTIONS threads wait for the network at once; beyond that, the connecti
 BYTES_PER_SECOND is closed. A thread waits for one request no longer than the worker's `network_seconds`, plus one
 second for every BYTES_PER_SECOND moved. So slow clients never take the threads of requests that wait for songs.
 
+The main loop refuses bytes that cannot begin a request, such as TLS, at the first byte.
+
 The worker does not wait for a body that the app leaves unread: it closes the connection after the response. What the
 client still sends is read and discarded in the main loop for a while, because closing at once would reset the
 connection and lose the response.
@@ -31,6 +33,7 @@ from functools import partial
 from typing import Any
 
 from gunicorn import util
+from gunicorn.http.errors import ParseException
 from gunicorn.workers import gthread
 
 from serving.descriptors import allow_most_files, most_connections, most_files
@@ -48,6 +51,8 @@ URGENT_THREADS = 4
 UNTRUSTED_THREADS = 8
 HEAD_BYTES = 8_192  # of request line and headers; a thread reads the rest of a longer head
 HEAD_ENDS = b"\r\n\r\n"
+HTTP_BEGINS = re.compile(rb"[\r\nA-Za-z0-9!#$%&'*+.^_`|~-]")  # a method; some clients send a line end in front
+TLS_BEGINS = b"\x16"
 BODY_FOLLOWS = re.compile(
     rb"\r\n(?:content-length|transfer-encoding):[ \t]*(\d{1,9}(?=[ \t]*(?:\r\n|$)))?", re.IGNORECASE
 )
@@ -57,6 +62,14 @@ LINGER_PAUSE_SECONDS = 5.0
 LINGER_SECONDS = 300.0
 LINGER_BYTES = 1024**3
 LINGER_PIECE_BYTES = 1024**2
+
+
+class NotHttp(ParseException):
+    """The first byte cannot begin a request."""
+
+    def __init__(self, head: bytes) -> None:
+        tls = head.startswith(TLS_BEGINS)
+        super().__init__("it begins with TLS; this port speaks http, not https" if tls else "it begins with no method")
 
 
 class Connection(gthread.TConn):
@@ -85,6 +98,11 @@ class Connection(gthread.TConn):
         """True if a thread can start the request."""
         head = self.head
         return HEAD_ENDS in head or len(head) >= HEAD_BYTES or self.cfg.is_ssl
+
+    @property
+    def is_not_http(self) -> bool:
+        """True if the first byte cannot begin a request."""
+        return bool(self.head) and not HTTP_BEGINS.match(self.head) and not self.cfg.is_ssl
 
     @property
     def is_whole(self) -> bool:
@@ -207,7 +225,7 @@ class Worker(gthread.ThreadWorker):
             return
         if not self.cfg.is_ssl and not conn.receive():
             self._drop(conn, self.pending_conns)
-        elif conn.can_begin:
+        elif conn.can_begin or conn.is_not_http:
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
@@ -230,6 +248,9 @@ class Worker(gthread.ThreadWorker):
 
     def enqueue_req(self, conn: Any) -> None:
         """Queue a request once its head has arrived. Called only by the main loop."""
+        if conn.is_not_http:
+            self._refuse_at_once(conn)
+            return
         if not conn.can_begin:
             self._await_head(conn)
             return
@@ -274,7 +295,17 @@ class Worker(gthread.ThreadWorker):
         """Wait for the next request, or close the connection gently. Called only by the main loop."""
         if fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
-            return
+        else:
+            self._close_gently(conn)
+
+    def _refuse_at_once(self, conn: Any) -> None:
+        """Refuse bytes that are not HTTP without a thread: the response fits into the socket's buffer."""
+        conn.sock.settimeout(0)
+        self.handle_error(None, conn.sock, conn.client, NotHttp(conn.head))
+        self._close_gently(conn)
+
+    def _close_gently(self, conn: Any) -> None:
+        """Let the client read its response to the end before the connection is closed."""
         try:
             conn.begin_to_linger()
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._linger, conn))

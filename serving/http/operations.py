@@ -103,7 +103,7 @@ PREDICT_TEXT = """\
 An instance is a song, or an operation on a job or on the models. `parameters` are defaults for all songs. A song \
 that is not done within `wait_seconds` goes on, and its prediction names its job.
 
-A body that is an instance itself, without `instances`, is the only one.
+A body that is an instance itself, without `instances`, is the only one; `parameters` may stand beside its fields.
 
 With the header `Accept: audio/mpeg` (or the type of another format, in which the song is then made where the request \
 names none) and one instance the answer is the first track's file itself; 202 and the job where the song is not done \

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ LARGEST_FILE_BYTES = 64 << 20  # a song of six minutes as WAV
 LONGEST_FETCH_SECONDS = 30.0  # for one file
 MOST_FETCHES = 4  # requests that fetch files at once: the other threads answer meanwhile
 MOST_DECODED = 2  # references at once: it takes a core for a second or two, and some ten megabytes
-LONGEST_DECODING_SECONDS = 60.0  # with the wait for others
+LONGEST_WAIT_SECONDS = 60.0  # in the queue for decoding; a request there holds a thread and its audio
 DEFAULT_WAITERS = 16
 BUCKET = "gs://"
 _OBJECT = re.compile(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\x00-\x1f]+)+")
@@ -44,6 +44,7 @@ class References:
         fetcher: Fetcher | None = None,
         open_bucket: Callable[[str], Storage] = Storage.at,
         most_waiting: int = DEFAULT_WAITERS,
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         self._buckets = tuple(place for place in hosts if place.startswith(BUCKET))
         self._hosts = tuple(place for place in hosts if not place.startswith(BUCKET))
@@ -51,6 +52,7 @@ class References:
         self._open_bucket = open_bucket
         self._fetching = threading.Semaphore(MOST_FETCHES)
         self._waiting = threading.Semaphore(most_waiting)
+        self._longest_wait_seconds = longest_wait_seconds
         # Threads of their own, because what a thread has allocated stays with it: a few keep little.
         self._decoders = ThreadPoolExecutor(MOST_DECODED, "reference-decoder")
 
@@ -67,14 +69,14 @@ class References:
 
     def _decoded(self, wanted: ReferenceFields, found: Mapping[str, bytes]) -> Reference:
         """The reference, cut to its span; `found` is what lay at its addresses."""
-        with _slot(self._waiting, "as many requests as may wait for their reference audio to be decoded"):
+        with _slot(self._waiting, "as many requests as may already wait for reference audio to be decoded"):
             decoding = self._decoders.submit(lambda: cut_reference(wanted.as_reference(found)))
-            try:
-                return decoding.result(LONGEST_DECODING_SECONDS)
-            except TimeoutError as error:
-                decoding.cancel()
-                detail = f"reference audio waited {LONGEST_DECODING_SECONDS:g} s to be decoded; try again later"
-                raise unavailable("reference-unavailable", detail) from error
+            wait([decoding], self._longest_wait_seconds)
+            if decoding.cancel():  # else it has begun, and ends soon: its length is bounded
+                waited = f"reference audio waited {self._longest_wait_seconds:g} s to be decoded"
+                detail = f"{waited}, behind that of other requests, {MOST_DECODED} at once; try again later"
+                raise unavailable("reference-unavailable", detail)
+            return decoding.result()
 
     def _one(self, field: str, place: str, trace: Mapping[str, str]) -> bytes:
         if not (self._hosts or self._buckets):

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
@@ -29,6 +26,7 @@ from inference.errors import InvalidField
 from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
 from inference.text import lyrics, prompt
 from inference.text.characters import check_characters
+from serving.http.base64_audio import decoded
 from serving.http.problems import Problem, invalid
 from serving.http.whole_text import broken_text
 from serving.settings import LONGEST_WAIT_SECONDS
@@ -44,8 +42,6 @@ LONGEST_REQUEST_ID = 128
 REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
-DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-STANDARD_ALPHABET = str.maketrans("-_", "+/")  # from base64's other one, for addresses and file names
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
 JOB_OPERATIONS = ("status", "result", "cancel", "delete")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
@@ -141,9 +137,9 @@ class ReferenceFields(_Strict):
         found = found or {}
         start = 0.0 if self.start_seconds is None else self.start_seconds
         return Reference(
-            mix=found.get("audio_uri", _decoded("reference.audio", self.audio)),
-            vocal=found.get("vocal_uri", _decoded("reference.vocal", self.vocal)),
-            instrumental=found.get("instrumental_uri", _decoded("reference.instrumental", self.instrumental)),
+            mix=found.get("audio_uri", decoded("reference.audio", self.audio)),
+            vocal=found.get("vocal_uri", decoded("reference.vocal", self.vocal)),
+            instrumental=found.get("instrumental_uri", decoded("reference.instrumental", self.instrumental)),
             start_seconds=start,
             end_seconds=start + REFERENCE_SECONDS if self.end_seconds is None else self.end_seconds,
         )
@@ -283,14 +279,15 @@ def read(schema: type[Schema], raw: object) -> Schema:
 
 
 def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str, object]]:
-    """The instances and the parameters of a /predict body; one that is an instance itself is the only one.
+    """The instances and the parameters of a /predict body. Raises Problem.
 
-    Raises Problem.
+    A body that is an instance itself is the only one; `parameters` may stand beside its fields.
     """
     given = as_object(body, "a JSON object with instances")
     fields = {name: value for name, value in given.items() if value is not None or name not in TOP_LEVEL}
-    if not fields.keys() & TOP_LEVEL and fields.keys() & INSTANCE_FIELDS:
-        return [fields], {}
+    if "instances" not in fields and fields.keys() & INSTANCE_FIELDS:
+        instance = {name: value for name, value in fields.items() if name != "parameters"}
+        fields = {"instances": [instance], "parameters": fields.get("parameters")}
     unknown = [InvalidField(name, fields[name], _allowed_beside(name)) for name in fields if name not in TOP_LEVEL]
     if unknown:
         raise invalid(unknown)
@@ -378,20 +375,6 @@ def _mistake(schema: type[BaseModel], details: Any) -> InvalidField:
 def _wrapped(error: InvalidField) -> PydanticCustomError:
     """An error of ours on its way through pydantic, which goes on to collect the others."""
     return PydanticCustomError("wrapped", "see error", {"error": error})
-
-
-def _decoded(field: str, text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    encoded = "".join(text.split())  # `base64 song.mp3` breaks its lines
-    if url := DATA_URL.match(encoded):
-        encoded = unquote(encoded[url.end() :])
-    encoded = encoded.rstrip("=").translate(STANDARD_ALPHABET)
-    try:
-        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        allowed = f"a file as base64, or as a data: URL with ;base64; an address goes into {field}_uri"
-        raise InvalidField(field, text, allowed) from error
 
 
 def without_nulls(raw: Mapping[str, object], schema: type[BaseModel]) -> dict[str, object]:

@@ -33,8 +33,7 @@ class RecordFiles:
         try:
             return parsed(content)
         except ValueError as error:
-            detail = f"{self.storage.name}/{path} is malformed: it holds no JSON object"
-            raise Malformed(detail, "unavailable") from error
+            raise Malformed(f"{path} {error}", "unavailable") from error
 
     def created(self, path: str, content: bytes) -> bool:
         """Whether the file was not there before, and is now."""

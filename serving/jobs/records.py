@@ -91,9 +91,9 @@ def lost() -> Problem:
     return Problem(503, "storage-failed", detail)
 
 
-def broken_end() -> StoredEnd:
+def broken_end(reason: Exception) -> StoredEnd:
     """Nobody can tell any more how it ended."""
-    detail = "how the job ended cannot be read any more; send it again, as a new request"
+    detail = f"how the job ended cannot be read any more: {reason}; send it again, as a new request"
     problem = Problem(500, "song-failed", detail)
     return StoredEnd(state="failed", error=StoredProblem(**_problem(problem)))
 

@@ -43,11 +43,17 @@ def well_formed(what: str) -> Iterator[None]:
 
 
 def parsed(content: bytes) -> Json:
-    """A file's JSON object, of which all can be written and sent again. Raises ValueError."""
-    record = from_json(content, allow_inf_nan=False)  # unlike Python's own it refuses deep nesting and lone surrogates
+    """A file's JSON object, of which all can be written and sent again. Raises ValueError, which repeats none of it."""
+    try:
+        record = from_json(content, allow_inf_nan=False)  # unlike Python's own it refuses deep nesting, lone surrogates
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError("no object")
-    json.dumps(record, allow_nan=False)  # 1e999 is read as infinite
+        raise ValueError("is JSON, but no object")
+    try:
+        json.dumps(record, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("holds a number that is too large") from error  # 1e999 is read as infinite
     return record
 
 

@@ -88,11 +88,13 @@ class JobStore:
         """
         if not ID.fullmatch(job_id):  # it would be a path to somewhere else
             return None
-        order = self._order(job_id)
+        order, unreadable = self._order(job_id)
         if order is None or order.get("abandoned"):
             return None
         end = self._end(job_id)
         try:
+            if unreadable:
+                raise unreadable
             job = records.read_ordered(job_id, order)
         except Malformed as error:
             if not end:
@@ -224,13 +226,13 @@ class JobStore:
             if end:  # else it is being forgotten right now
                 self._settle(job_id, end)
             return None
-        order = self._order(job_id) if folder.ordered else None
+        order, unreadable = self._order(job_id) if folder.ordered else (None, None)
         if order is None or not (folder.handed or self._is_free(job_id, folder, order, is_lost)):
             return None
         if order.get("abandoned"):
             self._clear_abandoned(job_id)
             return None
-        job = self._ordered(job_id, order)
+        job = self._ordered(job_id, order, unreadable)
         self._read_progress(job, records.read_deadline)
         if not self._keeps_key(job):
             self.withdraw(job_id)
@@ -264,7 +266,7 @@ class JobStore:
 
     def _remove(self, job_id: str) -> None:
         """Remove a job's key and its files."""
-        order = self._order(job_id) or {}
+        order = self._order(job_id)[0] or {}
         request_id = order.get("request_id")
         if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
             self.keys.release(request_id, Key(job_id, str(order.get("fingerprint"))))
@@ -281,13 +283,13 @@ class JobStore:
             owners = [replica for replica, opened in self.live_state().opened if opened == job_id]
         return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
 
-    def _order(self, job_id: str) -> Json | None:
-        """What was asked for; nothing of it where that is malformed."""
+    def _order(self, job_id: str) -> tuple[Json | None, Malformed | None]:
+        """What was asked for; nothing of it, and why, where that cannot be read."""
         try:
-            return self._files.read(_in(job_id, "job.json"))
+            return self._files.read(_in(job_id, "job.json")), None
         except Malformed as error:
             self._files.report(f"job {job_id}: {error}")
-            return {}
+            return {}, error
 
     def _end(self, job_id: str) -> StoredEnd | None:
         """How it ended; that nobody can tell any more is an end too."""
@@ -296,11 +298,13 @@ class JobStore:
             return None if record is None else records.read_end(record)
         except Malformed as error:
             self._files.report(f"job {job_id}: {error}")
-            return records.broken_end()
+            return records.broken_end(error)
 
-    def _ordered(self, job_id: str, order: Json) -> Job:
+    def _ordered(self, job_id: str, order: Json, unreadable: Malformed | None) -> Job:
         """The job that is to be sung; with an `error` where that cannot be any more."""
         try:
+            if unreadable:
+                raise unreadable
             job = records.read_ordered(job_id, order)
         except Malformed as error:
             return records.unreadable_job(job_id, error)

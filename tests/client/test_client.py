@@ -186,6 +186,18 @@ def test_status_says_where_a_job_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"job {JOB_ID}: 34%, generating section 2 of 3, 41 s left\n"
 
 
+@pytest.mark.parametrize("state", ["cancelled", "failed", "interrupted"])
+def test_status_of_a_job_that_ended_without_a_song_has_no_percentage(
+    state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {**running("stage1", 0.34, 2), "status": state, "error": {"detail": "somebody did not want it"}}
+    with answering(JobServer([job])) as server:
+        assert client.main(["status", JOB_ID, "--url", server.address]) == 0
+        assert capsys.readouterr().out == f"job {JOB_ID}: {state}: somebody did not want it\n"
+        assert client.main(["result", JOB_ID, "--url", server.address]) == 1
+    assert "%" not in capsys.readouterr().err
+
+
 def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(JobServer()) as server:
         assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import socketserver
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -52,6 +53,27 @@ def test_what_is_no_address_is_refused(written: str, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert "--url: got " in error and "allowed: an address such as http://127.0.0.1:8080" in error
     assert "word" not in error
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("http://here/predict?x=1", "a query is not allowed: leave out ?x=1"),
+        ("here:8080?x=1", "a query is not allowed: leave out ?x=1"),
+        ("http://here/docs#jobs", "a fragment is not allowed: leave out #jobs"),
+        ("ftp://here", "ftp: is no scheme of a server; allowed: http and https"),
+        ("http://", "the name of the host is missing"),
+        (":8080", "the name of the host is missing"),
+        ("8080", "the name of the host is missing"),
+        ("", "the name of the host is missing"),
+        ("http://here:", "the port is missing behind the colon"),
+        ("http://a b", "there is ' ' in it"),
+        ("here:80800", "the reason: Port out of range 0-65535"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_told(written: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert client.main(["models", "--url", written]) == 2
+    assert f"\nhint: {reason}\n" in capsys.readouterr().err
 
 
 def test_a_wrong_address_in_the_environment_is_named(
@@ -213,14 +235,44 @@ def test_http_to_a_port_of_https_is_hinted_at(certificate: Path, capsys: pytest.
     assert not clock.slept
 
 
-def test_https_to_a_port_of_http_is_hinted_at(capsys: pytest.CaptureFixture[str]) -> None:
+class HangsUpOnTls(_Page):
+    """Closes the connection at the first byte of TLS, as some servers do."""
+
+    def handle_one_request(self) -> None:
+        self.close_connection = True
+        if self.connection.recv(1, socket.MSG_PEEK) != b"\x16":
+            super().handle_one_request()
+
+
+@pytest.mark.parametrize("handler", [None, HangsUpOnTls])
+def test_https_to_a_port_of_http_is_told(handler: type[_Page] | None, capsys: pytest.CaptureFixture[str]) -> None:
     clock = FakeClock()
-    with answering(JobServer()) as server:
+    server = JobServer()
+    if handler:
+        server.RequestHandlerClass = handler
+    with answering(server):
         place = server.address.removeprefix("http://")
         assert client.main(["result", JOB_ID, "--url", f"https://{place}"], clock) == 3
     error = capsys.readouterr().err
-    assert f"no answer from https://{place}: it does not speak TLS\n" in error
-    assert f"--url http://{place}\n" in error
+    assert f"no answer from https://{place}: it speaks http, not https\n" in error
+    assert f"hint: use http: --url http://{place}\n" in error
+    assert not clock.slept
+
+
+class Banner(socketserver.BaseRequestHandler):
+    """Speaks first, and neither http nor TLS."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+        while self.request.recv(4_096):
+            """Until the client hangs up."""
+
+
+def test_https_to_what_is_neither_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = FakeClock()
+    with answering(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Banner)) as server:
+        assert client.main(["result", JOB_ID, "--url", f"https://127.0.0.1:{server.server_address[1]}"], clock) == 3
+    assert ": it does not speak TLS\n" in capsys.readouterr().err
     assert not clock.slept
 
 

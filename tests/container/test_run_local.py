@@ -139,6 +139,26 @@ def test_real_weights_without_a_gpu_are_warned_of(
     assert ("warning: en-cot: " in done.stderr and "16 GB" in done.stderr and "estimate" in done.stderr) == warned
 
 
+@pytest.mark.parametrize("wrong", ["foo", "en-cott", "owner/"])
+def test_an_unknown_model_is_refused_before_anything_slow(wrong: str, played: dict[str, str]) -> None:
+    done = run_local(played | {"YUE_MODEL": wrong, "YUE_DEVICE": "cpu"}, "--once")
+    assert done.returncode == 2 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"run_local.sh: YUE_MODEL: got {wrong!r}; allowed: tiny, en-cot, ")
+
+
+def test_the_line_that_activates_the_environment_is_told(played: dict[str, str], tmp_path: Path) -> None:
+    activate = Path(played["YUE_VENV"]) / "bin" / "activate"
+    activate.write_text("")
+    command = [str(ROOT / "run_local.sh"), "--output", str(tmp_path / "song.mp3")]
+    with subprocess.Popen(command, env=played, stdout=subprocess.PIPE, text=True, start_new_session=True) as script:
+        assert script.stdout is not None
+        assert any(line == f"To use its environment there: . {activate}\n" for line in script.stdout)
+        os.killpg(script.pid, signal.SIGINT)
+        script.stdout.read()
+    assert_nothing_left(played)
+
+
 def test_output_is_taken_from_where_the_caller_stands(played: dict[str, str], tmp_path: Path) -> None:
     command = [str(ROOT / "run_local.sh"), "--once", "--output=here.mp3"]
     subprocess.run(command, env=played, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE_S)

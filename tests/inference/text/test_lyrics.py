@@ -69,10 +69,20 @@ KNOWN_TAGS = [
 @pytest.mark.parametrize("before", ["", "b ", "b", "[oh] ", "b\n"])
 def test_a_known_tag_is_kept_as_written_wherever_it_stands(tag: str, before: str) -> None:
     lyrics = parse(f"[verse]\na\n{before}[{tag}] la la")
-    assert [section.tag for section in lyrics.sections] == ["verse", tag]
+    assert [section.tag for section in lyrics.sections] == ["verse", tag.strip()]
     assert lyrics.sections[1].body == "la la"
     assert lyrics.sections[0].body == f"a\n{before}".strip()
     assert not lyrics.notes
+
+
+@pytest.mark.parametrize("space", ["\t", "  ", "\u00a0", "\u3000", "\u2003 ", "\\t", "&nbsp;"])
+@pytest.mark.parametrize("words", [["verse"], ["Verse", "1"], ["副歌"], ["my", "part"], ["**Chorus**"]])
+def test_white_space_in_a_bracket_does_not_reach_the_tag(space: str, words: list[str]) -> None:
+    tidy, (_, section) = (
+        parse(f"[verse]\na\n[{' '.join(words)}]\nb"),
+        parse(f"[verse]\na\n[{space}{space.join(words)}{space}]\nb").sections,
+    )
+    assert section == tidy.sections[1]
 
 
 def test_tags_right_behind_each_other_are_sections_of_their_own() -> None:
@@ -135,17 +145,46 @@ def test_an_instrument_behind_an_instrumental_tag_makes_no_second_section() -> N
     assert tags("[verse]\na\n[Instrumental] [Guitar Solo]\n[outro]\nb") == ["verse", "Instrumental", "outro"]
 
 
-@pytest.mark.parametrize(
-    "end", ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\\n", "\\r\\n", "\\\\n", "<br>", "<BR/>"]
-)
+SPELLED_LINE_ENDS = [
+    *("\\n", "\\r\\n", "\\\\n", "\\r", "\\N", "\\x0a", "\\u000a", "\\u000D\\u000A", "\\u2028", "%0A", "%0d%0a", "%0D"),
+    *("&#10;", "&#13;", "&#xA;", "&#x0d;&#x0a;", "&NewLine;", "<br>", "<BR/>", "<br />", "<p>", "</p>"),
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", *SPELLED_LINE_ENDS])
 def test_every_line_end_is_one(end: str) -> None:
     lyrics = parse(end.join(["[verse]", "a", "", "b", "[chorus]", "c", ""]))
     assert [(s.tag, s.body, s.line) for s in lyrics.sections] == [("verse", "a\n\nb", 1), ("chorus", "c", 5)]
 
 
-def test_line_ends_are_spelled_out_only_where_there_are_no_others() -> None:
-    assert bodies("[verse]\na \\n b") == ["a \\n b"]
-    assert bodies("\n[verse]\\na\n") == ["a"]
+@pytest.mark.parametrize("end", SPELLED_LINE_ENDS)
+def test_a_line_end_that_is_spelled_out_is_one_beside_real_ones_too(end: str) -> None:
+    text = f"[verse]\na {end} b{end}[chorus]\nc"
+    assert [(s.tag, s.body.split()) for s in parse(text).sections] == [("verse", ["a", "b"]), ("chorus", ["c"])]
+    (warning,) = told(text)
+    assert warning == f"lyrics (lines 2–3): {end} are taken for line ends"
+    assert told(f"[verse]\na{end}b") == (f"lyrics (line 2): {end} is taken for a line end",)
+
+
+@pytest.mark.parametrize("end", SPELLED_LINE_ENDS)
+def test_a_line_end_that_is_spelled_out_in_front_of_a_real_one_is_the_same_one(end: str) -> None:
+    lyrics = parse(f"[verse]{end}\na{end} \nb{end}\n")
+    assert [(s.tag, s.body, s.line) for s in lyrics.sections] == [("verse", "a\nb", 1)]
+    assert not lyrics.notes
+
+
+@pytest.mark.parametrize("tab", ["\\t", "\\\\t", "\\u0009", "%09", "&#9;", "&Tab;", "&nbsp;"])
+def test_a_tab_that_is_spelled_out_is_one(tab: str) -> None:
+    assert bodies(f"[verse]\na{tab}b") == ["a\tb"]
+    assert told(f"[verse]\na{tab}b") == (f"lyrics (line 2): {tab} is taken for a tab",)
+
+
+@pytest.mark.parametrize(
+    "words", ["100% sure", "50%off", "a & b", "me &you; 10", "AC\\DC", "¯\\_(ツ)_/¯", "5 < 6 > 4", "a/n"]
+)
+def test_percent_signs_and_backslashes_are_no_line_ends(words: str) -> None:
+    assert bodies(f"[verse]\n{words}") == [words]
+    assert told(f"[verse]\n{words}") == ()
 
 
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u202c\u2066\x00\x1b"
@@ -214,11 +253,19 @@ def test_words_behind_a_tag_keep_their_marks(words: str) -> None:
             "[轻柔的钢琴，温暖]",
             "【作词：方】",
             "[轻柔的钢琴声慢慢响起来]",
-            "[00:00 - 00:15]",
             "[oh, no]",
             "**[Mood: sad]**",
         ),
-        *("[ti: Song [live]]", "[Soft, slow] [warm, low]", "[key: C]"),
+        *(
+            "[ti: Song [live]]",
+            "[Soft, slow] [warm, low]",
+            "[key: C]",
+            "[90 BPM]",
+            "[~120bpm]",
+            "[Tempo 90]",
+            "[bpm 90]",
+        ),
+        *("[Key: Am]", "[key of G]", "[F# minor]", "[4/4]", "[6/8 time]", "[capo 2]", "[80-95 BPM]"),
     ],
 )
 def test_a_stage_direction_is_left_out_wherever_it_stands(direction: str) -> None:
@@ -262,12 +309,72 @@ def test_an_end_without_words_is_no_section(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stamp", ["[00:12.34]", "[00:12]", "[1:02.345]", "[00:12.00][01:15.00]", "[00:12:34]", "<00:12.34>"]
+    "stamp",
+    [
+        *("[00:12.34]", "[00:12]", "[1:02.345]", "[00:12.00][01:15.00]", "[00:12:34]", "<00:12.34>", "[00:01:02.5]"),
+        *(
+            "[00:12,34]",
+            "【00:12】",
+            "［00：12］",
+            "[0:12 - 0:20]",
+            "[00:00-00:15]",
+            "[ 00:01:02,500 --> 00:01:05,000 ]",
+        ),
+    ],
 )
 def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
     assert bodies(f"{stamp}[verse]\n{stamp}la {stamp}la\n{stamp} lo\n{stamp}\nlu") == ["la la\nlo\n\nlu"]
     (warning,) = told(f"[verse]\n{stamp}la\n{stamp} la")
     assert warning == "lyrics (lines 2–3): time stamps are left out"
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        *(
+            "00:14",
+            "0:14",
+            "1:02.5",
+            "00:01:02",
+            "00:14 -",
+            "00:14 |",
+            "00:14:",
+            "0:14)",
+            "00:14:",
+            "0:14)",
+            "(00:12)",
+            "(0:12 - 0:20)",
+            "{00:12}",
+            "（00：12）",
+        ),
+        *("0:12-0:20", "00:00:12,500 --> 00:00:15,000"),
+    ],
+)
+def test_a_time_stamp_in_front_of_a_line_needs_no_bracket(stamp: str) -> None:
+    assert bodies(f"{stamp} [verse]\n {stamp} la la\n{stamp}\nlu") == ["la la\n\nlu"]
+    assert bodies(f"[verse] {stamp} la") == ["la"]
+    assert bodies("[verse]\nla (0:14) lo (00:16)") == ["la lo"]
+    (warning,) = told(f"[verse]\n{stamp} la\n{stamp}\n")
+    assert warning == "lyrics (lines 2–3): time stamps are left out"
+
+
+@pytest.mark.parametrize(
+    ("written", "tag"),
+    [
+        *(("[Verse 1 - 0:15]", "Verse 1"), ("[chorus 00:12]", "chorus"), ("[Chorus @ 1:05]", "Chorus")),
+        *(("[00:12 verse]", "verse"), ("[Verse 1 (0:12 - 0:40)]", "Verse 1"), ("[0:12 - 0:40: Bridge]", "Bridge")),
+        *(("【副歌 1:05】", "chorus"), ("[Verse 1]", "Verse 1"), ("[Chorus x2]", "Chorus x2")),
+    ],
+)
+def test_a_time_stamp_in_a_tag_is_left_out(written: str, tag: str) -> None:
+    assert [(s.tag, s.body) for s in parse(f"[verse]\na\n{written}\nb").sections] == [("verse", "a"), (tag, "b")]
+
+
+@pytest.mark.parametrize("words", ["10:15 on the clock", "at 0:12 we go", "24/7", "la (1:02)", "3:16", "7-11", "1:1"])
+def test_a_time_of_day_is_sung_where_no_line_begins_with_a_time_stamp(words: str) -> None:
+    assert bodies(f"[verse]\n{words} la") == [f"{words} la"]
+    assert told(f"[verse]\n{words} la") == ()
+    assert bodies("[verse]\n0:58 la\n1:02 lo\n10:15 lu") == ["la\nlo\nlu"]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\r\n", "\ufeff", "\u3000\n", "\u200b", "\\n", "[Soft, slow]"])
@@ -299,7 +406,7 @@ UNKNOWN = st.sampled_from(["whisper", "my part", "起"])
 # No mark of any kind in front and none inside that says something: whatever else a user may type is a line of words.
 VISIBLE = st.characters(
     exclude_categories=["Cs", "Cc", "Cf"],
-    exclude_characters="\u2028\u2029\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0[]［］【】〔〕〖〗<",
+    exclude_characters="\\\u2028\u2029\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0[]［］【】〔〕〖〗<",
 )
 WORDS = st.text(VISIBLE, min_size=1).map("la".__add__)
 BLANK = st.sampled_from(["", " ", "\t"])

@@ -150,6 +150,7 @@ def test_genres_that_cannot_be_read_are_refused(genres: str) -> None:
         ("folk,\r\n\r\n  calm", "folk, calm"),
         ("folk\u2028calm\x85soft\x0b\x0cslow", "folk calm soft slow"),
         ("folk\\ncalm\\r\\n", "folk calm"),
+        ("folk%0Acalm&#10;soft<br>slow\\tlow", "folk calm soft slow low"),
         ("\ufefffo\u200blk\x00", "folk"),
         ("folk  calm\tsoft", "folk  calm soft"),
         ("\u200b\n", ""),

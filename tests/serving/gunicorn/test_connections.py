@@ -31,6 +31,7 @@ FLOODS = {
     "half chunks": (HEAD % 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"9\r\n[",
     "bodies still to be sent": (HEAD % 100_000).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
     "no HTTP": b"GET\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "many requests at once": b"GET /jobs HTTP/1.1\r\nHost: here\r\n\r\n" * 10,
 }
 CONNECTIONS = 300  # more than there are threads
@@ -104,6 +105,29 @@ def test_with_few_files_those_who_wait_leave_room_for_others(connect: Connect) -
             connect(server).sendall(HEAD % len(BODY) + BODY)
         assert server.ask("/health")[0] == server.ask("/jobs")[0] == 200
         server.kill()
+
+
+# What is no HTTP
+
+
+@pytest.mark.parametrize("first", [b"\x16", FLOODS["TLS"], b"\x80\x2e\x01\x03\x01", b"\0", b"{", b"\xef\xbb\xbfGET"])
+@pytest.mark.parametrize("before", [b"", b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"])
+def test_what_begins_like_no_request_is_refused_at_its_first_byte(
+    locked: RealServer, connect: Connect, before: bytes, first: bytes
+) -> None:
+    connection = connect(locked)
+    if before:
+        connection.sendall(before)
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            answer.read()
+    connection.sendall(first)  # though the server would wait for an hour for the rest of a request
+    with http.client.HTTPResponse(connection) as answer:
+        answer.begin()
+        problem = json.load(answer)
+    assert (problem["status"], problem["type"]) == (400, "urn:yue:problem:bad-request")
+    assert ("http, not https" in problem["detail"]) == first.startswith(b"\x16")
+    assert connection.recv(1) == b""
 
 
 # Bodies that are too large

@@ -6,18 +6,22 @@ import base64
 import io
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from pydantic import PrivateAttr
 
 from inference.audio.reading import read_reference
 from inference.song import Reference
 from server import close_app
 from serving.http import references
+from serving.http.problems import Problem
 from serving.http.references import References
+from serving.http.request_models import ReferenceFields
 from serving.http.safe_fetch import Fetcher, Refused, Unreachable
 from serving.jobs.records import with_audio
 from storage import Storage
@@ -186,6 +190,39 @@ def test_requests_that_may_not_wait_for_the_decoder_are_told_to_come_again() -> 
     assert problem(response, 503)["type"] == "urn:yue:problem:reference-unavailable"
     assert int(response.headers["Retry-After"]) > 0
     close_app(served.app)
+
+
+class HeldBack(ReferenceFields):
+    """A reference that, once it is held back, takes as long to be decoded as a test says."""
+
+    _held: bool = PrivateAttr(False)
+    _begun: threading.Event = PrivateAttr(default_factory=threading.Event)
+    _may_end: threading.Event = PrivateAttr(default_factory=threading.Event)
+
+    def as_reference(self, found: Mapping[str, bytes] | None = None) -> Reference:
+        if self._held:
+            self._begun.set()
+            assert self._may_end.wait(60)
+        return super().as_reference(found)
+
+
+def test_what_is_decoded_already_is_not_given_up_and_what_stands_in_line_is_told_why() -> None:
+    decoder = References([], longest_wait_seconds=1.0)
+    audio = base64_of(tone())
+    slow = [HeldBack(audio=audio, end_seconds=3) for _ in range(references.MOST_DECODED)]
+    for each in slow:
+        each._held = True
+    with ThreadPoolExecutor() as requests:
+        read = [requests.submit(decoder.read, each, {}) for each in slow]
+        try:
+            assert all(each._begun.wait(60) for each in slow)
+            with pytest.raises(Problem, match="waited 1 s to be decoded, behind that of other requests") as told:
+                decoder.read(ReferenceFields(audio=audio, end_seconds=3), {})
+        finally:
+            for each in slow:
+                each._may_end.set()
+        assert told.value.status == 503 and int(told.value.headers["Retry-After"]) > 0
+        assert all(each.result(60).mix for each in read)  # though they took longer
 
 
 def test_both_tracks_may_have_addresses(served: Served, files: Files) -> None:

@@ -288,6 +288,15 @@ AUDIO = reference_audio(1.99997)  # of a length that takes padding, and with all
         f"data:audio/mpeg;base64,{AUDIO}",
         f" DATA:audio/wav;codecs=1;Base64,\n{AUDIO}\n",
         f"data:;base64,{quote(AUDIO)}",
+        f"base64,{AUDIO}",
+        quote(AUDIO, safe=""),
+        quote(f"data:audio/mpeg;base64,{AUDIO}\n", safe=""),
+        f"\ufeff{AUDIO}",
+        f"\ufeffdata:audio/mpeg;base64,{AUDIO}",
+        *(
+            end.join(AUDIO[start : start + 76] for start in range(0, len(AUDIO), 76))
+            for end in ("\\n", "\\r\\n", "%0A")
+        ),
     ],
 )
 def test_every_spelling_of_base64_is_taken(text: str) -> None:
@@ -297,7 +306,21 @@ def test_every_spelling_of_base64_is_taken(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["*", "A", "AAAAA", "AA=A", "AAAA,AAAA", "é", "data:audio/mpeg,AAAA", "https://host/a.mp3", "a song.mp3"]
+    "text",
+    [
+        "*",
+        "A",
+        "AAAAA",
+        "AA=A",
+        "AAAA,AAAA",
+        "é",
+        "data:audio/mpeg,AAAA",
+        "AA%zzA",
+        "%ff%fe",
+        "\\x41AAA",
+        "https://host/a.mp3",
+        "a song.mp3",
+    ],
 )
 def test_what_is_no_base64_is_refused_and_the_field_for_addresses_named(text: str) -> None:
     problem = refused(reference={"audio": text})
@@ -372,7 +395,9 @@ def test_the_fingerprint_is_of_what_is_sung() -> None:
             "genres: got 'pop'; allowed: instances, parameters; genres belongs",
         ),
         ({"instances": [INSTANCE], "job_id": "1"}, "job_id belongs in an instance"),
-        ({"parameters": {}, **INSTANCE}, "genres belongs in an instance"),
+        ({"parameters": {"top_p": 2}, **INSTANCE}, "top_p: got 2"),
+        ({"parameters": [], **INSTANCE}, "parameters: got []; allowed: a JSON object"),
+        ({"parameters": {}, "genre": "pop"}, "genre: got 'pop'; allowed: instances, parameters"),
         ({"genre": "pop"}, "genre: got 'pop'; allowed: instances, parameters"),
         ({"instances": [1], "parameters": {"nonsense": 2}}, "nonsense: got 2"),
     ],
@@ -388,6 +413,15 @@ def test_a_wrong_body_is_named(body: object, named: str) -> None:
 def test_a_body_that_is_an_instance_is_the_only_one(body: dict[str, object]) -> None:
     assert request_models.read_body(body, max_instances=2) == ([body], {})
     assert request_models.read_body({**body, "instances": None}, max_instances=2) == ([body], {})
+    assert request_models.read_body({**body, "parameters": None}, max_instances=2) == ([body], {})
+    parameters = {"top_p": 0.5}
+    assert request_models.read_body({**body, "parameters": parameters}, max_instances=2) == ([body], parameters)
+
+
+def test_an_unknown_field_of_a_body_that_is_an_instance_is_refused_by_name() -> None:
+    (instance,), parameters = request_models.read_body({**INSTANCE, "tempo": 90, "parameters": {"top_p": 0.5}}, 2)
+    with pytest.raises(Problem, match="tempo: got 90; allowed: only the fields genres, lyrics"):
+        read_song_instance(instance, parameters, TINY)
 
 
 @pytest.mark.parametrize(

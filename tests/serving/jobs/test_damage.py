@@ -202,6 +202,39 @@ def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeCloc
     assert job.id in {each.id for each in other.jobs.list()}
 
 
+NO_JSON = {
+    b"": "is not JSON: EOF",
+    b"{": "is not JSON",
+    b"[]": "is JSON, but no object",
+    b"\xff\xfe\x00": "is not JSON",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON)
+def test_a_file_that_is_not_json_is_told_as_such(
+    storage: Storage, clock: FakeClock, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    lost, server = Replica(storage, clock), Replica(storage, clock)
+    done, unread, begun = lost.submit("key"), lost.submit(None), lost.submit(None)
+    lost.begin()
+    lost.finish()
+    lost.store.note(begun)
+    (key,) = (entry.path for entry in storage.entries("keys"))
+    names = {"end": f"jobs/{done.id}/end.json", "job": f"jobs/{unread.id}/job.json", "key": key}
+    names["progress"] = f"jobs/{begun.id}/progress.json"
+    for path in names.values():
+        storage.put(path, content)
+    told = {name: f"{path} {NO_JSON[content]}" for name, path in names.items()}
+    with pytest.raises(StorageError, match=" JSON"):
+        server.jobs.get(unread.id)
+    lose(clock, server)
+    assert told["job"] in str(server.jobs.get(unread.id).error)
+    assert told["end"] in str(server.jobs.get(done.id).error)
+    server.submit("key")
+    assert server.jobs.get(begun.id).state == "queued"
+    assert told["key"] in caplog.text and told["progress"] in caplog.text
+
+
 def test_a_detail_of_an_end_that_nobody_can_read_does_not_cost_the_song(storage: Storage, clock: FakeClock) -> None:
     server, other = Replica(storage, clock), Replica(storage, clock)
     job = server.submit(None)
