@@ -26,6 +26,7 @@ from inference.text import lyrics, prompt
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
+from serving.jobs.errors import JobError
 from serving.jobs.job import SUCCEEDED, Job, SizedAudio
 from serving.jobs.service import Jobs
 from storage import StorageError
@@ -117,7 +118,7 @@ class Answers:
             if job.state != SUCCEEDED:
                 return self.job_view(job)
             return self._piece(job, outcome.piece, limit_bytes) if outcome.piece else self._whole(job, limit_bytes)
-        except (StorageError, Problem) as error:
+        except (StorageError, JobError, Problem) as error:
             return problem_of(error).having(job_id=job.id)
 
     def _whole(self, job: Job, limit_bytes: int | None) -> dict[str, object]:

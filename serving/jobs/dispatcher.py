@@ -135,7 +135,7 @@ class Dispatcher:
     def _started(self, job: Job) -> SongRequest:
         """What is to be sung, once it is written that the song begins: what is not written cannot be counted.
 
-        Raises Cancelled, and Problem where the reference audio is lost.
+        Raises Cancelled, and ReferenceLost where the reference audio is lost.
         """
         while not job.cancel_requested and self._queue.has(job):
             try:

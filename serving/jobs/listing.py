@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.http.problems import not_found
+from serving.jobs.errors import NotFound
 from serving.jobs.job import FINISHED, QUEUED, RUNNING, Job
 from serving.jobs.layout import ID, Ended, inverted
 from serving.jobs.queue import JobQueue
@@ -52,7 +52,7 @@ class JobList:
         self._remembered: dict[str, Job] = {}  # finished ones that were listed last
 
     def page(self, query: JobQuery) -> Page:
-        """That page. Raises Problem where `before` is no job that is here."""
+        """That page. Raises NotFound where `before` is no job that is here."""
         live = {job.id: job for job in self._queue.living()}
         everything = query.before or not query.states.issuperset(FINISHED)
         ended = self._store.ended(None if everything else query.limit + 1)
@@ -78,7 +78,7 @@ class JobList:
         if not CURSOR.fullmatch(before):
             named = [place for place, job_id, _ in places if job_id == before]
             if not named:
-                raise not_found(f"before: no job {before!r} is in the list", field="before")
+                raise NotFound(f"before: no job {before!r} is in the list", {"field": "before"})
             before = named[0]
         return [each for each in places if each[0] > before]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from inference.errors import Cancelled
-from serving.http.problems import deadline_passed, deadline_unreachable, queue_full, stopping
 from serving.jobs import records
+from serving.jobs.errors import DeadlinePassed, DeadlineUnreachable, FilesLost, QueueFull, Stopping
 from serving.jobs.job import RUNNING, Job, about
 from serving.jobs.records import End
 from serving.jobs.run_all import run_all
@@ -61,7 +61,7 @@ class JobQueue:
     def take_in(self, job: Job) -> bool:
         """Write the job and queue it; False where its request id has become another's meanwhile.
 
-        Raises Problem: the queue is full, the song would come too late, or the server is stopping.
+        Raises JobError: the queue is full, the song would come too late, or the server is stopping.
         Raises StorageError.
         """
         with self.changed:
@@ -82,22 +82,22 @@ class JobQueue:
         return accepted
 
     def check_room(self, job: Job) -> None:
-        """Raises Problem where the job would be refused now, before what it lacks is read."""
+        """Raises JobError where the job would be refused now, before what it lacks is read."""
         with self.changed:
             self._admit(job)
 
     def _admit(self, job: Job) -> None:
-        """Raises Problem where the job may not come in. The lock is held."""
+        """Raises JobError where the job may not come in. The lock is held."""
         if self.draining:
-            raise stopping()
+            raise Stopping
         waiting = len(self.waiting) + len(self._coming)
         begins = self.estimator.start_times(self._sung_seconds(), waiting + 1)
         expected = begins[-1] + (self.estimator.song_seconds or 0.0) if begins else None
         if waiting >= self._max_queue:
-            raise queue_full(self._max_queue, waiting + 1, begins[0] if begins else None, expected)
+            raise QueueFull(self._max_queue, waiting + 1, begins[0] if begins else None, expected)
         left = records.seconds_left(job)
         if left is not None and expected is not None and expected > left:
-            raise deadline_unreachable(left, waiting + 1, expected)
+            raise DeadlineUnreachable(left, waiting + 1, expected)
 
     def enter(self, job: Job, ahead: bool = False) -> None:
         """Queue it. The lock is held."""
@@ -169,7 +169,7 @@ class JobQueue:
             for job in late:
                 self.waiting.remove(job)
         for job in late:
-            self.finish(job, records.failed(deadline_passed()))
+            self.finish(job, records.failed(DeadlinePassed()))
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until a change makes `condition` true, so long at most; whether it is."""
@@ -275,7 +275,7 @@ class JobQueue:
             if found:
                 job.become(found)
             elif not job.finished:
-                records.failed(records.lost()).apply_to(job)
+                records.failed(FilesLost()).apply_to(job)
             self.changed.notify_all()
         return found is not None
 

@@ -14,27 +14,34 @@ from datetime import datetime
 
 from inference.errors import InvalidField, YueError
 from inference.song import Progress, SectionSpan, Song, SongRequest
-from serving.http import request_models
-from serving.http.problems import Problem, invalid, problem_of, recorded
-from serving.http.request_models import Instance
+from serving.jobs.errors import (
+    EndUnreadable,
+    Interrupted,
+    InvalidFields,
+    JobError,
+    Unforeseen,
+    Unreadable,
+    described,
+)
 from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
 from serving.jobs.schema import (
     REFERENCE_PARTS,
     Json,
     Malformed,
     StoredEnd,
+    StoredError,
     StoredJob,
-    StoredProblem,
     StoredProgress,
     StoredReference,
     StoredSteps,
     well_formed,
 )
+from serving.jobs.song_fields import SongFields, read_fields
 from storage import StorageError
 
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
-PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
-SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
+ERROR_FIELDS = ("kind", "detail", "fields", "retry_seconds")
+STORED_SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
 TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # as the request calls them
 NOTHING = SongRequest("", "", 0)  # stands for what cannot be read any more
 
@@ -61,9 +68,9 @@ def succeeded(song: Song) -> End:
 
 
 def failed(error: Exception) -> End:
-    """It was not. Whatever nobody foresaw becomes a problem here, so that it has one id in every answer."""
-    foreseen = isinstance(error, YueError | StorageError | Problem)
-    return End(FAILED, error=error if foreseen else problem_of(error))
+    """It failed. What nobody foresaw is logged here, so that it has one id in every answer."""
+    foreseen = isinstance(error, YueError | StorageError | JobError)
+    return End(FAILED, error=error if foreseen else Unforeseen(error))
 
 
 def cancelled(error: Exception) -> End:
@@ -72,36 +79,13 @@ def cancelled(error: Exception) -> End:
 
 
 def interrupted() -> End:
-    """Whoever sang it ended, again and again."""
-    detail = "the servers that sang it ended before it was done, twice; send it again, as a new request"
-    return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
-
-
-def unreadable(reason: str) -> Problem:
-    """Nobody can tell any more what was to be sung."""
-    detail = (
-        f"what was asked for cannot be read any more, so nothing was sung: {reason}; send it again as a new request"
-    )
-    return Problem(500, "song-failed", detail)
-
-
-def lost() -> Problem:
-    """The job's files are gone, and with them whatever was made of it."""
-    detail = "the job is no longer in the storage: it was deleted, or YUE_DATA was; send it again, as a new request"
-    return Problem(503, "storage-failed", detail)
+    """The servers that generated it ended, again and again."""
+    return End(INTERRUPTED, error=Interrupted())
 
 
 def broken_end() -> StoredEnd:
-    """Nobody can tell any more how it ended."""
-    detail = "how the job ended cannot be read any more; send it again, as a new request"
-    problem = Problem(500, "song-failed", detail)
-    return StoredEnd(state="failed", error=StoredProblem(**_problem(problem)))
-
-
-def reference_lost() -> Problem:
-    """A song is not sung in another style than it was asked for."""
-    detail = "the reference audio is lost, so nothing was sung; send it again, as a new request"
-    return Problem(500, "song-failed", detail)
+    """The end of a job whose record of it cannot be read."""
+    return StoredEnd(state="failed", error=StoredError(**_error(EndUnreadable())))
 
 
 def without_audio(request: SongRequest) -> SongRequest:
@@ -163,8 +147,8 @@ def read_ordered(job_id: str, record: Json) -> Job:
         reference = read_reference(record)
         if reference:
             job.request = replace(job.request, reference=reference.read({}))
-    except (Malformed, Problem) as error:
-        job.request, job.error = NOTHING, unreadable(str(error))
+    except (Malformed, JobError) as error:
+        job.request, job.error = NOTHING, Unreadable(str(error))
     return job
 
 
@@ -177,7 +161,7 @@ def read_reference(record: Json) -> StoredReference | None:
 
 def unreadable_job(job_id: str, reason: Exception) -> Job:
     """A job of which nobody can read what was asked for."""
-    return Job(NOTHING, "", id=job_id, error=unreadable(str(reason)))
+    return Job(NOTHING, "", id=job_id, error=Unreadable(str(reason)))
 
 
 def progressed(job: Job) -> Json:
@@ -210,14 +194,13 @@ def read_deadline(job: Job, record: Json) -> None:
 
 def ended(job: Job, end: End) -> Json:
     """How it ended; all that a view of it needs, but for the audio."""
-    problem = problem_of(end.error) if end.error else None
     return {
         **progressed(job),
         "state": end.state,
         "finished_at": _text(end.finished_at),
         "cancel_requested": job.cancel_requested,
         "song": _song(end.song) if end.song else None,
-        "error": problem and _problem(problem),
+        "error": _error(described(end.error)) if end.error else None,
     }
 
 
@@ -237,7 +220,7 @@ def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
         kept = {name: getattr(end.song, name) for name in names}
         segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
         job.song = Song(audio=audio, segments=segments, **kept)
-    job.error = recorded(end.error.fields()) if end.error else None
+    job.error = end.error.read() if end.error else None
     job.state = end.state
 
 
@@ -252,12 +235,14 @@ def packed(record: Json) -> bytes:
 
 
 def _song_request(given: object) -> SongRequest:
-    """The song that is asked for, held to the ranges of a request. Raises Problem, which names what is wrong."""
-    known = {name: value for name, value in request_models.as_object(given).items() if name in SONG_FIELDS}
-    wanted = request_models.read(Instance, known)
+    """The song that is asked for, held to the ranges of a request. Raises InvalidFields."""
+    if not isinstance(given, Mapping):
+        raise InvalidFields([InvalidField("request", given, "a JSON object")])
+    known = {name: value for name, value in given.items() if name in STORED_SONG_FIELDS and value is not None}
+    wanted = read_fields(SongFields, known)
     if wanted.seed is None or wanted.seed < 0:
-        raise invalid([InvalidField("seed", known.get("seed"), "a whole number from 0")])
-    asked = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name)) is not None}
+        raise InvalidFields([InvalidField("seed", known.get("seed"), "a whole number from 0")])
+    asked = {name: value for name in STORED_SONG_FIELDS if (value := getattr(wanted, name)) is not None}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
     return SongRequest(**values)
 
@@ -271,8 +256,8 @@ def _song(song: Song) -> Json:
     }
 
 
-def _problem(problem: Problem) -> Json:
-    return {name: getattr(problem, name) for name in PROBLEM_FIELDS}
+def _error(error: JobError) -> Json:
+    return {name: getattr(error, name) for name in ERROR_FIELDS}
 
 
 def _shallow(request: SongRequest) -> Json:

@@ -11,19 +11,31 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from inference.audio.mixing import check_reference
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
-from serving.http.request_models import LARGEST_SEED, REQUEST_ID
+from serving.jobs.errors import JobError
 from serving.jobs.layout import ID
+from serving.jobs.song_fields import LARGEST_SEED, REQUEST_ID
 from storage import StorageError
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")
-STANDARD_MEMBERS = ("type", "title", "status", "detail")  # of a problem; none of its others has their names
+RESERVED_NAMES = ("type", "title", "status", "detail")  # which no field of an error may have
+LONGEST_PAUSE_SECONDS = 86_400
 
 
 class Malformed(StorageError):
@@ -72,10 +84,10 @@ def _or(default: object) -> WrapValidator:
 
 Natural = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(ge=0)]
+Pause = Annotated[float, Field(ge=0, le=LONGEST_PAUSE_SECONDS)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 TrackName = Annotated[str, Field(pattern=f"^({'|'.join(TRACK_NAMES)})$")]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
-HeaderText = Annotated[str, Field(pattern=r"^[ -~]*$")]
 
 
 class _Record(BaseModel):
@@ -190,19 +202,20 @@ class StoredSong(_Record):
     segments: Annotated[tuple[StoredSpan, ...], _or(())] = ()
 
 
-class StoredProblem(_Record):
-    """A Problem."""
+class StoredError(_Record):
+    """A JobError. Earlier servers called `fields` members, and wrote `retry_seconds` as an HTTP header."""
 
-    status: int = Field(ge=400, le=599)
     kind: str
     detail: str
-    members: dict[str, Any] = {}
-    headers: dict[Annotated[str, Field(pattern="^[A-Za-z-]+$")], HeaderText] = {}
+    fields: dict[str, Any] = Field({}, validation_alias=AliasChoices("fields", "members"))
+    retry_seconds: Annotated[Pause | None, _or(None)] = Field(
+        None, validation_alias=AliasChoices("retry_seconds", AliasPath("headers", "Retry-After"))
+    )
 
-    def fields(self) -> Json:
-        """What a Problem is made of."""
-        members = {name: value for name, value in self.members.items() if name not in STANDARD_MEMBERS}
-        return {**dict(self), "members": members}
+    def read(self) -> JobError:
+        """The error itself."""
+        fields = {name: value for name, value in self.fields.items() if name not in RESERVED_NAMES}
+        return JobError(self.kind, self.detail, fields, self.retry_seconds)
 
 
 class StoredEnd(_Record):
@@ -216,7 +229,7 @@ class StoredEnd(_Record):
     progress: Annotated[StoredSteps | None, _or(None)] = None
     cancel_requested: Annotated[bool, _or(False)] = False
     song: StoredSong | None = None
-    error: StoredProblem | None = None
+    error: StoredError | None = None
     claim: Natural = 0
     replica: str = ""
     bytes: Natural = 0

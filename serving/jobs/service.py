@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from inference.errors import LASTING
-from serving.http.problems import being_accepted, conflict, not_found
 from serving.jobs import records
 from serving.jobs.dispatcher import Dispatcher, Models
+from serving.jobs.errors import BeingAccepted, Conflict, NotFound
 from serving.jobs.job import QUEUED, RUNNING, Job, about
 from serving.jobs.listing import JobList, JobQuery, Page
 from serving.jobs.maintenance import Maintenance, Retention
@@ -69,7 +69,7 @@ class Jobs:
 
         `complete` may take its time to add what the job lacks, and its errors refuse the job; one that is known
         already lacks nothing. A job that is returned is written: it comes to an end, whatever becomes of this server.
-        Raises Problem: the queue is full, the request id belongs to another request, or the server is stopping.
+        Raises JobError: the queue is full, the request id belongs to another request, or the server is stopping.
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
@@ -84,14 +84,14 @@ class Jobs:
             return known
 
     def get(self, job_id: str) -> Job:
-        """That job. Raises Problem where there is none."""
+        """That job. Raises NotFound where there is none."""
         job = self._queue.find(job_id) or self._store.read(job_id)
         if job is None:
-            raise not_found(f"no job {job_id!r} is here; finished ones are forgotten in time", job_id=job_id)
+            raise NotFound(f"no job {job_id!r} is here; finished ones are forgotten in time", {"job_id": job_id})
         return job
 
     def page(self, query: JobQuery) -> Page:
-        """A page of the list of all jobs. Raises Problem where the query begins behind a job that is not here."""
+        """A page of the list of all jobs. Raises NotFound where the query begins behind a job that is not here."""
         return self._list.page(query)
 
     def list(self) -> list[Job]:
@@ -192,13 +192,13 @@ class Jobs:
 
     @contextmanager
     def _alone(self, request_id: str | None) -> Iterator[None]:
-        """One at a time with the same request id. Raises Problem."""
+        """One at a time with the same request id. Raises BeingAccepted."""
         if request_id is None:
             yield
             return
         with self._asking:
             if not self._asking.wait_for(lambda: request_id not in self._asked, ACCEPTED_SECONDS):
-                raise being_accepted()
+                raise BeingAccepted
             self._asked.add(request_id)
         try:
             yield
@@ -217,7 +217,7 @@ class Jobs:
             self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise conflict(detail, field="request_id")  # the job's id is the right to see and cancel it
+            raise Conflict(detail, {"field": "request_id"})  # the job's id is the right to see and cancel it
         return known
 
     def _read_if_anybody_can(self, job_id: str) -> Job | None:

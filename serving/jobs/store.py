@@ -29,6 +29,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from serving.jobs import records
+from serving.jobs.errors import ReferenceLost
 from serving.jobs.job import Job, now
 from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, LiveState, StoredAudio
 from serving.jobs.liveness import own_process
@@ -148,10 +149,10 @@ class JobStore:
         return True
 
     def reference(self, job_id: str) -> dict[str, bytes]:
-        """The files of its reference audio, by their names. Raises Problem where they are lost."""
+        """The files of its reference audio, by their names. Raises ReferenceLost."""
         parts = self.folder(job_id).reference_parts
         if not parts:
-            raise records.reference_lost()
+            raise ReferenceLost()
         return {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
 
     def note(self, job: Job) -> None:
@@ -305,7 +306,7 @@ class JobStore:
         except Malformed as error:
             return records.unreadable_job(job_id, error)
         if job.request.reference and not self.folder(job_id).reference_parts:
-            job.error = records.reference_lost()
+            job.error = ReferenceLost()
         return job
 
     def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = records.read_progressed) -> None:

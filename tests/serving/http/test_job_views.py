@@ -9,7 +9,6 @@ from typing import Any
 from inference.errors import UnknownModel
 from inference.song import SectionSpan, Song, SongRequest
 from serving.http import job_views
-from serving.http.problems import problem_of
 from serving.jobs.job import CANCELLED, SUCCEEDED, Job
 from tests.support.fakes import LYRICS
 
@@ -41,6 +40,6 @@ def test_a_job_that_is_not_done_shows_where_it_is() -> None:
 
 
 def test_a_cancelled_job_shows_its_error() -> None:
-    job = Job(SongRequest("pop", LYRICS, 1), "tiny", state=CANCELLED, error=problem_of(UnknownModel("x", "y")))
+    job = Job(SongRequest("pop", LYRICS, 1), "tiny", state=CANCELLED, error=UnknownModel("x", "y"))
     error: Any = job_views.job_view(job)["error"]
     assert error["status"] == 400
