@@ -22,7 +22,7 @@ from inference.process.engine_process import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess, cache_folder
 from model_manager import ModelManager
-from serving.http import accept, access, audio_files, events, job_views, openapi, request_models
+from serving.http import accept, access, audio_files, events, openapi, request_models
 from serving.http.job_query import read_query
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
@@ -44,7 +44,7 @@ from storage import Storage, StorageError, is_bucket
 log = logging.getLogger(__name__)
 
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
-AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+RETRY_LATER = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 STOPPABLE = "stoppable"  # where `serving/gunicorn/draining.py` looks for them
 
@@ -151,7 +151,7 @@ class Services:
         """Whether requests may be sent here."""
         models = self.manager.status()
         if self.jobs.draining:
-            return jsonify(status="draining", models=models), 503, AGAIN
+            return jsonify(status="draining", models=models), 503, RETRY_LATER
         last_error = models["last_error"]
         must_be_ready = self.settings.loading == STARTUP and self.settings.aip_mode
         if must_be_ready and models["status"] == ERROR and isinstance(last_error, dict) and last_error["permanent"]:
@@ -210,9 +210,7 @@ class Services:
     def list_jobs(self) -> Response:
         """All jobs, page by page: those that are not finished, then the others, each the newest first."""
         access.check_admin(self.settings)
-        page, wait_estimates = self.jobs.page(read_query(request.args)), self.jobs.wait_estimates()
-        jobs = [job_views.shortened(job_views.job_view(job, wait_estimates.get(job.id))) for job in page.jobs]
-        return jsonify(jobs=jobs, next=page.following)
+        return jsonify(self.answers.job_list(self.jobs.page(read_query(request.args))))
 
     def show_job(self, job_id: str) -> Response:
         """One job."""
@@ -226,7 +224,7 @@ class Services:
         if not self.wait_slots.take():
             raise no_wait_slot()
         told = events.stream(self.jobs, job, last_id, partial(is_gone, request.environ))
-        response = Response(told, mimetype=events.CONTENT_TYPE, headers=UNBUFFERED)
+        response = Response(told, mimetype=events.EVENT_STREAM, headers=UNBUFFERED)
         response.call_on_close(self.wait_slots.give_back)
         return response
 
@@ -273,7 +271,7 @@ class Services:
             alone = "" if len(wanted) == 1 else " (audio for a request with one song)"
             detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}{alone}"
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
-        return best != accept.JSON
+        return best != accept.JSON_ANSWER
 
     def _begin(self, wanted: Wanted, began: float, instances: int, references: SharedReferences) -> Outcome:
         """Do what one of so many instances asks for, as far as it can be done without waiting for a song."""
@@ -315,7 +313,7 @@ class Services:
 
     def _delete(self, job_id: str) -> dict[str, object]:
         job, deleted = self.jobs.delete(job_id)
-        return {**self.answers.job_view(job), "deleted": deleted}
+        return self.answers.job_view(job, deleted)
 
     def _wait(self, outcomes: list[Outcome], began: float) -> None:
         """Give each song its time, counted from the start of the request, as long as the client is there."""

@@ -11,7 +11,7 @@ from werkzeug.datastructures import MIMEAccept
 
 from inference.song import MIME_TYPES
 
-JSON = "json"  # stands beside the names of formats
+JSON_ANSWER = "json"  # stands beside the names of formats
 JSON_TYPES = ("application/json", "application/problem+json")
 ALIASES = {
     "mp3": ("audio/mp3", "audio/mpeg3", "audio/mpg", "audio/x-mp3", "audio/x-mpeg", "audio/x-mpeg-3", "audio/x-mpg"),
@@ -28,8 +28,8 @@ def preferred(accept: MIMEAccept, formats: Sequence[str]) -> str | None:
     JSON where there is no Accept; None where nothing of this is accepted.
     """
     if not accept:
-        return JSON
-    answers = (JSON, *formats)
+        return JSON_ANSWER
+    answers = (JSON_ANSWER, *formats)
     ranked = [(*_rank(accept, _types(answer)), -index, answer) for index, answer in enumerate(answers)]
     quality, *_, answer = max(ranked)
     return answer if quality > 0 else None
@@ -41,7 +41,7 @@ def offered(formats: Iterable[str]) -> list[str]:
 
 
 def _types(answer: str) -> tuple[str, ...]:
-    return JSON_TYPES if answer == JSON else (MIME_TYPES[answer], *ALIASES[answer])
+    return JSON_TYPES if answer == JSON_ANSWER else (MIME_TYPES[answer], *ALIASES[answer])
 
 
 def _rank(accept: MIMEAccept, types: Sequence[str]) -> tuple[float, int]:

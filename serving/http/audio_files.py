@@ -18,7 +18,7 @@ from inference.song import MIME_TYPES
 from serving.http.problems import conflict, not_found
 from serving.jobs.job import Job, SizedAudio
 
-RANGE = re.compile(r"(?=-?[0-9])([0-9]*)-([0-9]*)")
+BYTE_RANGE = re.compile(r"(?=-?[0-9])([0-9]*)-([0-9]*)")
 
 
 def named_track(job: Job, track: str, audio_format: str) -> Response:
@@ -75,7 +75,7 @@ def _wanted_range(etag: str, size_bytes: int) -> str | None:
         return None
     unit, _, ranges = request.headers.get("Range", "").partition("=")
     parts = [part.strip() for part in ranges.split(",") if part.strip()]
-    match = RANGE.fullmatch(parts[0]) if unit.strip().lower() == "bytes" and len(parts) == 1 else None
+    match = BYTE_RANGE.fullmatch(parts[0]) if unit.strip().lower() == "bytes" and len(parts) == 1 else None
     if match is None:
         return None
     first, last = (_position(digits, size_bytes) for digits in match.groups())

@@ -25,7 +25,7 @@ from serving.jobs.job import Job
 from serving.jobs.service import Jobs
 from storage import StorageError
 
-CONTENT_TYPE = "text/event-stream"
+EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE_SECONDS = 15.0  # of silence, before a comment is sent
 RETRY_MILLISECONDS = 2_000  # after which a client comes back
 SHOWN = ("job_id", "status", "position", "expected_seconds", "progress", "cancel_requested")

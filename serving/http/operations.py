@@ -12,6 +12,7 @@ from typing import Any
 from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
+from serving.http.json_body import JSON
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.http.request_models import KEY, Download
 from serving.jobs.layout import ID
@@ -19,7 +20,6 @@ from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 
 Json = dict[str, Any]
 EXAMPLES = PROJECT / "examples"
-JSON = "application/json"
 SONG = {"genres": "folk acoustic guitar calm female", "lyrics": "[verse]\nThe kettle hums, the window glows"}
 A_JOB_ID = "0123456789abcdef0123456789abcdef"
 
@@ -71,14 +71,14 @@ def _json(kind: Any, description: str, **more: Any) -> Answer:
 
 
 JOB_ID = _path("job_id", "the id of a job", pattern=f"^{ID.pattern}$")
-TRACK = _path("track", "which track", enum=list(TRACK_NAMES))
-FORMAT = _path("audio_format", "the song's format", enum=list(MIME_TYPES))
+TRACK_NAME = _path("track", "which track", enum=list(TRACK_NAMES))
+AUDIO_FORMAT = _path("audio_format", "the song's format", enum=list(MIME_TYPES))
 ONE_STATE = {"type": "string", "enum": list(STATES)}
 STATUS = {**_query("status", "only these", type="array", items=ONE_STATE, minItems=1), "explode": False}
 LIMIT = _query("limit", "so many at the most", type="integer", minimum=1, maximum=MOST_LISTED_JOBS, default=LISTED_JOBS)
 BEHIND = f"^({ID.pattern}|{CURSOR.pattern})$"
 BEFORE = _query("before", "only those behind that job, or `next` of an answer", type="string", pattern=BEHIND)
-RANGE = _header("Range", "which bytes, such as `bytes=0-999`")
+RANGE_HEADER = _header("Range", "which bytes, such as `bytes=0-999`")
 IDEMPOTENCY_KEY = _header("Idempotency-Key", "a `request_id` for the songs of this request", pattern=KEY.pattern)
 AUDIO_TYPES = dict.fromkeys(MIME_TYPES.values())
 FILE_HEADERS = {"ETag": "stays the same", "Accept-Ranges": "bytes", "Content-Disposition": "a name for the file"}
@@ -142,7 +142,7 @@ OPERATIONS = {
     ),
     "list_jobs": Operation(
         "Jobs",
-        {200: _json(answers.JobList, "The jobs, and how to ask for the next page.")},
+        {200: _json(answers.JobListView, "The jobs, and how to ask for the next page.")},
         places=(STORE, JOB, QUERY),
         parameters=(STATUS, LIMIT, BEFORE),
     ),
@@ -177,7 +177,7 @@ OPERATIONS = {
             304: Answer("The file is the one that `If-None-Match` names."),
         },
         places=(STORE, JOB, AUDIO),
-        parameters=(JOB_ID, TRACK, FORMAT, RANGE),
+        parameters=(JOB_ID, TRACK_NAME, AUDIO_FORMAT, RANGE_HEADER),
     ),
     "expose": Operation(
         "Server",

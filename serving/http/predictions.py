@@ -26,15 +26,17 @@ from inference.text import lyrics, prompt
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
+from serving.http.response_models import SongPiece
 from serving.jobs.errors import JobError
 from serving.jobs.job import SUCCEEDED, Job, SizedAudio
+from serving.jobs.listing import Page
 from serving.jobs.service import Jobs
 from storage import StorageError
 
 SIGNED_SECONDS = 3_600
 PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
 TOKENS_PER_SECOND = 100  # of a section's budget
-BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
+AUDIO_BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
 SURELY = 0.5  # of the expected length: sections may end early, but hardly all of them by half
 
 
@@ -60,9 +62,14 @@ class Answers:
     def __init__(self, jobs: Jobs, limit_bytes: int | None, is_bucket: bool) -> None:
         self._jobs, self._limit_bytes, self._is_bucket = jobs, limit_bytes, is_bucket
 
-    def job_view(self, job: Job) -> dict[str, object]:
-        """A job as it is now, without its audio."""
-        return job_views.job_view(job, self._jobs.wait_estimates().get(job.id))
+    def job_view(self, job: Job, deleted: bool | None = None) -> dict[str, object]:
+        """A job as it is now, without its audio, and after a deletion whether it is gone."""
+        return job_views.job_view(job, self._jobs.wait_estimates().get(job.id), deleted)
+
+    def job_list(self, page: Page) -> dict[str, object]:
+        """A page of jobs."""
+        estimates = self._jobs.wait_estimates()
+        return job_views.list_view([(job, estimates.get(job.id)) for job in page.jobs], page.following)
 
     def predictions(self, outcomes: Sequence[Outcome]) -> Response:
         """One prediction for each instance, in order. Raises Problem where not even one of them went well."""
@@ -126,7 +133,7 @@ class Answers:
         if limit_bytes is not None:
             audio_bytes = sum(_base64_bytes(size) for size in job.sizes_bytes.values())
             if len(json.dumps(view)) + audio_bytes + 64 * len(job.sizes_bytes) > limit_bytes:
-                return {**view, **self._elsewhere(job), "audio_omitted": self._omitted(job)}
+                return job_views.prediction_elsewhere(job, self._omitted(job), self._elsewhere(job))
         return job_views.prediction(job)
 
     def _elsewhere(self, job: Job) -> dict[str, str]:
@@ -158,24 +165,25 @@ class Answers:
         room = total if limit_bytes is None else max(3, (limit_bytes - PIECE_OVERHEAD_BYTES) // 4 * 3)
         content = _read(job, asked.track, offset, min(asked.length or total, room))
         after = offset + len(content)
-        return {
-            "job_id": job.id,
-            "status": job.state,
-            "track": asked.track,
-            "mime_type": MIME_TYPES[job.song.format] if job.song else None,
-            "bytes": total,
-            "offset": offset,
-            "length": len(content),
-            "next_offset": after if after < total else None,
-            "audio": base64.b64encode(content).decode("ascii"),
-        }
+        assert job.song, "no song"
+        return SongPiece.of(
+            job_id=job.id,
+            status=job.state,
+            track=asked.track,
+            mime_type=MIME_TYPES[job.song.format],
+            bytes=total,
+            offset=offset,
+            length=len(content),
+            next_offset=after if after < total else None,
+            audio=base64.b64encode(content).decode("ascii"),
+        ).as_json()
 
 
 def expected_bytes(song: SongRequest) -> int:
     """About how many bytes of base64 a song takes that uses up its sections' budgets."""
     sections = prompt.sections_sung(song.segments, len(lyrics.parse(song.lyrics).sections))
     seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
-    return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
+    return _base64_bytes(int(seconds * AUDIO_BYTES_PER_SECOND[song.format])) * len(song.tracks)
 
 
 def _read(job: Job, track: str, offset: int, length: int) -> bytes:

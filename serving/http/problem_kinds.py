@@ -23,7 +23,7 @@ AUDIO = "audio"  # a track is sent
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemKind:
     """One `type`. `status` None: as the problems inside it have. Both sentences are for the client's author."""
 
     name: str
@@ -44,62 +44,66 @@ class Kind:
 
 
 _KINDS = (
-    Kind("bad-request", 400, (ANYWHERE,), "The HTTP request itself is malformed.", "Correct the request."),
-    Kind("unauthorized", 401, (ANYWHERE,), "The server needs a key.", "Send one, as `detail` says."),
-    Kind(
+    ProblemKind("bad-request", 400, (ANYWHERE,), "The HTTP request itself is malformed.", "Correct the request."),
+    ProblemKind("unauthorized", 401, (ANYWHERE,), "The server needs a key.", "Send one, as `detail` says."),
+    ProblemKind(
         "host-not-allowed",
         403,
         (ANYWHERE,),
         "The server was asked by a name that is not its own.",
         "Use its address, or have the name added to `YUE_ALLOWED_HOSTS`.",
     ),
-    Kind(
+    ProblemKind(
         "cross-site",
         403,
         (ANYWHERE,),
         "A browser sent the request for a page of another site, to a server without a key.",
         "Ask from a program or from a page of the server itself, or set `YUE_API_KEY`.",
     ),
-    Kind("forbidden", 403, (ANYWHERE,), "That is for administrators only.", "Do what `detail` says."),
-    Kind("invalid-json", 400, (BODY,), "The body is no JSON.", "Send JSON, encoded as UTF-8."),
-    Kind("invalid-request", 400, (BODY,), "The body or an instance is not an object.", "Send what `detail` allows."),
-    Kind(
+    ProblemKind("forbidden", 403, (ANYWHERE,), "That is for administrators only.", "Do what `detail` says."),
+    ProblemKind("invalid-json", 400, (BODY,), "The body is no JSON.", "Send JSON, encoded as UTF-8."),
+    ProblemKind(
+        "invalid-request", 400, (BODY,), "The body or an instance is not an object.", "Send what `detail` allows."
+    ),
+    ProblemKind(
         "invalid-field",
         400,
         (BODY, QUERY),
         "One field is wrong: `field`, `value`, `allowed`, in lyrics `line`.",
         "Correct that field.",
     ),
-    Kind("invalid-fields", 400, (BODY, QUERY), "Several fields are wrong; `errors` has each.", "Correct them all."),
-    Kind(
+    ProblemKind(
+        "invalid-fields", 400, (BODY, QUERY), "Several fields are wrong; `errors` has each.", "Correct them all."
+    ),
+    ProblemKind(
         "unknown-model", 400, (PREDICT, DOWNLOAD), "There is no model of that name.", "Take one that `allowed` names."
     ),
-    Kind(
+    ProblemKind(
         "response-too-large",
         400,
         (PREDICT, AUDIO),
         "The song, or what is expected of it, is larger than an answer may be.",
         "Fetch it in pieces: see `detail`; or ask for fewer tracks, segments or a smaller format.",
     ),
-    Kind(
+    ProblemKind(
         "not-found",
         404,
         (PREDICT, JOB, AUDIO),
         "There is no such path, job or track.",
         "Look at the path and the id; finished jobs are forgotten in time.",
     ),
-    Kind(
+    ProblemKind(
         "method-not-allowed", 405, (), "The path does not know this method.", "Take one that the header `Allow` names."
     ),
-    Kind(
+    ProblemKind(
         "not-acceptable",
         406,
         (PREDICT,),
         "What `Accept` asks for cannot be given.",
         "Accept JSON, or the audio format of the only instance, see `allowed`.",
     ),
-    Kind("request-timeout", 408, (BODY,), "The body did not come to its end in time.", "Send it again."),
-    Kind(
+    ProblemKind("request-timeout", 408, (BODY,), "The body did not come to its end in time.", "Send it again."),
+    ProblemKind(
         "conflict",
         409,
         (PREDICT, DOWNLOAD, JOB, AUDIO),
@@ -107,149 +111,151 @@ _KINDS = (
         "audio of a song that is not done.",
         "Read `detail`; wait, or send another `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "cancelled",
         409,
         (PREDICT, DOWNLOAD),
         "Somebody cancelled the song, or the download that it waited for.",
         "Ask again for a new one, with a new `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "precondition-failed",
         412,
         (AUDIO,),
         "The file is not the one that `If-Match` names.",
         "Ask without the condition, or for another job.",
     ),
-    Kind(
+    ProblemKind(
         "request-entity-too-large",
         413,
         (BODY,),
         "The body is larger than the server takes.",
         "Send fewer instances or less reference audio; `allowed` is in bytes.",
     ),
-    Kind("request-uri-too-long", 414, (), "The request's line is too long.", "Send what is long in the body."),
-    Kind(
+    ProblemKind("request-uri-too-long", 414, (), "The request's line is too long.", "Send what is long in the body."),
+    ProblemKind(
         "unsupported-media-type",
         415,
         (BODY,),
         "The body is not declared as JSON, or it is compressed.",
         "Send `Content-Type: application/json` and no `Content-Encoding`.",
     ),
-    Kind(
+    ProblemKind(
         "requested-range-not-satisfiable",
         416,
         (AUDIO,),
         "The range lies outside the file.",
         "Ask for a range within the file's `bytes`.",
     ),
-    Kind(
+    ProblemKind(
         "request-header-fields-too-large",
         431,
         (),
         "The request has too many headers, or one is too long.",
         "Send fewer and shorter ones.",
     ),
-    Kind("queue-full", 429, (PREDICT,), "Too many songs wait already.", "Try again after `Retry-After` seconds."),
-    Kind(
+    ProblemKind(
+        "queue-full", 429, (PREDICT,), "Too many songs wait already.", "Try again after `Retry-After` seconds."
+    ),
+    ProblemKind(
         "deadline-unreachable",
         503,
         (PREDICT,),
         "By what songs took here, this one would be done after its `deadline_seconds`.",
         "Allow more time, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "deadline-passed",
         504,
         (PREDICT,),
         "The song's deadline passed while it waited, so it was not sung.",
         "Send it again, with more time.",
     ),
-    Kind(
+    ProblemKind(
         "too-many-waiters",
         503,
         (JOB,),
         "As many streams and requests wait as may.",
         "Ask for the job's state instead, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "reference-unavailable",
         503,
         (PREDICT,),
         "Reference audio could not be fetched from its address, or had to wait too long for others.",
         "Try again after `Retry-After` seconds, or send it as base64.",
     ),
-    Kind(
+    ProblemKind(
         "internal-error",
         500,
         (ANYWHERE,),
         "A mistake in the server.",
         "Look for `error_id` in the server's log, and report it.",
     ),
-    Kind(
+    ProblemKind(
         "song-failed",
         500,
         (PREDICT,),
         "The song could not be made.",
         "Read `detail`; the same request most likely fails again.",
     ),
-    Kind(
+    ProblemKind(
         "checkpoint-broken",
         500,
         (PREDICT, DOWNLOAD),
         "A file of weights is missing or broken.",
         'Repair the weights, or send `{"force": true}` to `/download-models`.',
     ),
-    Kind(
+    ProblemKind(
         "being-accepted",
         503,
         (PREDICT,),
         "Another request with this `request_id` is not accepted yet.",
         "Send it again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "stopping",
         503,
         (PREDICT, DOWNLOAD),
         "The server stops, and takes no more work.",
         "Send it again, to another server or a little later.",
     ),
-    Kind(
+    ProblemKind(
         "download-failed",
         503,
         (PREDICT, DOWNLOAD),
         "The weights could not be brought here.",
         "Do what `detail` says, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "engine-failed",
         503,
         (PREDICT, DOWNLOAD),
         "The process that sings ended or could not be started.",
         "Try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "interrupted",
         503,
         (PREDICT,),
         "The servers that sang the song ended before it was done, twice.",
         "Send it again, with a new `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "storage-failed",
         503,
         (STORE,),
         "Jobs cannot be written or read now.",
         "Try again after `Retry-After` seconds; look at `YUE_DATA`.",
     ),
-    Kind(
+    ProblemKind(
         "storage-full",
         507,
         (STORE,),
         "There is no room for another song.",
         "Make room in `YUE_DATA`, or lower `YUE_KEEP_BYTES`.",
     ),
-    Kind(
+    ProblemKind(
         "all-instances-failed",
         None,
         (PREDICT,),

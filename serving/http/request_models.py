@@ -22,7 +22,7 @@ from serving.http.problems import Problem, invalid, problem_of
 from serving.jobs.errors import InvalidFields
 from serving.jobs.song_fields import (
     LONGEST_REQUEST_ID,
-    REQUEST_ID,
+    REQUEST_ID_PATTERN,
     Schema,
     SongDefaults,
     SongFields,
@@ -39,7 +39,7 @@ LARGEST_PIECE = 2**53 - 1  # bytes
 LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
 REFERENCE_FILES = ("audio", "vocal", "instrumental")
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
-KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
+KEY = re.compile(f'^("?{REQUEST_ID_PATTERN}"?)?$')  # the header Idempotency-Key
 DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 STANDARD_ALPHABET = str.maketrans("-_", "+/")  # from base64's other one, for addresses and file names
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
@@ -110,7 +110,7 @@ class Parameters(SongDefaults):
 
     wait_seconds: float | None = number(0, LONGEST_WAIT_SECONDS)
     deadline_seconds: float | None = number(1, LONGEST_DEADLINE_SECONDS)
-    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description=REQUEST_ID_TEXT)
+    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID_PATTERN}$", description=REQUEST_ID_TEXT)
     reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
     model: str | None = Field(None, description="the name of the model that is loaded")
 

@@ -1,16 +1,16 @@
-"""What an answer holds, for the contract: jobs, predictions, models, health, problems.
+"""What an answer holds: jobs, predictions, models, health, problems.
 
-`serving/http/job_views.py`, `serving/models/states.py` and the routes make the answers; tests compare them with these
-models.
-Every object may get more members in time; a client passes over those that it does not know.
+The contract is made from these models, and the answers about jobs are built from them; tests compare the others with
+them. Every object may get more members in time; clients ignore those that they do not know. A name that other modules
+use for something else has `View` behind it, which the contract leaves out.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from inference.catalog import ALLOWED_NAMES
 from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
@@ -20,6 +20,9 @@ from serving.jobs.layout import ID
 Natural = Annotated[int, Field(ge=0)]
 Place = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(ge=0)]
+Timestamp = Annotated[datetime, PlainSerializer(lambda moment: moment.isoformat(timespec="milliseconds"))]
+# Whole songs: the pattern is for the contract, as checking it would take as long as encoding.
+Base64 = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9+/]*=*$"})]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -32,9 +35,20 @@ def _maybe(description: str, **limits: Any) -> Any:
 class _Answer(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
+    @classmethod
+    def of(cls, **members: object) -> Self:
+        """The answer with these members, each of which it has."""
+        return cls.model_validate(members, extra="forbid")
 
-class Problem(_Answer):
+    def as_json(self) -> dict[str, object]:
+        """The answer as a JSON object, with the members that it was given."""
+        return self.model_dump(mode="json", exclude_unset=True, warnings=False)
+
+
+class ProblemView(_Answer):
     """An error, as RFC 9457 has it. docs/errors.md lists the types."""
+
+    model_config = ConfigDict(extra="allow")
 
     type: str = Field(
         description="which kind of problem; never changes its meaning",
@@ -53,7 +67,7 @@ class Problem(_Answer):
     error_id: str = _maybe("what to look for in the server's log")
 
 
-class Progress(_Answer):
+class ProgressView(_Answer):
     """How far a song is."""
 
     stage: str = Field(description="the earliest stage that is not done", json_schema_extra={"enum": list(STAGES)})
@@ -85,22 +99,22 @@ class Track(_Answer):
 class PredictedTrack(Track):
     """One file of a song, in a prediction."""
 
-    audio: str = _maybe("the file, base64; the first track's is the prediction's own", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = _maybe("the file, base64; the first track's is the prediction's own")
 
 
-class ToldFile(_Answer):
+class ToldFileView(_Answer):
     """A file of reference audio, without its audio."""
 
     name: str | None = _maybe("of a file that was given by its address")
     bytes: Natural | None = _maybe("of the audio as it is kept until the song is done")
 
 
-class ToldReference(_Answer):
+class ToldReferenceView(_Answer):
     """Reference audio, without its audio."""
 
-    audio: ToldFile = _maybe("the file of that field")
-    vocal: ToldFile = _maybe("the file of that field")
-    instrumental: ToldFile = _maybe("the file of that field")
+    audio: ToldFileView = _maybe("the file of that field")
+    vocal: ToldFileView = _maybe("the file of that field")
+    instrumental: ToldFileView = _maybe("the file of that field")
     start_seconds: Number
     end_seconds: Number | None
 
@@ -122,7 +136,7 @@ class AskedSong(_Answer):
     tracks: list[str]
     model: str | None = Field(description="null: any")
     deadline_seconds: Number | None
-    reference: ToldReference | None
+    reference: ToldReferenceView | None
 
 
 class _Job(_Answer):
@@ -131,10 +145,10 @@ class _Job(_Answer):
     model: str = Field(description="what sings it")
     seed: Natural = Field(description="given or drawn: the same request with the same seed is the same song")
     warnings: list[str] = Field(description="what was sung otherwise than it was likely meant")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    progress: Progress | None = Field(description="null before it is begun")
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    progress: ProgressView | None = Field(description="null before it is begun")
     cancel_requested: bool = Field(description="whether somebody wants it cancelled")
     deleted: bool = _maybe("of a deletion: true where the job is gone, false where it was not finished")
     request: AskedSong | None = Field(description="what was asked for; null where that cannot be read any more")
@@ -168,13 +182,13 @@ class UnsungJob(_Job):
     """A song that did not come to be."""
 
     status: Literal["failed", "cancelled", "interrupted"]
-    error: Problem
+    error: ProblemView
 
 
 class SungPrediction(SucceededJob):
     """A finished song."""
 
-    audio: str = Field(description="the first track's file, base64", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = Field(description="the first track's file, base64")
     tracks: dict[str, PredictedTrack] = Field(  # type: ignore[assignment]  # each has more than a Track
         description="by name, the first that was asked for first",
         json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
@@ -200,19 +214,19 @@ class SongPiece(_Answer):
     offset: Natural = Field(description="where this part begins")
     length: Natural = Field(description="bytes of this part")
     next_offset: Natural | None = Field(description="where the next part begins; null after the last")
-    audio: str = Field(description="this part, base64", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = Field(description="this part, base64")
 
 
-class Refused(_Answer):
+class RefusedView(_Answer):
     """An instance that could not be answered, beside others that could."""
 
-    error: Problem
+    error: ProblemView
 
 
 AnyJob = UnfinishedJob | SucceededJob | UnsungJob
 
 
-class JobList(_Answer):
+class JobListView(_Answer):
     """A page of the jobs: those that are not finished, then the others, each the newest first."""
 
     jobs: list[AnyJob]
@@ -236,7 +250,7 @@ class DownloadProgress(ByteCounts):
     repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
 
 
-class LastError(_Answer):
+class LastErrorView(_Answer):
     """What went wrong last with the models."""
 
     error: str = Field(description="its class")
@@ -261,12 +275,12 @@ class EngineInfo(_Answer):
     pid: int = _maybe("of the engine's process")
 
 
-class _Models(_Answer):
+class _ModelsView(_Answer):
     model: str = Field(description=ALLOWED_NAMES)
     revision: str | None = Field(description="the commit, where it is known")
 
 
-class ModelsBegun(_Models):
+class ModelsBegun(_ModelsView):
     """Models on their way."""
 
     status: Literal["downloading", "loading"]
@@ -277,7 +291,7 @@ class ModelsBegun(_Models):
 
 
 class _Troubles(_Answer):
-    last_error: LastError | None
+    last_error: LastErrorView | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
     gpu: bool = Field(description="whether the machine has a GPU that the settings allow")
@@ -287,7 +301,7 @@ class ModelsComing(ModelsBegun, _Troubles):
     """No model is here; one is on its way."""
 
 
-class ModelsReady(_Models, _Troubles):
+class ModelsReady(_ModelsView, _Troubles):
     """A model that sings."""
 
     status: Literal["ready"]
@@ -296,7 +310,7 @@ class ModelsReady(_Models, _Troubles):
     next: ModelsBegun = _maybe("the model that will take its place")
 
 
-class ModelsAbsent(_Models, _Troubles):
+class ModelsAbsent(_ModelsView, _Troubles):
     """No model is here, and none is on its way."""
 
     status: Literal["not_loaded", "error"]
@@ -341,7 +355,7 @@ class Readiness(_Answer):
 
 
 Prediction = (
-    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
+    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | RefusedView
 )
 
 

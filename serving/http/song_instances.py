@@ -21,7 +21,7 @@ from inference.text import lyrics, lyrics_warnings
 from serving.http import request_models
 from serving.http.problems import invalid
 from serving.http.request_models import Instance, ReferenceFields
-from serving.jobs.dispatcher import another_model
+from serving.jobs.errors import another_model
 from serving.jobs.song_fields import DRAW_SEED
 
 DRAWN_SEEDS = 2**32  # short enough to be typed again

@@ -208,6 +208,11 @@ def described(error: BaseException) -> JobError:
     return Unforeseen(error)
 
 
+def another_model(wanted: str | None, loaded: str) -> InvalidField:
+    """One song never makes the server load another model."""
+    return InvalidField("model", wanted, f"{loaded}; another model is loaded by download-models first")
+
+
 def shown(value: object) -> object:
     """A client's value as it is repeated to the client: valid JSON, and short."""
     if value is None or isinstance(value, bool):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,6 +44,8 @@ class Retention:
 class Owner(Protocol):
     """Who has the jobs in memory: a JobQueue."""
 
+    draining: bool  # no song is begun any more
+
     def knows(self, job_id: str) -> bool:
         """Whether the job is here, or on its way in."""
 
@@ -65,8 +67,8 @@ class Owner(Protocol):
     def note_refusal(self, error: StorageError | None) -> None:
         """That the storage refuses this server until somebody acts, or does so no more."""
 
-    def hear(self, cancel_requests: Collection[str]) -> None:
-        """Cancel those of them that are here."""
+    def cancel(self, job: Job) -> bool:
+        """Cancel a job that is here; True where that is its end."""
 
     def expire(self) -> None:
         """End what waits and was to be begun by now."""
@@ -87,6 +89,7 @@ class Maintenance:
         self._left: set[str] = set()  # jobs that are left as they are, and were reported
         self._refusals: dict[str, StorageError] = {}  # what the storage refuses by now, and why
         self._noted: dict[str, object] = {}  # job id -> what was written of its progress
+        self._leaving: set[str] = set()  # jobs of which it is written that this server was told to stop
         self._began, self._began_at = now(), clock()
         self._swept_at: float | None = None
         self._ends, self._wake = threading.Event(), threading.Event()
@@ -108,7 +111,7 @@ class Maintenance:
         self.wake()
         for thread in self._threads:
             thread.join()
-        _tried(self._owner.save, "some jobs could not be given to other servers, who find them later")
+        _tried(self._save, "some jobs could not be given to other servers, who find them later")
         _tried(lambda: self._store.remove_replica(self._store.replica), "this server could not take its leave")
 
     def run_round(self) -> None:
@@ -116,7 +119,7 @@ class Maintenance:
 
         Raises the first error after the last step; the next round begins anew.
         """
-        run_all([self._owner.expire, self._owner.save, self._note_progress, self._inspect_live])
+        run_all([self._owner.expire, self._save, self._note_progress, self._inspect_live])
 
     def beat(self) -> None:
         """Give a sign of life. Raises StorageError."""
@@ -140,7 +143,7 @@ class Maintenance:
         with self._noting_refusals("a listing"):
             state = self._store.live_state()
         self._watch.note(state.replicas)
-        steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
+        steps = (self._cancel_requested, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
         run_all(partial(step, state) for step in steps)
 
     def _beat(self) -> None:
@@ -154,6 +157,16 @@ class Maintenance:
             _tried(self.run_round, "the jobs could not be looked after")
             self._wake.wait(BEAT_SECONDS)
 
+    def _save(self) -> None:
+        """Write what could not be written, and of a server that stops which songs it leaves."""
+        left = [job for job in self._owner.living() if self._owner.draining and job.engine]
+        new = [job for job in left if job.id not in self._leaving]
+        run_all([self._owner.save, *(partial(self._note_leaving, job) for job in new)])
+
+    def _note_leaving(self, job: Job) -> None:
+        self._store.leaving(job)
+        self._leaving.add(job.id)
+
     def _note_progress(self) -> None:
         jobs = [job for job in self._owner.living() if job.engine and job.progress]
         self._noted = {job.id: self._noted.get(job.id) for job in jobs}
@@ -164,8 +177,10 @@ class Maintenance:
         self._store.note(job)
         self._noted[job.id] = progress
 
-    def _hear(self, state: LiveState) -> None:
-        self._owner.hear(state.cancel_requests)
+    def _cancel_requested(self, state: LiveState) -> None:
+        for job in self._owner.living():
+            if job.id in state.cancel_requests and not job.cancel_requested:
+                self._owner.cancel(job)
 
     def _let_go_of_taken(self, state: LiveState) -> None:
         """A server that stood still for minutes finds its songs with others."""

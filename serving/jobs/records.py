@@ -139,8 +139,7 @@ def read_ordered(job_id: str, record: Json) -> Job:
     if stored.id != job_id:
         raise ValueError("another job's record")
     kept = {name: getattr(stored, name) for name in (*JOB_FIELDS, "warnings", "created_at")}
-    told = stored.told_reference
-    job = Job(NOTHING, told_reference=told.model_dump(exclude_unset=True) if told else None, **kept)
+    job = Job(NOTHING, told_reference=stored.told_reference.told() if stored.told_reference else None, **kept)
     _read_deadline(job, stored.seconds_left)
     try:
         job.request = _song_request(stored.request)

@@ -29,13 +29,13 @@ from inference.errors import InvalidField
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
 from serving.jobs.errors import JobError
 from serving.jobs.layout import ID
-from serving.jobs.song_fields import LARGEST_SEED, REQUEST_ID
+from serving.jobs.song_fields import LARGEST_SEED, REQUEST_ID_PATTERN
 from storage import StorageError
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")
 RESERVED_NAMES = ("type", "title", "status", "detail")  # which no field of an error may have
-LONGEST_PAUSE_SECONDS = 86_400
+LONGEST_RETRY_SECONDS = 86_400
 
 
 class Malformed(StorageError):
@@ -84,7 +84,7 @@ def _or(default: object) -> WrapValidator:
 
 Natural = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(ge=0)]
-Pause = Annotated[float, Field(ge=0, le=LONGEST_PAUSE_SECONDS)]
+Pause = Annotated[float, Field(ge=0, le=LONGEST_RETRY_SECONDS)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 TrackName = Annotated[str, Field(pattern=f"^({'|'.join(TRACK_NAMES)})$")]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
@@ -139,13 +139,19 @@ class ToldReference(_Record):
     start_seconds: Number = 0.0
     end_seconds: Number | None = None
 
+    def told(self) -> Json:
+        """The span, and the files that there are."""
+        files = self.model_dump(include={"audio", "vocal", "instrumental"}, exclude_unset=True)
+        span = {"start_seconds": self.start_seconds, "end_seconds": self.end_seconds}
+        return {**span, **{name: file for name, file in files.items() if file is not None}}
+
 
 class StoredJob(_Record):
     """What was asked for. `request` is checked by itself, so that a job whose song cannot be made is a job still."""
 
     id: JobId
     model: str
-    request_id: Annotated[str, Field(pattern=f"^{REQUEST_ID}$")] | None = None
+    request_id: Annotated[str, Field(pattern=f"^{REQUEST_ID_PATTERN}$")] | None = None
     fingerprint: str
     wanted_model: str | None = None
     origin: dict[str, str | bool | int | float | None] = {}

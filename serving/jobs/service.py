@@ -49,7 +49,7 @@ class Jobs:
     ) -> None:
         self._models, self._store = models, store
         self._queue = JobQueue(store, max_queue)
-        self._dispatcher = Dispatcher(models, self._queue, store)
+        self.dispatcher = Dispatcher(models, self._queue, store)
         self._list = JobList(store, self._queue)
         self.maintenance = Maintenance(store, self._queue, retention or Retention(), clock)
         self._asking = threading.Condition()
@@ -117,6 +117,20 @@ class Jobs:
         queue = self._queue
         return queue.draining and not job.finished and not (queue.has(job) and job.state == RUNNING)
 
+    def wait(self, job: Job, seconds: float) -> bool:
+        """Wait until the job is finished, so long at most; return true if it is. The job is told what others do to it.
+
+        Nobody waits for a job that this server, which is stopping, gives to others.
+        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
+        """
+        end = time.monotonic() + seconds
+        self._check(job)
+        if not job.finished and not self._queue.has(job):
+            self._refresh(job)
+        while not (job.finished or self.is_left(job)) and time.monotonic() < end:
+            self.wait_for_change(job, end - time.monotonic())
+        return job.finished
+
     def wait_for_change(self, job: Job, seconds: float) -> None:
         """Wait until there is something new of the job, so long at most, or until it is left.
 
@@ -126,32 +140,14 @@ class Jobs:
         if queue.has(job):
 
             def is_over() -> bool:
-                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
+                stuck = queue.refusal_of(job) is not None
+                return _shown(job) != before or self.is_left(job) or stuck or not queue.has(job)
 
-            self.wait_until(is_over, self._until_late(job, seconds))
+            queue.wait_until(is_over, self._until_late(job, seconds))
             self._check(job)
             queue.expire()
-        else:
-            self.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds))
-            self._look_again(job)
-
-    def wait(self, job: Job, seconds: float) -> bool:
-        """Wait until the job is finished, so long at most; whether it is. The job is told what others do to it.
-
-        Nobody waits for a job that this server, which is stopping, gives to others.
-        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
-        """
-        end = time.monotonic() + seconds
-        while not self._waited(job, end - time.monotonic()):
-            self._look_again(job)
-            if job.finished or time.monotonic() >= end:
-                break
-            self.wait_until(lambda: self._queue.draining, min(LOOK_SECONDS, end - time.monotonic()))
-        return job.finished
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until a change makes `condition` true, so long at most; whether it is."""
-        return self._queue.wait_until(condition, seconds)
+        elif not queue.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds)):
+            self._refresh(job)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once while it is queued here, soon while it is sung. A finished one stays as it is."""
@@ -184,10 +180,10 @@ class Jobs:
         What is not finished is given to other servers.
         """
         self.drain()
-        self.wait_until(lambda: not self.busy, seconds)
+        self._queue.wait_until(lambda: not self.busy, seconds)
         self._queue.close()
-        self._models.close()  # which is what wakes a singer that waits for an engine
-        self._dispatcher.join()
+        self._models.close()  # which also ends the wait of a thread for its engine
+        self.dispatcher.join()
         self.maintenance.stop()
 
     @contextmanager
@@ -229,36 +225,20 @@ class Jobs:
                 raise  # its server, or the next one, brings it to an end
             return None
 
-    def _waited(self, job: Job, seconds: float) -> bool:
-        """Wait as long as the job is this server's; whether there is nothing more to wait for."""
-        queue = self._queue
-
-        def is_over() -> bool:
-            return job.finished or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
-
-        end = time.monotonic() + seconds
-        while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
-            queue.expire()
-        self._check(job)
-        return job.finished or self.is_left(job) or queue.has(job)
-
-    def _look_again(self, job: Job) -> None:
+    def _refresh(self, job: Job) -> None:
         """Tell a job of another server how it is now. Raises StorageError where the next look would tell no more."""
         try:
-            self._queue.look_again(job)
+            self._queue.refresh(job)
         except StorageError as error:
             if error.kind in LASTING:
                 raise
-            log.warning("job %s: cannot be looked at: %s", job.id, error)
-
-    def _is_stuck(self, job: Job) -> bool:
-        return self._queue.hindrance(job) is not None
+            log.warning("job %s: cannot be read: %s", job.id, error)
 
     def _check(self, job: Job) -> None:
         """Raises StorageError where the job gets no further."""
-        hindrance = self._queue.hindrance(job)
-        if hindrance:
-            raise hindrance
+        refusal = self._queue.refusal_of(job)
+        if refusal:
+            raise refusal
 
     def _until_late(self, job: Job, seconds: float) -> float:
         """So many seconds, or those until the job's deadline passes while it waits."""

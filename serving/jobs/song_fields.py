@@ -21,7 +21,7 @@ LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keep
 DRAW_SEED = -1  # the same as no seed, as other servers of this field have it
 LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
 LONGEST_REQUEST_ID = 128
-REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
+REQUEST_ID_PATTERN = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

@@ -179,7 +179,7 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
 ) -> None:
     first = held_jobs.submit(song())
     for engines in (1, 2):
-        assert held_jobs.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
+        assert held_jobs.queue.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
         held_models.engine.wait_until_begun(1)
         held_models.may_sing = engines == 2  # of the next engine
         held_models.engine.die()
@@ -193,7 +193,7 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
 def test_songs_are_sung_together_as_far_as_the_engine_takes_them(held_jobs: Jobs, held_models: FakeModels) -> None:
     held_models.engine.max_songs = 2
     songs = [held_jobs.submit(song(seed)) for seed in range(3)]
-    assert held_jobs.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
+    assert held_jobs.queue.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
     held_models.engine.sing_on()
     assert [finished(held_jobs, job).state for job in songs] == ["succeeded"] * 3
 
@@ -375,7 +375,7 @@ def test_a_song_whose_reference_audio_was_deleted_fails(held_models: FakeModels)
     jobs.submit(song(1))
     job = jobs.submit(Job(SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio")), "tiny"))
     store.storage.delete(f"jobs/{job.id}/reference-mix")
-    jobs.wait_until(lambda: bool(held_models.engines), SECONDS)
+    jobs.queue.wait_until(lambda: bool(held_models.engines), SECONDS)
     held_models.engine.sing_on()
     assert "reference audio is lost" in str(finished(jobs, job).error)
     jobs.close()
