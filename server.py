@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
 from functools import partial
 from typing import NoReturn
 
@@ -31,7 +30,8 @@ from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_wait_slot, pr
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.song_instances import SongInstance, read_song_instance
-from serving.http.wait_slots import PEEK_SECONDS, WaitSlots, is_gone
+from serving.http.wait_slots import WaitSlots, is_gone
+from serving.http.waiting import Waiting
 from serving.jobs.job import Job
 from serving.jobs.maintenance import Retention
 from serving.jobs.service import Jobs
@@ -129,6 +129,7 @@ class Services:
         self.settings, self.manager, self.jobs = settings, manager, jobs
         self._give_up = give_up
         self.wait_slots = WaitSlots(settings.max_waiters)
+        self._waiting = Waiting(jobs, self.wait_slots)
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
@@ -182,7 +183,7 @@ class Services:
     def predict(self) -> Response:
         """Sing each instance."""
         outcomes, as_audio, began = self._begun()
-        self._wait(outcomes, began)
+        self._waiting.for_songs(outcomes, began)
         if as_audio and isinstance(outcomes[0], Pending):
             return self.answers.audio(outcomes[0].job)
         return self.answers.predictions(outcomes)
@@ -315,38 +316,6 @@ class Services:
         job, deleted = self.jobs.delete(job_id)
         return self.answers.job_view(job, deleted)
 
-    def _wait(self, outcomes: list[Outcome], began: float) -> None:
-        """Give each song its time, counted from the start of the request, as long as the client is there."""
-        pending = [outcome for outcome in outcomes if isinstance(outcome, Pending)]
-        with self.wait_slots.slot() as may_wait:
-            for index, each in enumerate(outcomes if may_wait else ()):
-                if not isinstance(each, Pending):
-                    continue
-                try:
-                    there = self._await(partial(self.jobs.wait, each.job), began + each.wait_seconds, each.job)
-                except StorageError as error:
-                    outcomes[index] = problem_of(error).having(job_id=each.job.id)
-                    continue
-                if not there:
-                    log.info("the client is gone")
-                    self._drop(pending)
-                    return
-
-    def _await(self, wait_for: Callable[[float], object], end: float, job: Job | None = None) -> bool:
-        """Wait until that is so, at `end` at the latest; False as soon as the client is gone."""
-        while not wait_for(max(0.0, min(PEEK_SECONDS, end - time.monotonic()))):
-            if is_gone(request.environ):
-                return False
-            if time.monotonic() >= end or (job and self.jobs.is_left(job)):
-                break
-        return True
-
-    def _drop(self, pending: list[Pending]) -> None:
-        """Cancel the songs that nobody can ask for any more."""
-        for each in pending:
-            if not each.goes_on:
-                self.jobs.cancel(each.job.id)
-
     def _download(self, wanted: Download, began: float) -> tuple[dict[str, object], bool]:
         """The answer to a download that was asked for at `began`, and whether the model is ready."""
         as_a_song = self._is_set_up(wanted)  # which would load it too
@@ -355,9 +324,7 @@ class Services:
         at_once = self.settings.may_administer
         outcome = self.manager.load(wanted.model, wanted.revision, wanted.force, at_once)
         if wanted.wait and not outcome.done():
-            with self.wait_slots.slot() as may_wait:
-                end = began + (self.settings.wait_seconds if may_wait else 0)
-                self._await(lambda seconds: wait([outcome], seconds).done, end)
+            self._waiting.for_models(outcome, began, self.settings.wait_seconds)
         if not outcome.done():
             message = "Models are being downloaded and loaded; /models/status tells how far they are"
             return {"status": "accepted", "message": message, "models": self.manager.status()}, False

@@ -1,12 +1,20 @@
-"""How a model is loaded and how many songs it sings together: what the server's settings say to the engine.
+"""How songs are generated unless a request says otherwise, and how a model is loaded.
 
-It knows nothing of tensors or of the environment; `serving/settings.py` reads and checks the values.
+Plain values, independent of tensors and of the environment; `serving/settings.py` reads and checks `EngineOptions`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+# YuE's own, the only place where they stand.
+DEFAULT_MAX_NEW_TOKENS = 3_000  # of a section
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_TOP_P = 0.93
+DEFAULT_TOP_K = 50
+DEFAULT_REPETITION_PENALTY = 1.1
+DEFAULT_GUIDANCE_SCALE = (1.5, 1.2)  # of the first section, of the later ones
 
 Quantization = Literal["none", "int8"]
 

@@ -1,12 +1,21 @@
 """What is asked for and what comes back: the plain data that travels between the processes.
 
-It knows nothing of tensors or HTTP; the ranges that a request may take are in `serving/http/request_models.py`.
+Independent of tensors and HTTP; the ranges that a request may take are in `serving/jobs/song_fields.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from inference.options import (
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_REPETITION_PENALTY,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_K,
+    DEFAULT_TOP_P,
+)
 
 MIX = "mix"
 TRACK_NAMES = (MIX, "vocal", "instrumental")
@@ -43,12 +52,12 @@ class SongRequest:
     lyrics: str
     seed: int
     segments: int | None = None
-    max_new_tokens: int = 3_000
-    temperature: float = 1.0
-    top_p: float = 0.93
-    top_k: int = 50
-    repetition_penalty: float = 1.1
-    guidance_scale: tuple[float, float] = (1.5, 1.2)
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = DEFAULT_TOP_P
+    top_k: int = DEFAULT_TOP_K
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
+    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE
     format: str = "mp3"
     tracks: tuple[str, ...] = (MIX,)
     reference: Reference | None = None

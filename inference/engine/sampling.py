@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.options import DEFAULT_REPETITION_PENALTY, DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, code_ids
 
 N_CANDIDATES = 1 + CODEBOOK_SIZE
@@ -28,10 +29,10 @@ _NOISE_BLOCK = 64  # draws made at once; a block costs little more than one
 class Sampling:
     """How a token is drawn. `temperature` 0 takes the likeliest, `top_k` 0 and `top_p` 1 turn those off."""
 
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 0.93
-    repetition_penalty: float = 1.1
+    temperature: float = DEFAULT_TEMPERATURE
+    top_k: int = DEFAULT_TOP_K
+    top_p: float = DEFAULT_TOP_P
+    repetition_penalty: float = DEFAULT_REPETITION_PENALTY
 
     @property
     def n_ranks(self) -> int:

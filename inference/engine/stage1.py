@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.engine.sampling import Noise, Sampling
 from inference.errors import InvalidField
+from inference.options import DEFAULT_GUIDANCE_SCALE, DEFAULT_MAX_NEW_TOKENS
 from inference.song import MAX_NEW_TOKENS
 from inference.text.prompt import Prompt
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, TRACKS
@@ -26,8 +27,8 @@ class Stage1Settings:
     """How a song is composed. Budgets count new tokens of a section; `context` None is the model's own."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    guidance_scale: tuple[float, float] = (1.5, 1.2)  # of the first section, of the later ones
-    max_new_tokens: int = 3_000
+    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE  # of the first section, of the later ones
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     min_new_tokens: int = MIN_NEW_TOKENS
     context: int | None = None
 

@@ -23,6 +23,7 @@ from flask import Response, jsonify, request
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, SongRequest
 from inference.text import lyrics, prompt
+from inference.text.lyrics_warnings import TOKENS_PER_SECOND
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
@@ -35,7 +36,6 @@ from storage import StorageError
 
 SIGNED_SECONDS = 3_600
 PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
-TOKENS_PER_SECOND = 100  # of a section's budget
 AUDIO_BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
 SURELY = 0.5  # of the expected length: sections may end early, but hardly all of them by half
 
