@@ -1,7 +1,7 @@
-"""The JSON form of a job: what was asked for, how far it is, how it ended.
+"""The JSON form of a job: its request, its progress, its end.
 
-It holds no audio; `serving/jobs/schema.py` has what it must look like. A server of another version may have written it:
-what it has beyond ours is passed over, and what it lacks has the default, where there is one.
+It holds no audio; `serving/jobs/schema.py` is its schema. A server of another version may have written it: unknown
+fields are ignored, and missing ones have their default.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from storage import StorageError
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
 ERROR_FIELDS = ("kind", "detail", "fields", "retry_seconds")
 STORED_SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
-TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # as the request calls them
-NOTHING = SongRequest("", "", 0)  # stands for what cannot be read any more
+TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # by their names in a request
+NOTHING = SongRequest("", "", 0)  # in place of a request that cannot be read
 
 
 @dataclass(frozen=True)
 class End:
-    """How a job ends, before it has."""
+    """The end of a job, before it is written."""
 
     state: str
     song: Song | None = None
@@ -56,30 +56,30 @@ class End:
     finished_at: datetime = field(default_factory=now)
 
     def apply_to(self, job: Job) -> None:
-        """Make it so."""
+        """Give the job this end."""
         job.song, job.error, job.finished_at, job.engine = self.song, self.error, self.finished_at, None
         job.request = without_audio(job.request)
         job.state = self.state
 
 
 def succeeded(song: Song) -> End:
-    """It was sung."""
+    """The song was generated."""
     return End(SUCCEEDED, song=song)
 
 
 def failed(error: Exception) -> End:
-    """It failed. What nobody foresaw is logged here, so that it has one id in every answer."""
+    """The job failed. An unforeseen error is logged here, so that every answer has the same id for it."""
     foreseen = isinstance(error, YueError | StorageError | JobError)
     return End(FAILED, error=error if foreseen else Unforeseen(error))
 
 
 def cancelled(error: Exception) -> End:
-    """Somebody did not want it any more."""
+    """The job was cancelled."""
     return End(CANCELLED, error=error)
 
 
 def interrupted() -> End:
-    """The servers that generated it ended, again and again."""
+    """The servers that ran the job ended, again and again."""
     return End(INTERRUPTED, error=Interrupted())
 
 
@@ -89,12 +89,12 @@ def broken_end() -> StoredEnd:
 
 
 def without_audio(request: SongRequest) -> SongRequest:
-    """The request without the megabytes that nobody needs once it is sung."""
+    """The request without its megabytes of audio, which are not needed after the end."""
     return replace(request, reference=None)
 
 
 def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
-    """The request whose reference has these files; none while it waits, as the store has them."""
+    """The request with these files as its reference; without any while the job waits, as the store has them."""
     if not request.reference:
         return request
     mix, vocal, instrumental = map(parts.get, REFERENCE_PARTS)
@@ -109,7 +109,7 @@ def reference_parts(request: SongRequest) -> dict[str, bytes]:
 
 
 def told_reference(job: Job) -> Json | None:
-    """What is told of the reference audio: of each file its name, where it has one, and its size as it is kept."""
+    """The reference audio as answers show it: for each file its name, if it has one, and its stored size."""
     given, told = job.request.reference, dict(job.told_reference or {})
     if given is None:
         return told or None
@@ -119,7 +119,7 @@ def told_reference(job: Job) -> Json | None:
 
 
 def ordered(job: Job) -> Json:
-    """What was asked for: nothing of it changes. Of a deadline it has the seconds that are left, no moment."""
+    """The record of the request, which never changes. A deadline is stored as the seconds that are left."""
     request = _shallow(without_audio(job.request))
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
@@ -129,11 +129,11 @@ def ordered(job: Job) -> Json:
     return {**kept, **written, "told_reference": told_reference(job), "request": request}
 
 
-@well_formed("what was asked for")
+@well_formed("its request")
 def read_ordered(job_id: str, record: Json) -> Job:
-    """The job as it was when it came, without its reference audio.
+    """The job as it was when it arrived, without its reference audio. Raises Malformed.
 
-    A song that no client could ask for is none: the job has the reason as its `error`. Raises Malformed.
+    If no client could have sent its song, the job has the reason as its `error`.
     """
     stored = StoredJob.model_validate(record)
     if stored.id != job_id:
@@ -153,18 +153,18 @@ def read_ordered(job_id: str, record: Json) -> Job:
 
 @well_formed("its reference audio")
 def read_reference(record: Json) -> StoredReference | None:
-    """Which reference audio was given. Raises Malformed."""
+    """The reference audio of the request. Raises Malformed."""
     reference = record["request"].get("reference")
     return StoredReference.model_validate(reference) if reference else None
 
 
 def unreadable_job(job_id: str, reason: Exception) -> Job:
-    """A job of which nobody can read what was asked for."""
+    """A job whose request cannot be read."""
     return Job(NOTHING, "", id=job_id, error=Unreadable(str(reason)))
 
 
 def progressed(job: Job) -> Json:
-    """How far it is."""
+    """The record of a job's progress."""
     return {
         "state": job.state,
         "model": job.model,
@@ -175,9 +175,9 @@ def progressed(job: Job) -> Json:
     }
 
 
-@well_formed("how far it is")
+@well_formed("its progress")
 def read_progressed(job: Job, record: Json) -> None:
-    """Tell the job how far it is. Raises Malformed."""
+    """Update the job from the record of its progress. Raises Malformed."""
     stored = StoredProgress.model_validate(record)
     job.model, job.attempts, job.started_at = stored.model, stored.attempts, stored.started_at
     job.progress = _steps(stored.progress)
@@ -187,12 +187,12 @@ def read_progressed(job: Job, record: Json) -> None:
 
 @well_formed("its deadline")
 def read_deadline(job: Job, record: Json) -> None:
-    """Tell the job how many seconds are left until its deadline. Raises Malformed."""
+    """Update the job's deadline from the record of its progress. Raises Malformed."""
     _read_deadline(job, StoredProgress.model_validate(record).seconds_left)
 
 
 def ended(job: Job, end: End) -> Json:
-    """How it ended; all that a view of it needs, but for the audio."""
+    """The record of a job's end: all that its view needs except the audio."""
     return {
         **progressed(job),
         "state": end.state,
@@ -203,14 +203,14 @@ def ended(job: Job, end: End) -> Json:
     }
 
 
-@well_formed("how it ended")
+@well_formed("its end")
 def read_end(record: Json) -> StoredEnd:
-    """How a job ended. Raises Malformed."""
+    """The end of a job. Raises Malformed."""
     return StoredEnd.model_validate(record)
 
 
 def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
-    """Tell the job its end."""
+    """Update the job from the record of its end."""
     job.attempts, job.started_at, job.finished_at = end.attempts, end.started_at, end.finished_at
     job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)
     job.cancel_requested = end.cancel_requested
@@ -224,17 +224,17 @@ def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
 
 
 def seconds_left(job: Job) -> float | None:
-    """Until the job's deadline. Other servers are told seconds, for moments of this clock mean nothing to them."""
+    """The seconds until the job's deadline. They are stored, since no other process shares this clock."""
     return None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
 
 
 def packed(record: Json) -> bytes:
-    """As it is written."""
+    """The bytes of the record."""
     return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _song_request(given: object) -> SongRequest:
-    """The song that is asked for, held to the ranges of a request. Raises InvalidFields."""
+    """The requested song, checked against the ranges of a request. Raises InvalidFields."""
     if not isinstance(given, Mapping):
         raise InvalidFields([InvalidField("request", given, "a JSON object")])
     known = {name: value for name, value in given.items() if name in STORED_SONG_FIELDS and value is not None}
