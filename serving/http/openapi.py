@@ -63,7 +63,7 @@ View = Callable[..., Any]
 
 
 def install(app: Flask, max_instances: int) -> tuple[View, View]:
-    """Serve the contract of all the routes that the app has when it is asked first, by the views that are returned."""
+    """Serve the contract of all routes that the app has at the first request, by the views that are returned."""
 
     @cache
     def built() -> Json:
@@ -87,7 +87,7 @@ def install(app: Flask, max_instances: int) -> tuple[View, View]:
 
 
 def document(app: Flask, max_instances: int) -> Json:
-    """The document of the app's routes. A route whose view is not in OPERATIONS is a mistake of ours."""
+    """The document of the app's routes, whose views must all be in OPERATIONS."""
     schemas = _Schemas(max_instances)
     paths: defaultdict[str, Json] = defaultdict(dict)
     ids: Counter[str] = Counter()
@@ -152,7 +152,7 @@ class _Schemas:
         instances = [{"$ref": REF + name} for name in ("Instance", "JobOperation", "ModelsOperation")]
         self.found["PredictRequest"] = {
             "type": "object",
-            "description": "Songs to sing, or operations.",
+            "description": "Songs to generate, or operations.",
             "required": ["instances"],
             "additionalProperties": False,
             "properties": {

@@ -23,7 +23,7 @@ RETRY_AFTER_SECONDS = math.ceil(RETRY_SECONDS)
 
 
 class Problem(Exception):
-    """An error as the client sees it.
+    """An error as clients see it.
 
     `kind` ends the problem's type and is one of KINDS, with its `status`; `detail` is one sentence for the person who
     has to act, `members` are the machine-readable rest: field, value, allowed, line, errors, job_id, instance, …
@@ -63,7 +63,7 @@ class Problem(Exception):
 
 
 def not_found(detail: str, **members: object) -> Problem:
-    """Nothing of that name is here."""
+    """Nothing of that name exists."""
     return Problem(404, "not-found", detail, members)
 
 
@@ -73,12 +73,14 @@ def conflict(detail: str, **members: object) -> Problem:
 
 
 def no_wait_slot() -> Problem:
-    """As many requests wait as may."""
-    return unavailable("too-many-waiters", "as many streams and requests wait as may; ask for the job's state instead")
+    """All wait slots are taken."""
+    return unavailable(
+        "too-many-waiters", "all wait slots for streams and requests are taken; ask for the job's state instead"
+    )
 
 
 def unavailable(kind: str, detail: str) -> Problem:
-    """Something is not there now; asking again may help."""
+    """Something is unavailable at present; trying again may help."""
     return Problem(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
@@ -88,7 +90,7 @@ def invalid(errors: Sequence[InvalidField]) -> Problem:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Any error as a problem. One that nobody foresaw is logged whole, and shown by an id only."""
+    """Any error as a problem. An unforeseen one is logged with its traceback, and shown by an id only."""
     match error:
         case Problem():
             return error
@@ -97,16 +99,16 @@ def problem_of(error: BaseException) -> Problem:
         case http_errors.InvalidResponseHeader() | http_errors.InvalidResponseHeaderName():  # of ours
             return _of_job_error(Unforeseen(error))
         case http_errors.LimitRequestLine():
-            return Problem(414, "request-uri-too-long", "the request's line is too long to be read")
+            return Problem(414, "request-uri-too-long", "the request line is too long")
         case http_errors.LimitRequestHeaders():
-            return Problem(431, "request-header-fields-too-large", f"the request's headers are too much: {error}")
+            return Problem(431, "request-header-fields-too-large", f"the request headers are too large: {error}")
         case http_errors.ParseException():  # of the head, or of a body in chunks, which is parsed only when it is read
-            return Problem(400, "bad-request", f"the request is no HTTP: {shown(str(error))}")
+            return Problem(400, "bad-request", f"the request is not valid HTTP: {shown(str(error))}")
     return _of_job_error(described(error))
 
 
 def _of_job_error(error: JobError) -> Problem:
-    """A job's error as KINDS has it; one that another version stored may be of a kind that is not there."""
+    """The problem for a job's error. One that another version stored may have an unknown kind."""
     known = KINDS.get(error.kind)
     kind = known if known and known.status else KINDS["song-failed"]
     assert kind.status
@@ -115,7 +117,7 @@ def _of_job_error(error: JobError) -> Problem:
 
 
 def _of_http(error: HTTPException) -> Problem:
-    """What Flask itself refuses: unknown routes, methods, media types, bodies that are too large."""
+    """The errors of Flask itself: unknown routes, methods, media types, bodies that are too large."""
     kind = error.name.lower().replace(" ", "-")
     status = error.code or 500
     if not _is_known(status, kind):
@@ -130,9 +132,9 @@ def _of_http(error: HTTPException) -> Problem:
 def _said(error: HTTPException) -> str:
     match error:
         case NotFound():
-            return "there is no such path; /openapi.json lists all, and /docs shows them"
+            return "there is no such path; /openapi.json and /docs list all paths"
         case MethodNotAllowed(valid_methods=methods) if methods:
-            return f"the path does not take this method; allowed: {', '.join(sorted(methods))}"
+            return f"the path does not allow this method; allowed: {', '.join(sorted(methods))}"
     return error.description or error.name
 
 

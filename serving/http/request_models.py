@@ -208,12 +208,12 @@ def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, objec
 
 
 def is_job_operation(instance: object) -> bool:
-    """Whether an instance speaks of a job that exists already."""
+    """True if an instance is an operation on a job."""
     return isinstance(instance, Mapping) and ("job_id" in instance or instance.get("operation") in JOB_OPERATIONS)
 
 
 def is_models_operation(instance: object) -> bool:
-    """Whether an instance speaks of the models."""
+    """True if an instance is an operation on the models."""
     return isinstance(instance, Mapping) and "operation" in instance and not is_job_operation(instance)
 
 

@@ -51,28 +51,30 @@ class ProblemView(_Answer):
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(
-        description="which kind of problem; never changes its meaning",
+        description="the kind of problem; its meaning never changes",
         json_schema_extra={"enum": [kind.type for kind in KINDS.values()]},
     )
     title: str = Field(description="the type, for people")
-    status: int = Field(ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had")
+    status: int = Field(
+        ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had alone"
+    )
     detail: str = Field(description="one sentence for the person who has to act")
     instance: str = _maybe("the path, and in /predict the place of the instance in the request")
     field: str = _maybe("which field is wrong, a dotted path")
-    value: Any = _maybe("what it held, shortened")
-    allowed: Any = _maybe("what would be taken")
+    value: Any = _maybe("its value, shortened")
+    allowed: Any = _maybe("the allowed values")
     line: int = _maybe("of the lyrics", ge=1)
-    errors: list[dict[str, Any]] = _maybe("what is wrong, each by itself")
+    errors: list[dict[str, Any]] = _maybe("the single problems")
     job_id: str = _maybe("the job that it is about")
-    error_id: str = _maybe("what to look for in the server's log")
+    error_id: str = _maybe("the id of the error in the server's log")
 
 
 class ProgressView(_Answer):
-    """How far a song is."""
+    """The progress of a song."""
 
     stage: str = Field(description="the earliest stage that is not done", json_schema_extra={"enum": list(STAGES)})
-    section: Natural = Field(description="which section is sung; 0 outside stage 1")
-    sections: Natural = Field(description="how many will be sung")
+    section: Natural = Field(description="the section that is generated; 0 outside stage 1")
+    sections: Natural = Field(description="how many will be generated")
     tokens: Natural = Field(description="of stage 1 so far")
     rows: Natural = Field(description="of stage 2 so far, each up to 6 s of one track")
     frames: Natural = Field(description="of stage 2 so far, all rows together")
@@ -81,7 +83,7 @@ class ProgressView(_Answer):
 
 
 class Segment(_Answer):
-    """Where a section stands in the song."""
+    """The place of a section in the song."""
 
     tag: str = Field(description="as the lyrics name it, or YuE's name for one in another language")
     start_seconds: Number
@@ -93,7 +95,7 @@ class Track(_Answer):
 
     mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
     bytes: Natural = Field(description="the file's size")
-    url: str = Field(description="the path under which this server sends it")
+    url: str = Field(description="its path on this server")
 
 
 class PredictedTrack(Track):
@@ -120,10 +122,10 @@ class ToldReferenceView(_Answer):
 
 
 class AskedSong(_Answer):
-    """What was asked for, with what was drawn or taken by default."""
+    """The request, with drawn and default values."""
 
     genres: str
-    lyrics: str = Field(description="in the list of jobs only the first of long ones, which end in …")
+    lyrics: str = Field(description="in the list of jobs shortened, then ending in …")
     seed: Natural
     segments: int | None = Field(description="null: all")
     max_new_tokens: int
@@ -142,24 +144,26 @@ class AskedSong(_Answer):
 class _Job(_Answer):
     job_id: JobId = Field(description="the id of the job")
     request_id: str | None = Field(description="as the request gave it")
-    model: str = Field(description="what sings it")
+    model: str = Field(description="the model that generates it")
     seed: Natural = Field(description="given or drawn: the same request with the same seed is the same song")
-    warnings: list[str] = Field(description="what was sung otherwise than it was likely meant")
+    warnings: list[str] = Field(description="what was generated otherwise than was probably meant")
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
-    progress: ProgressView | None = Field(description="null before it is begun")
-    cancel_requested: bool = Field(description="whether somebody wants it cancelled")
-    deleted: bool = _maybe("of a deletion: true where the job is gone, false where it was not finished")
-    request: AskedSong | None = Field(description="what was asked for; null where that cannot be read any more")
+    progress: ProgressView | None = Field(description="null before it starts")
+    cancel_requested: bool = Field(description="true once its cancellation was requested")
+    deleted: bool = _maybe("of a deletion: true if the job is gone, false if it was not finished")
+    request: AskedSong | None = Field(description="the request; null if it cannot be read any more")
 
 
 class UnfinishedJob(_Job):
-    """A song that waits or is made."""
+    """A song that waits or is generated."""
 
     status: Literal["queued", "running"]
-    position: Place | None = _maybe("of a queued song: 1 for the next; null where its server is another")
-    expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
+    position: Place | None = _maybe("of a queued song: 1 for the next; null on other servers")
+    expected_seconds: Number | None = _maybe(
+        "of a queued song: until it is done, by the duration of the songs before it"
+    )
 
 
 class SucceededJob(_Job):
@@ -174,12 +178,12 @@ class SucceededJob(_Job):
         description="by name, the first that was asked for first",
         json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
     )
-    segments: list[Segment] = Field(description="the sections that were sung")
+    segments: list[Segment] = Field(description="the sections that were generated")
     timings: dict[str, Number] = Field(description="the seconds of each stage")
 
 
 class UnsungJob(_Job):
-    """A song that did not come to be."""
+    """A job that ended without a song."""
 
     status: Literal["failed", "cancelled", "interrupted"]
     error: ProblemView
@@ -199,8 +203,8 @@ class SungElsewhere(SucceededJob):
     """A finished song that is too large for an answer."""
 
     audio_omitted: str = Field(description="why, and how to get it")
-    audio_uri: str = _maybe("where the first track lies in the server's bucket")
-    url: str = _maybe("the same, signed, to be fetched by anybody for an hour")
+    audio_uri: str = _maybe("the first track's address in the server's bucket")
+    url: str = _maybe("the same, signed: anyone can fetch it for an hour")
 
 
 class SongPiece(_Answer):
@@ -218,7 +222,7 @@ class SongPiece(_Answer):
 
 
 class RefusedView(_Answer):
-    """An instance that could not be answered, beside others that could."""
+    """An instance that failed, beside others that did not."""
 
     error: ProblemView
 
@@ -234,43 +238,43 @@ class JobListView(_Answer):
 
 
 class ByteCounts(_Answer):
-    """How much of something is here."""
+    """How much of something is downloaded."""
 
     bytes_done: Natural = _maybe("so far")
     bytes_total: Natural = _maybe("in all")
 
 
 class DownloadProgress(ByteCounts):
-    """How far a download is."""
+    """The progress of a download."""
 
     bytes_per_second: Natural = _maybe("of late")
     seconds_left: Number | None = _maybe("at that rate")
     proving: str = _maybe("the file whose digest is being computed")
-    waiting: Any = _maybe("why nothing comes just now")
+    waiting: Any = _maybe("why nothing arrives at present")
     repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
 
 
 class LastErrorView(_Answer):
-    """What went wrong last with the models."""
+    """The last error of the models."""
 
     error: str = Field(description="its class")
-    reason: str | None = Field(description="a word for programs, where it was a download")
+    reason: str | None = Field(description="of a download, for programs")
     detail: str = Field(description="a sentence for people")
-    permanent: bool = Field(description="another try can only end the same way, until somebody acts")
+    permanent: bool = Field(description="trying again does not help until somebody acts")
     model: str
     at: datetime
 
 
 class EngineInfo(_Answer):
-    """What the models are loaded into."""
+    """The engine, and how the models are loaded."""
 
     device: str = _maybe("cpu, or the name of the GPU")
     dtype: str = _maybe("float32, bfloat16 or float16")
     quantization: str = _maybe("none or int8")
     memory_bytes: Natural | None = _maybe("of the GPU, taken by the weights")
     loading_seconds: Number = _maybe("that the weights took")
-    max_songs: int = _maybe("that are sung together")
-    max_rows: int = _maybe("of stage 2 that are filled in together")
+    max_songs: int = _maybe("that are generated together")
+    max_rows: int = _maybe("of stage 2 that are computed together")
     recordings: Any = _maybe("which steps are recorded, and why others are not")
     pid: int = _maybe("of the engine's process")
 
@@ -287,14 +291,14 @@ class ModelsBegun(_ModelsView):
     seconds: Number = Field(description="since the attempt began")
     download: DownloadProgress
     loading: str | None = Field(description="the part that the engine is loading")
-    replaces: bool = Field(description="whether another model makes room for it")
+    replaces: bool = Field(description="true if another model makes room for it")
 
 
 class _Troubles(_Answer):
     last_error: LastErrorView | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
-    gpu: bool = Field(description="whether the machine has a GPU that the settings allow")
+    gpu: bool = Field(description="true if the machine has a GPU that the settings allow")
 
 
 class ModelsComing(ModelsBegun, _Troubles):
@@ -302,12 +306,12 @@ class ModelsComing(ModelsBegun, _Troubles):
 
 
 class ModelsReady(_ModelsView, _Troubles):
-    """A model that sings."""
+    """A model that is ready."""
 
     status: Literal["ready"]
     seconds: Number = Field(description="from the first byte to ready")
     engine: EngineInfo
-    next: ModelsBegun = _maybe("the model that will take its place")
+    next: ModelsBegun = _maybe("the model that will replace it")
 
 
 class ModelsAbsent(_ModelsView, _Troubles):
@@ -320,7 +324,7 @@ ModelsStatus = ModelsReady | ModelsComing | ModelsAbsent
 
 
 class DownloadAnswer(_Answer):
-    """What became of a download."""
+    """The state of a requested download."""
 
     status: Literal["success", "accepted"] = Field(description="accepted: it goes on")
     message: str
@@ -328,7 +332,7 @@ class DownloadAnswer(_Answer):
 
 
 class CancelAnswer(_Answer):
-    """What was ended."""
+    """The result of a cancellation."""
 
     status: Literal["cancelled", "nothing_to_cancel"]
     message: str
@@ -336,7 +340,7 @@ class CancelAnswer(_Answer):
 
 
 class Health(_Answer):
-    """Whether requests may be sent here."""
+    """The health of the server."""
 
     status: Literal["healthy", "starting", "unhealthy", "draining"]
     models: ModelsStatus
@@ -349,7 +353,7 @@ class Alive(_Answer):
 
 
 class Readiness(_Answer):
-    """Whether songs are taken."""
+    """The readiness of the server for songs."""
 
     status: Literal["ready", "starting", "unhealthy", "draining"]
 

@@ -1,6 +1,6 @@
-"""How a request waits, for its songs or for the models: in a wait slot, and no longer than its client is there.
+"""How a request waits for its songs or for the models: in a wait slot, while its client is connected.
 
-It does not know what is answered afterwards.
+Independent of what it answers afterwards.
 """
 
 from __future__ import annotations

@@ -53,9 +53,7 @@ class Job:
     engine: Engine | None = None  # while the song is in it
     claim: int = 0  # the number of the claim under which it runs here
     attempts: int = 0  # how often it was started
-    origin: dict[str, Any] = field(
-        default_factory=get_contextvars
-    )  # ids of its request and trace, for the log
+    origin: dict[str, Any] = field(default_factory=get_contextvars)  # ids of its request and trace, for the log
     told_reference: Mapping[str, Any] | None = None  # of its reference audio, for answers: names, sizes, the span; JSON
     deadline_seconds: float | None = None  # as the request gave them
     deadline: float | None = None  # when it must have started, by this process's monotonic clock

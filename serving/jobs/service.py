@@ -79,9 +79,7 @@ class Jobs:
                 if self._queue.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):
-                        log.info(
-                            "job %s: queued", job.id, extra=words
-                        )  # logged only if a setting says so
+                        log.info("job %s: queued", job.id, extra=words)  # logged only if a setting says so
                     return job
             return known
 
@@ -215,9 +213,7 @@ class Jobs:
             self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise Conflict(
-                detail, {"field": "request_id"}
-            )  # not its id, which gives access to it
+            raise Conflict(detail, {"field": "request_id"})  # not its id, which gives access to it
         return known
 
     def _read_if_possible(self, job_id: str) -> Job | None:

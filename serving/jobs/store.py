@@ -69,9 +69,7 @@ class JobStore:
             self.storage.put(_in(job.id, f"reference-{part}"), audio)
         order = {**records.ordered(job), "replica": self.replica}
         if not self._files.created(_in(job.id, "job.json"), records.packed(order)):
-            raise StorageError(
-                f"{self.storage.name}: the job was abandoned while it was written", "unavailable"
-            )
+            raise StorageError(f"{self.storage.name}: the job was abandoned while it was written", "unavailable")
         if not self._keeps_key(job):
             self.withdraw(job.id)
             return False
