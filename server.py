@@ -29,6 +29,7 @@ from serving.http.predictions import Answers, Outcome, Pending
 from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_wait_slot, problem_of
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
+from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
 from serving.http.song_instances import SongInstance, read_song_instance
 from serving.http.wait_slots import WaitSlots, is_gone
 from serving.http.waiting import Waiting
@@ -152,7 +153,7 @@ class Services:
         """Health, for platforms that route requests."""
         models = self.manager.status()
         if self.jobs.draining:
-            return jsonify(status="draining", models=models), 503, RETRY_LATER
+            return jsonify(_health("draining", models)), 503, RETRY_LATER
         last_error = models["last_error"]
         must_be_ready = self.settings.loading == STARTUP and self.settings.aip_mode
         if must_be_ready and models["status"] == ERROR and isinstance(last_error, dict) and last_error["permanent"]:
@@ -162,10 +163,10 @@ class Services:
             models = self.manager.status()
         # While a model replaces another, songs wait for it: the server has shown that it can be ready.
         if self.settings.loading != STARTUP or models["status"] == READY or models.get("replaces"):
-            return jsonify(status="healthy", models=models), 200
+            return jsonify(_health("healthy", models)), 200
         failed = models["status"] in (NOT_LOADED, ERROR) or self.manager.crash_loop
         status = "unhealthy" if failed else "starting"
-        return jsonify(status=status, models=models), 503
+        return jsonify(_health(status, models)), 503
 
     def models_status(self) -> Response:
         """The state of the models."""
@@ -327,13 +328,12 @@ class Services:
             self._waiting.for_models(outcome, began, self.settings.wait_seconds)
         if not outcome.done():
             message = "Models are being downloaded and loaded; /models/status shows their progress"
-            return {"status": "accepted", "message": message, "models": self.manager.status()}, False
+            return self._download_answer("accepted", message), False
         outcome.result()
-        return {
-            "status": "success",
-            "message": "Models downloaded and loaded",
-            "models": self.manager.status(),
-        }, True
+        return self._download_answer("success", "Models downloaded and loaded"), True
+
+    def _download_answer(self, status: str, message: str) -> dict[str, object]:
+        return DownloadAnswer.unchecked(status=status, message=message, models=self.manager.status()).as_json()
 
     def _is_set_up(self, wanted: Download) -> bool:
         """True if the download would load the same model as the next song."""
@@ -348,7 +348,7 @@ class Services:
         model = self.manager.cancel()
         status = "cancelled" if model else "nothing_to_cancel"
         message = f"The download of {model.name} was cancelled" if model else "Nothing is being downloaded or loaded"
-        return {"status": status, "message": message, "models": self.manager.status()}
+        return CancelAnswer.unchecked(status=status, message=message, models=self.manager.status()).as_json()
 
 
 def _add_routes(app: Flask, services: Services) -> None:
@@ -380,6 +380,10 @@ def _add_routes(app: Flask, services: Services) -> None:
             views.setdefault((str(path), method), view)
     for (path, method), view in views.items():
         app.add_url_rule(path, f"{method} {path}", view, methods=[method])
+
+
+def _health(status: str, models: dict[str, object]) -> dict[str, object]:
+    return Health.unchecked(status=status, models=models).as_json()
 
 
 def _problem_response(error: Exception) -> Response:

@@ -27,7 +27,7 @@ from inference.text.lyrics_warnings import TOKENS_PER_SECOND
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
-from serving.http.response_models import SongPiece
+from serving.http.response_models import RefusedView, SongPiece
 from serving.jobs.errors import JobError
 from serving.jobs.job import SUCCEEDED, Job, SizedAudio
 from serving.jobs.listing import Page
@@ -202,10 +202,14 @@ def _base64_bytes(size_bytes: int) -> int:
     return -(-size_bytes // 3) * 4
 
 
+def _refused(problem: Problem) -> dict[str, object]:
+    return RefusedView.unchecked(error=problem.as_dict()).as_json()
+
+
 def _predictions_response(answers: Sequence[Mapping[str, Any] | Problem]) -> Response:
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if len(problems) < len(answers):
-        return jsonify(predictions=[{"error": a.as_dict()} if isinstance(a, Problem) else a for a in answers])
+        return jsonify(predictions=[_refused(a) if isinstance(a, Problem) else a for a in answers])
     if len(problems) == 1:
         raise problems[0]
     statuses = {problem.status for problem in problems}

@@ -40,6 +40,12 @@ class _Answer(BaseModel):
         """The answer with these members, each of which it has."""
         return cls.model_validate(members, extra="forbid")
 
+    @classmethod
+    def unchecked(cls, **members: object) -> Self:
+        """The answer with these members, with values as other processes or servers report them."""
+        assert cls.model_config.get("extra") == "allow" or members.keys() <= cls.model_fields.keys()
+        return cls.model_construct(**members)  # type: ignore[arg-type]  # none of them is `_fields_set`
+
     def as_json(self) -> dict[str, object]:
         """The answer as a JSON object, with the members that it was given."""
         return self.model_dump(mode="json", exclude_unset=True, warnings=False)

@@ -140,8 +140,8 @@ class Jobs:
         if queue.has(job):
 
             def is_over() -> bool:
-                stuck = queue.refusal_of(job) is not None
-                return _shown(job) != before or self.is_left(job) or stuck or not queue.has(job)
+                changed = job.finished or _shown(job) != before
+                return changed or self.is_left(job) or queue.refusal_of(job) is not None or not queue.has(job)
 
             queue.wait_until(is_over, self._until_late(job, seconds))
             self._check(job)
