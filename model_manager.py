@@ -1,18 +1,18 @@
-"""The models' life: fetched, loaded, singing, replaced; one loads, any number wait for it.
+"""The lifecycle of models: download, load, use, replace. One attempt runs at a time, and all callers share it.
 
-It knows nothing of HTTP, and nothing of how weights are fetched or an engine is started: both are passed in.
+Independent of HTTP, and of how weights are fetched and an engine is started: both are arguments.
 
     not_loaded -> downloading -> loading -> ready, or error
 
-Each attempt runs in a thread of its own and is shared: whoever needs the models meanwhile waits for that attempt and
-gets its engine or its error. After an error the next caller starts the next attempt; where engines end by themselves
-again and again, only once a pause is over. While one engine sings, another model is fetched; the new engine then takes
-over, and the old one is closed behind its last song:
+Each attempt runs in its own thread. Callers that need the models meanwhile wait for it, and get its engine or its
+error. After an error the next caller starts the next attempt; if engines crash repeatedly, only after a pause. While
+one engine runs songs, another model is fetched; the new engine then replaces it, and the old one is closed after its
+last song:
 
-    in main memory   old sings ........................ closed after its song
-                         new: fetched, proven, loaded,  takes over
-    on a GPU         old sings .............. closed between two songs; started again if the new one fails
-                         new: fetched, proven         loaded, takes over
+    in main memory   old runs ........................ closed after its song
+                         new: fetched, verified, loaded, takes over
+    on a GPU         old runs .............. closed between two songs; started again if the new one fails
+                         new: fetched, verified       loaded, takes over
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from serving.models.states import (
 
 log = logging.getLogger(__name__)
 
-WAITED_FOR_SECONDS = 10.0  # a pause that songs wait out; for a longer one they are refused, and may go elsewhere
+WAITED_FOR_SECONDS = 10.0  # the longest pause that songs wait for; in a longer one they are refused
 
 
 class ModelManager:
-    """Which model is here, and how to get it here. Every method may be called from any thread."""
+    """The model of this server, and the attempts to load it. Every method may be called from any thread."""
 
     def __init__(
         self,
@@ -66,22 +66,22 @@ class ModelManager:
         self._fetch = fetch
         self._start_engine = start_engine
         self._has_gpu = has_gpu
-        # Guards the fields below, held for moments only; notified when a song leaves its engine or an attempt ends.
+        # Guards the fields below, held briefly; notified when a song leaves its engine or an attempt ends.
         self._guard = threading.Condition(threading.Lock())
         self._model = model
         self._loaded: LoadedModel | None = None
         self._attempt: Attempt | None = None
         self._last_error: LastError | None = None  # of the last attempt, or of an engine that ended
         self._unloaded = NOT_LOADED  # the status while nothing is loaded or being loaded
-        self._engine_ended = False  # by itself, and nothing was begun since
+        self._engine_ended = False  # by itself, and no attempt was started since
         self._clock = clock
-        self._backoff = Backoff(clock)  # since an engine sang for long
+        self._backoff = Backoff(clock)  # since an engine ran for long
         self._stopping = False
         self.counters = Counters()
 
     @property
     def model(self) -> Model:
-        """The model that the next song will be sung by, as far as is known now."""
+        """The model of the next song, as far as is known now."""
         with self._guard:
             if self._attempt and not self._living():
                 return self._attempt.model
@@ -89,33 +89,33 @@ class ModelManager:
 
     @property
     def crash_loop(self) -> bool:
-        """Whether so many engines ended by themselves, one after the other, that the next most likely will."""
+        """True if so many engines in a row ended by themselves that the next probably will."""
         with self._guard:
             return self._backoff.crash_loop
 
     @property
     def refuses_songs(self) -> bool:
-        """Whether songs are refused for now, because engines end by themselves again and again."""
+        """True while songs are refused because engines crash repeatedly."""
         with self._guard:
             return not self._living() and not self._attempt and self._pause_s() > WAITED_FOR_SECONDS
 
     def ensure_models_available(self) -> Engine:
-        """The engine, once it is ready. Raises the YueError of the attempt that it waited for.
+        """Wait for the engine. Raises the YueError of the attempt that it waited for.
 
-        Where engines end by themselves again and again, a short pause is waited out; a longer one raises EngineCrashed.
+        If engines crash repeatedly, it waits for the end of a short pause; a longer one raises EngineCrashed.
         """
         return self._ensure().engine
 
     def start(self) -> None:
-        """Begin to make the models ready, in the background."""
+        """Start to load the models, in the background."""
         with self._guard:
             if not self._living() and not self._attempt:
                 self._begin(self._model)
 
     def recover(self) -> None:
-        """Begin again where an engine ended by itself or an attempt failed, each time in a row after a longer pause.
+        """Start again after an engine ended by itself or an attempt failed, each time in a row after a longer pause.
 
-        What was cancelled waits for somebody who asks.
+        A cancelled attempt is repeated only on request.
         """
         with self._guard:
             if self._living() or self._attempt or self._stopping:
@@ -126,11 +126,11 @@ class ModelManager:
     def load(
         self, model: str | None = None, revision: str | None = None, force: bool = False, at_once: bool = True
     ) -> Future[LoadedModel]:
-        """Have that model ready (None: the one that is set up). The future may be done already.
+        """Load that model (None: the configured one). The future may be done already.
 
-        `force` proves its files, fetches again what is not right, and loads anew. A second call for the same model
-        joins the first, whatever it forces. Raises UnknownModel, and ModelBusy while another one is being loaded.
-        Where not `at_once`, the pause of songs after engines' ends counts too: raises EngineCrashed.
+        `force` verifies its files, fetches damaged ones again, and reloads. A second call for the same model joins the
+        first, whatever its `force`. Raises UnknownModel, and ModelBusy while another model is being loaded. If not
+        `at_once`, it observes the pause after crashes as songs do, and raises EngineCrashed.
         """
         with self._guard:
             named = bool(model or revision)
@@ -150,7 +150,7 @@ class ModelManager:
             return (attempt or self._begin(wanted, force)).outcome
 
     def cancel(self) -> Model | None:
-        """End what is being fetched or loaded, and name it; who waits for it gets Cancelled. None: nothing is."""
+        """Cancel the current attempt and return its model; its waiters get Cancelled. None: there is no attempt."""
         with self._guard:
             attempt = self._attempt
             if attempt is None:
@@ -162,7 +162,7 @@ class ModelManager:
 
     @contextmanager
     def borrowed(self) -> Iterator[LoadedModel]:
-        """The models for as long as a song takes: an engine that is replaced meanwhile is closed after it."""
+        """The models for the duration of a song: an engine that is replaced meanwhile is closed after it."""
         loaded = self._borrow()
         try:
             yield loaded
@@ -175,25 +175,22 @@ class ModelManager:
                 loaded.engine.close()
 
     def status(self) -> dict[str, object]:
-        """Where the models are; all that /models/status shows."""
-        return {**self._state(), "gpu": self._has_gpu}
-
-    def _state(self) -> dict[str, object]:
+        """The state of the models, as /models/status shows it."""
         with self._guard:
             loaded, attempt = self._living(), self._attempt
             unloaded, model = self._unloaded, self._model
             troubles = self._troubles(loaded)
+        state: dict[str, object] = {"status": unloaded, "model": model.name, "revision": model.stage1.revision}
         if loaded:
-            next_model = {"next": attempt.status()} if attempt else {}
-            return {**loaded.status(), **next_model, **troubles}
-        if attempt:
-            return {**attempt.status(), **troubles}
-        return {"status": unloaded, "model": model.name, "revision": model.stage1.revision, **troubles}
+            state = {**loaded.status(), **({"next": attempt.status()} if attempt else {})}
+        elif attempt:
+            state = attempt.status()
+        return {**state, **troubles, "gpu": self._has_gpu}
 
     def snapshot(self) -> tuple[str, LoadedModel | None, Attempt | None]:
-        """The state, what is loaded and lives, and what is on its way, as they are this instant.
+        """The current state, the loaded model if its engine is alive, and the current attempt.
 
-        It waits for no lock and looks after nothing: `status` does.
+        It takes no lock and handles no ended engine: `status` does.
         """
         loaded, attempt = self._loaded, self._attempt
         if loaded and loaded.engine.alive:
@@ -201,7 +198,7 @@ class ModelManager:
         return attempt.state if attempt else self._unloaded, None, attempt
 
     def stop(self) -> None:
-        """Load nothing any more, now or later; an engine that is here sings on. Who waits gets ServerStopping."""
+        """Load no models any more; a loaded engine stays. Waiters get ServerStopping."""
         with self._guard:
             self._stopping = True
             attempt = self._attempt
@@ -212,7 +209,7 @@ class ModelManager:
             attempt.fetch.cancel()
 
     def close(self) -> None:
-        """End the download and the engine. Those who wait get ServerStopping."""
+        """End the download and the engine. Waiters get ServerStopping."""
         self.stop()
         with self._guard:
             loaded, self._loaded = self._loaded, None
@@ -233,39 +230,39 @@ class ModelManager:
             if error is None:
                 return attempt.outcome.result()
             with self._guard:
-                sings_on = self._living() or (self._attempt and self._attempt.restores)
-            if not sings_on:  # else the old model is here still, or again
+                still_served = self._living() or (self._attempt and self._attempt.restores)
+            if not still_served:  # otherwise the old model is still there, or again
                 raise error
 
     def _rested(self) -> bool:
-        """Wait out some of a short pause after an engine's end; False where there is none. The guard is held.
+        """Wait for part of a short pause after a crash; return False if there is none. The guard is held.
 
-        Raises EngineCrashed where the pause is long.
+        Raises EngineCrashed if the pause is long.
         """
         pause_s = self._pause_s()
         if not pause_s or self._stopping:
             return False
         if pause_s > WAITED_FOR_SECONDS:
             raise self._crashed(pause_s)
-        self._guard.wait(pause_s)  # or until somebody asked for the models, or the server stops
+        self._guard.wait(pause_s)  # or until the models are requested, or the server stops
         return True
 
     def _crashed(self, pause_s: float) -> EngineCrashed:
-        """Why no engine is started for so long. The guard is held."""
+        """The error for a pause of so long. The guard is held."""
         return EngineCrashed(self._backoff.crashes, str(self._last_error and self._last_error.error), pause_s)
 
     def _pause_s(self) -> float:
-        """How long songs must not start an engine. Other failures cost little; songs try again at once. Guard held."""
+        """The pause in which songs must not start an engine; only crashes cause one. The guard is held."""
         crashed = self._backoff.crashes and self._last_error and isinstance(self._last_error.error, EngineError)
         return self._backoff.seconds_left if crashed else 0.0
 
     def _troubles(self, loaded: LoadedModel | None) -> dict[str, object]:
-        """What went wrong, as `status` shows it. The guard is held."""
-        sound = loaded is not None and self._clock() - loaded.ready_at > STABLE_SECONDS
+        """The last errors, as `status` shows them. The guard is held."""
+        stable = loaded is not None and self._clock() - loaded.ready_at > STABLE_SECONDS
         waiting = not loaded and not self._attempt and self._backoff.crashes
         return {
             "last_error": self._last_error.as_dict() if self._last_error else None,
-            "crashes": 0 if sound else self._backoff.crashes,
+            "crashes": 0 if stable else self._backoff.crashes,
             "next_try_seconds": round(self._pause_s(), 1) if waiting else None,
         }
 
@@ -273,14 +270,14 @@ class ModelManager:
         while True:
             loaded = self._ensure()
             with self._guard:
-                if not loaded.retired:  # else it was replaced in between
+                if not loaded.retired:  # otherwise it was replaced in between
                     loaded.users += 1
                     return loaded
 
     def _living(self) -> LoadedModel | None:
-        """What is loaded, if its engine still lives. The guard is held."""
+        """The loaded model, if its engine is alive. The guard is held."""
         if self._loaded and not self._loaded.engine.alive:
-            # Its pipe and process id are given back; even that may take a moment, for which nobody who asks waits.
+            # Closing frees its pipe and process id; that may take a moment, for which no caller waits.
             threading.Thread(target=self._loaded.engine.close, name="engine-closer", daemon=True).start()
             ended = EngineError(f"the engine's process ended by itself: it {self._loaded.engine.ending}")
             self._last_error = LastError(ended, self._loaded.model)
@@ -293,7 +290,7 @@ class ModelManager:
         return self._loaded
 
     def _begin(self, model: Model, force: bool = False) -> Attempt:
-        """A new attempt. The guard is held."""
+        """Start a new attempt. The guard is held."""
         if self._stopping:
             raise ServerStopping
         return self._run_aside(Attempt(model, self._fetch(model, force)))
@@ -304,20 +301,20 @@ class ModelManager:
         self._attempt, self._engine_ended = attempt, False
         # A daemon, because an engine's start cannot be interrupted: the process must be able to end meanwhile.
         threading.Thread(target=self._run, args=(attempt,), name="models-loader", daemon=True).start()
-        self._guard.notify_all()  # who waits for a pause to end now waits for this
+        self._guard.notify_all()  # callers that waited for a pause now wait for this
         return attempt
 
     def _run(self, attempt: Attempt) -> None:
         with self.load_lock:
             try:
                 loaded = self._made(attempt)
-            except Exception as error:  # whatever it is, those who wait must hear of it
+            except Exception as error:  # whatever it is, the waiters must get it
                 self._fail(attempt, error)
             else:
                 self._take_over(attempt, loaded)
 
     def _made(self, attempt: Attempt) -> LoadedModel:
-        """The steps of an attempt: fetch the files, start an engine on them."""
+        """The steps of an attempt: fetch the files, start an engine with them."""
         log.info("model %s: downloading", attempt.model.name)
         self.models_downloading.set()
         try:
@@ -331,12 +328,12 @@ class ModelManager:
         return LoadedModel(attempt.model, files, engine, time.monotonic() - attempt.began, self._clock())
 
     def _make_room(self, attempt: Attempt) -> None:
-        """Close the old engine, between two songs, where a GPU's memory may not hold both."""
+        """Close the old engine, between two songs, if the memory of a GPU may not hold both."""
         with self._guard:
             old = self._living()
             if old is None or old.engine.info().get("memory_bytes") is None:
                 return
-            attempt.note_part("waiting for the song that is being sung")
+            attempt.note_part("waiting for the running song")
             old.retired, attempt.displaced = True, old
             self._guard.wait_for(lambda: attempt.ended or not old.users)
             attempt.note_part("making room")
@@ -348,12 +345,12 @@ class ModelManager:
     def _take_over(self, attempt: Attempt, loaded: LoadedModel) -> None:
         with self._guard:
             self.counters.engine_starts += 1
-            wanted = not attempt.ended  # else cancelled or closed meanwhile, and nobody waits any more
+            wanted = not attempt.ended  # otherwise it was cancelled or closed, and has no waiters
             replaced = self._loaded if wanted else loaded
             if wanted:
                 attempt.ended = True
                 if loaded.model != self._model:
-                    self._backoff.forget()  # they were another model's
+                    self._backoff.forget()  # those of another model
                 self._attempt, self._loaded, self._model = None, loaded, loaded.model
                 self._last_error = self._last_error if attempt.restores else None
                 self.models_loaded.set()
@@ -368,16 +365,16 @@ class ModelManager:
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
         with self._guard:
-            if attempt.ended:  # cancelled or closed: those who waited know already
+            if attempt.ended:  # cancelled or closed: the waiters have their answer
                 return
-            unforeseen = None if isinstance(error, DownloadError) else error  # whose words say it all
+            unforeseen = None if isinstance(error, DownloadError) else error  # whose message says it all
             log.error("model %s: not loaded: %s", attempt.model.name, error, exc_info=unforeseen)
             self.counters.failed_attempts += 1
             self._backoff.attempt_failed(isinstance(error, EngineError) and attempt.model == self._model)
             self._end(attempt, error, ERROR)
 
     def _end(self, attempt: Attempt, error: Exception, unloaded: str) -> None:
-        """End an attempt without an engine; what had to make room for it sings again. The guard is held."""
+        """End an attempt without an engine, and restore the one that made room for it. The guard is held."""
         attempt.ended = True
         self._attempt, self._last_error, self._unloaded = None, LastError(error, attempt.model), unloaded
         old = attempt.displaced
@@ -390,7 +387,7 @@ class ModelManager:
 
 
 class _Here:
-    """The fetching of files that are here already."""
+    """A fetch of files that are already there."""
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files

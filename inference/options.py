@@ -1,6 +1,6 @@
-"""The options of the engine, and YuE's default values for a song.
+"""YuE's default values for a song, and the options of the engine.
 
-It does not know tensors or the environment; `serving/settings.py` reads and checks the settings.
+Plain values, independent of tensors and of the environment; `serving/settings.py` reads and checks `EngineOptions`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The request for a song, its progress and its result: the plain data that travels between the processes.
 
-It does not know tensors or HTTP. `serving/http/request_models.py` checks the ranges of a request.
+Independent of tensors and HTTP. `serving/jobs/song_fields.py` checks the ranges of a request.
 """
 
 from __future__ import annotations

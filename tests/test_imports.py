@@ -18,8 +18,6 @@ PROGRAMS = [
 ]
 MODULES = {".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in PROGRAMS}
 MOST_LINES = 400
-# Too long as they are; each is to be split.
-LONGER = {"server.py", "model_manager.py"}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -52,15 +50,14 @@ def part_of(module: str, folder: str) -> str:
     return (part if (PROJECT / folder / part).is_dir() else "its own files") if top == folder and rest else ""
 
 
-@pytest.mark.parametrize(("folder", "most_arrows"), [("", 16), ("inference", 25)])
+@pytest.mark.parametrize(("folder", "most_arrows"), [("", 16), ("inference", 25), ("serving", 12)])
 def test_imports_go_one_way(folder: str, most_arrows: int) -> None:
     found = arrows(folder)
     TopologicalSorter(found).prepare()  # raises CycleError
     assert 0 < sum(map(len, found.values())) <= most_arrows
-    assert len(found.keys() | set().union(*found.values())) <= 10
+    assert len(found.keys() | set().union(*found.values())) <= (8 if folder == "serving" else 10)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_a_file_can_be_read_in_one_go(path: Path) -> None:
-    name = str(path.relative_to(PROJECT))
-    assert (path.read_text().count("\n") > MOST_LINES) == (name in LONGER)
+    assert path.read_text().count("\n") <= MOST_LINES

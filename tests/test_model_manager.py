@@ -46,7 +46,7 @@ def manager(models: FakeModels) -> Iterator[ModelManager]:
 def waits_for_the_song(manager: ModelManager) -> bool:
     """Whether the next model is held up by the song that is being sung."""
     next_model: Any = manager.status().get("next", {})
-    return next_model.get("loading") == "waiting for the song that is being sung"
+    return next_model.get("loading") == "waiting for the running song"
 
 
 def sing(manager: ModelManager) -> Song:

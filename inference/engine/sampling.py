@@ -16,12 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.options import (
-    DEFAULT_REPETITION_PENALTY,
-    DEFAULT_TEMPERATURE,
-    DEFAULT_TOP_K,
-    DEFAULT_TOP_P,
-)
+from inference.options import DEFAULT_REPETITION_PENALTY, DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, code_ids
 
 N_CANDIDATES = 1 + CODEBOOK_SIZE

@@ -27,7 +27,7 @@ class Stage1Settings:
     """How a song is composed. Budgets count the new tokens of a section. `context` None is the model's own."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE
+    guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE  # of the first section, of the later ones
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     min_new_tokens: int = MIN_NEW_TOKENS
     context: int | None = None

@@ -1,17 +1,19 @@
 """Cleans text: checks its characters, removes invisible ones, and splits it into lines.
 
-It does not know sections or genres.
+JSON can spell half of a surrogate pair, which is no character and cannot be encoded. Only this module looks for them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 
 from inference.errors import InvalidField
 
 OPEN_BRACKETS, CLOSE_BRACKETS = r"\[［【〔〖", r"\]］】〕〗"  # within a set of a regular expression
-ALLOWED_CHARACTERS = "whole Unicode characters, no unpaired surrogates"
+ALLOWED_CHARACTERS = r"of whole characters: half of a surrogate pair (\ud800 to \udfff alone) is none"
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")
 # Line ends and tabs as other formats spell them out: programs and JSON, addresses, HTML.
 _CARRIAGE_RETURN = r"\\{1,4}(?:r|x0[dD]|u000[dD])|%0[dD]|&#(?:0*13|[xX]0*[dD]);"
@@ -53,14 +55,42 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub("", text)
 
 
-def check_characters(field: str, text: str, name_line: bool = False) -> None:
-    """Raise InvalidField for half a surrogate pair. With `name_line`, the error names the line.
+def whole(text: str) -> str:
+    """The text with a replacement character for each half of a surrogate pair."""
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
-    JSON can express it, but it is not a character and cannot be encoded.
-    """
-    for number, line in enumerate(lines(text), 1):
+
+def whole_value(value: object) -> object:
+    """A value with the same done to all its text."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, Mapping):
+        return {whole(str(name)): whole_value(each) for name, each in value.items()}
+    return [whole_value(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def check_characters(field: str, text: str, name_line: bool = False) -> None:
+    """Raises InvalidField, which may name the line, for half of a surrogate pair."""
+    found = _LONE_SURROGATE.search(text)
+    if found:
+        number = len(lines(text[: found.start()]))
+        line = number if name_line else None
+        raise InvalidField(field, lines(text)[number - 1], f"text {ALLOWED_CHARACTERS}", line)
+
+
+def broken_text(value: object, field: str = "") -> Iterator[InvalidField]:
+    """A mistake for each text in a value, names included, that cannot be encoded. Lyrics have lines."""
+    if isinstance(value, str):
         try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            shown = line.encode("utf-8", "backslashreplace").decode()
-            raise InvalidField(field, shown, ALLOWED_CHARACTERS, line=number if name_line else None) from error
+            check_characters(field, value, name_line=field == "lyrics")
+        except InvalidField as error:
+            yield error
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            inside = f"{field}.{name}" if field else str(name)
+            yield from broken_text(each, inside)
+            if _LONE_SURROGATE.search(str(name)):
+                yield InvalidField(inside, name, f"names {ALLOWED_CHARACTERS}")
+    elif isinstance(value, list):
+        for each in value:
+            yield from broken_text(each, field)

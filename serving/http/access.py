@@ -1,6 +1,6 @@
-"""Who may ask, and how much: the server's names, the API key, what only administrators may do, the size of a body.
+"""Access control: the server's names, the API key, administrators' rights, and the size of a body.
 
-It does not know what the routes do, and never shows a key or writes one down.
+Independent of what the routes do. It never shows or logs a key.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ASK_FOR_KEY = {"WWW-Authenticate": f'{SCHEME} realm="yue"'}
 
 
 def install(app: Flask, settings: Settings, open_views: Collection[Callable[..., object]]) -> None:
-    """Let nobody in without a key, where there are keys, but to `open_views`, which show no data.
+    """Require a key, where there are keys, for all views but `open_views`, which show no data.
 
-    On Vertex AI the predict route is open too: there the platform has asked who it is, and lets no header through.
-    Where nobody asks for a key, browsers must not be used by other sites' pages to reach what their owners do not.
+    On Vertex AI the predict route is open too: there the platform authenticates clients, and passes no headers on.
+    Without keys, pages of other sites must not use a visitor's browser to reach the server.
     """
     keys, hosts = settings.api_keys, Hosts(settings.host, settings.allowed_hosts)
     keyless = not keys and not settings.aip_mode
@@ -67,7 +67,7 @@ def install(app: Flask, settings: Settings, open_views: Collection[Callable[...,
 
 
 def check_admin(settings: Settings) -> None:
-    """Raises Problem where whoever was let in may not change models or see everybody's jobs."""
+    """Raise Problem unless clients may change models and list all jobs."""
     if settings.may_administer:
         return
     what = "changing models, cancelling their download and listing all jobs are closed"
@@ -81,11 +81,11 @@ def check_admin(settings: Settings) -> None:
 
 
 def read_body() -> bytes:
-    """The request's body. Raises Problem where it is larger than the server takes."""
+    """The request's body. Raises Problem if it is larger than allowed."""
     limit = request.max_content_length
     try:
         body = request.get_data(cache=False)
-        # A body in chunks says no length, and is cut at the limit: whether more comes has to be looked at.
+        # A chunked body has no length and is cut at the limit, so check whether more follows.
         if request.content_length is None and len(body) == limit and request.environ["wsgi.input"].read(1):
             raise RequestEntityTooLarge
     except RequestEntityTooLarge as error:
@@ -97,7 +97,7 @@ def read_body() -> bytes:
 
 
 def check_values(body: bytes) -> None:
-    """Raises Problem where JSON would have so many values that to parse it would hold up everybody else."""
+    """Raise Problem if the JSON has so many values that parsing it would delay other requests."""
     values = sum(map(body.count, STARTS))
     if values > MOST_VALUES:
         detail = f"the body has more than {MOST_VALUES} lists, objects and commas; send fewer instances in one request"
@@ -105,7 +105,7 @@ def check_values(body: bytes) -> None:
 
 
 def is_trusted(settings: Settings, head: bytes) -> bool:
-    """Whether the head of a request, as it was sent, has a key, or needs none here for more than a few pages."""
+    """True if the raw head of a request has a key, or if this server needs none for most routes."""
     if not settings.api_keys or settings.aip_mode:
         return True
     return _is_one(settings.api_keys, [found.decode("latin-1") for found in KEY_IN_HEAD.findall(head)])
@@ -120,24 +120,24 @@ def _not_allowed(host: object, otherwise: str) -> Problem:
 
 
 def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
-    """Whether one of the keys was sent."""
+    """True if one of the keys was sent."""
     scheme, _, token = asked.headers.get("Authorization", "").partition(" ")
     sent = [asked.headers.get(KEY_HEADER, "")] + ([token.strip()] if scheme.lower() == SCHEME.lower() else [])
     return _is_one(keys, sent)
 
 
 def _is_one(keys: Collection[SecretStr], sent: Sequence[str]) -> bool:
-    """Whether one of these is a key. Takes the same time whichever it is, and however much of one is right."""
+    """True if one of these is a key. It takes the same time whichever it is, and however much of one matches."""
     pairs = [(_digest(one), _digest(key.get_secret_value())) for one in sent for key in keys]
     return any([hmac.compare_digest(one, key) for one, key in pairs])  # a list: `any` alone would stop at the first
 
 
 def _digest(text: str) -> bytes:
-    """Of equal length for all, so that the comparison does not tell how long a key is."""
+    """Of equal length for all, so that the comparison does not reveal the length of a key."""
     return sha256(text.encode()).digest()
 
 
 def _take_by_its_name(response: Response) -> Response:
-    """A browser must not guess that audio or JSON is a page."""
+    """Keep browsers from treating audio or JSON as a page."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

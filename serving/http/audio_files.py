@@ -1,6 +1,6 @@
-"""A song's audio as an HTTP response: whole, or the range of it that was asked for, read while it is sent.
+"""A song's audio as an HTTP response: the whole file or the requested range, read while it is sent.
 
-It does not know which routes lead here.
+Independent of the routes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from inference.song import MIME_TYPES
 from serving.http.problems import conflict, not_found
 from serving.jobs.job import Job, SizedAudio
 
-RANGE = re.compile(r"(?=-?[0-9])([0-9]*)-([0-9]*)")
+BYTE_RANGE = re.compile(r"(?=-?[0-9])([0-9]*)-([0-9]*)")
 
 
 def named_track(job: Job, track: str, audio_format: str) -> Response:
-    """One track of a finished job. Raises Problem where there is no such track, or none yet."""
+    """One track of a finished job. Raises Problem if there is no such track, or none yet."""
     song = job.song
     if not job.finished:
-        raise conflict(f"job {job.id} is {job.state}; its audio is here when it has succeeded", job_id=job.id)
+        raise conflict(f"job {job.id} is {job.state}; its audio is available once it has succeeded", job_id=job.id)
     if song is None:
-        raise not_found(f"job {job.id} was {job.state}; it has no audio", job_id=job.id)
+        raise not_found(f"job {job.id} ended as {job.state}; it has no audio", job_id=job.id)
     names = [f"{name}.{song.format}" for name in song.audio]
     name = f"{track}.{audio_format}"
     if name not in names:
@@ -36,7 +36,7 @@ def named_track(job: Job, track: str, audio_format: str) -> Response:
 
 
 def first_track(job: Job) -> Response:
-    """The song's first track, as a file to keep; what there is to say of it is in the headers."""
+    """The song's first track as a download; its job and seed are in the headers."""
     assert job.song, "no song"
     response = _response(job, next(iter(job.song.audio)), f"song-{job.id}.{job.song.format}", "attachment")
     response.headers["X-Job-Id"] = job.id
@@ -55,7 +55,7 @@ def _response(job: Job, track: str, download_name: str, disposition: str = "inli
     response.headers["Content-Disposition"] = dump_options_header(disposition, {"filename": download_name})
     response.set_etag(etag := f"{job.id}-{track}")
     asked = {name: value for name, value in request.environ.items() if name not in ("HTTP_RANGE", "HTTP_IF_RANGE")}
-    response.make_conditional(asked, accept_ranges=True)  # what the client has already counts before a range
+    response.make_conditional(asked, accept_ranges=True)  # the client's copy counts before a range
     if response.status_code == HTTPStatus.PRECONDITION_FAILED:
         raise PreconditionFailed("the file is not the one that If-Match names")
     if response.status_code == HTTPStatus.OK and (wanted := _wanted_range(etag, size_bytes)):
@@ -65,17 +65,17 @@ def _response(job: Job, track: str, download_name: str, disposition: str = "inli
 
 
 def _wanted_range(etag: str, size_bytes: int) -> str | None:
-    """The range of bytes that the request asks for, as werkzeug reads it; None: all of them.
+    """The requested range of bytes in werkzeug's form; None: the whole file.
 
-    What RFC 9110 lets a server ignore is ignored: another unit, several ranges, what is no range. A request on a
-    condition (If-Range) gets a range only where it names these very bytes.
+    What RFC 9110 allows to ignore is ignored: other units, several ranges, malformed ranges. A conditional request
+    (If-Range) gets a range only if its condition names this file.
     """
     condition = request.headers.get("If-Range")
     if request.method != "GET" or (condition is not None and condition.strip() != f'"{etag}"'):
         return None
     unit, _, ranges = request.headers.get("Range", "").partition("=")
     parts = [part.strip() for part in ranges.split(",") if part.strip()]
-    match = RANGE.fullmatch(parts[0]) if unit.strip().lower() == "bytes" and len(parts) == 1 else None
+    match = BYTE_RANGE.fullmatch(parts[0]) if unit.strip().lower() == "bytes" and len(parts) == 1 else None
     if match is None:
         return None
     first, last = (_position(digits, size_bytes) for digits in match.groups())
@@ -85,6 +85,6 @@ def _wanted_range(etag: str, size_bytes: int) -> str | None:
 
 
 def _position(digits: str, size_bytes: int) -> int:
-    """A number of bytes; it may have more digits than Python reads, and whatever lies behind the end is the end."""
+    """A number of bytes, of any number of digits, cut to the size of the file."""
     digits = digits.lstrip("0")
     return size_bytes if len(digits) > len(str(size_bytes)) else min(int(digits or 0), size_bytes)

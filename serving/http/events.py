@@ -1,13 +1,13 @@
-"""A job's way as server-sent events, from where a client is to the job's end.
+"""The progress of a job as server-sent events, from the client's last event to the job's end.
 
-It knows nothing of routes, nor of how jobs are made or kept. A stream is finite:
+Independent of routes, and of how jobs run and are stored. A stream is finite:
 
     event: progress    state, position and progress, whenever they have changed
     event: end         the job's whole view without audio; the stream ends
-    event: problem     the job cannot be followed now; the stream ends, and the client may come back
+    event: problem     the job cannot be followed now; the stream ends, and the client may reconnect
 
-The first two have an `id` that is made of what they say; so a client that comes back, to this server or another, gets
-nothing twice. A stream that ends without any of the last two belongs to a server that stops: the client comes back for
+The `id` of the first two is a hash of their content, so a client that reconnects, to this server or another, gets no
+event twice. A stream that ends without one of the last two belongs to a server that stops: the client reconnects for
 the rest.
 """
 
@@ -25,15 +25,15 @@ from serving.jobs.job import Job
 from serving.jobs.service import Jobs
 from storage import StorageError
 
-CONTENT_TYPE = "text/event-stream"
-KEEP_ALIVE_SECONDS = 15.0  # of silence, before a comment is sent
-RETRY_MILLISECONDS = 2_000  # after which a client comes back
+EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE_SECONDS = 15.0  # without an event, before a comment is sent
+RETRY_MILLISECONDS = 2_000  # after which a client reconnects
 SHOWN = ("job_id", "status", "position", "expected_seconds", "progress", "cancel_requested")
-FLEETING = ("expected_seconds",)  # it changes all the time, so it makes no event
+FLEETING = ("expected_seconds",)  # it changes all the time, so it triggers no event
 
 
 def stream(jobs: Jobs, job: Job, last_id: str | None, is_gone: Callable[[], bool]) -> Iterator[str]:
-    """The events after the one that the client had last. Takes nobody's lock while it waits for the client."""
+    """The events after the last one that the client has received. It holds no lock while the client reads."""
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     spoken_at = time.monotonic()
     while not job.finished:
@@ -43,7 +43,7 @@ def stream(jobs: Jobs, job: Job, last_id: str | None, is_gone: Callable[[], bool
             yield _event("progress", event_id, {name: view[name] for name in SHOWN if name in view})
             last_id, spoken_at = event_id, time.monotonic()
         elif time.monotonic() - spoken_at >= KEEP_ALIVE_SECONDS:
-            yield ": still there\n\n"
+            yield ": keep-alive\n\n"
             spoken_at = time.monotonic()
         if jobs.is_left(job) or is_gone():
             return
@@ -58,7 +58,7 @@ def stream(jobs: Jobs, job: Job, last_id: str | None, is_gone: Callable[[], bool
 
 
 def end_id(job: Job) -> str:
-    """The id of the last event of a finished job: who has had it needs no stream."""
+    """The id of the final event of a finished job: a client that has received it needs no stream."""
     return _id_of("end", job_views.job_view(job))
 
 

@@ -1,10 +1,10 @@
-"""By which names a server is asked, and whether it is asked by another site's page in a browser.
+"""Checks of the Host header, and of requests that a browser sends for a page of another site.
 
-It knows nothing of keys or routes: `serving/http/access.py` does.
+Independent of keys and routes: `serving/http/access.py` uses it.
 
-A name that its owner points at this machine (DNS rebinding) makes a stranger's page the server's own in the eyes of a
-browser: what gives it away is the header Host. A stranger's page under its own name is given away by the browser,
-which says so in Sec-Fetch-Site or, on pages that came without TLS, in Origin.
+A name that its owner points at this machine (DNS rebinding) makes a browser treat a foreign page as the server's own;
+the Host header reveals it. For a foreign page under its own name the browser sends Sec-Fetch-Site or, on pages without
+TLS, Origin.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ OWN_SITE = ("same-origin", "none")  # of Sec-Fetch-Site; none: a person typed th
 
 
 class Hosts:
-    """The names of a server that is bound to an address: its own, and those it is `allowed`."""
+    """The names of a server that is bound to an address: its own, and the `allowed` ones."""
 
     def __init__(self, bound: str, allowed: Collection[str]) -> None:
         self._bound, self._allowed = ipaddress.ip_address(bound), allowed
         self._own = (LOCALHOST, socket.gethostname().lower())
 
     def include(self, host: str | None) -> bool:
-        """Whether the header Host names this server. Programs may leave it out; browsers never do."""
+        """True if the Host header names this server. Programs may omit it; browsers never do."""
         if not host:
             return True
         match = HOST.fullmatch(host)
@@ -43,7 +43,7 @@ class Hosts:
         )
 
     def is_foreign_page(self, headers: Headers, method: str) -> bool:
-        """Whether a browser says that a page of another site asks. Nothing else than a browser says who asks."""
+        """True if a browser sends the request for a page of another site. Only browsers say so."""
         if site := headers.get("Sec-Fetch-Site", "").strip().lower():
             return site not in OWN_SITE and not (site == "same-site" and method in SAFE_METHODS)
         origin = headers.get("Origin", "").strip().lower()

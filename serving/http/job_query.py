@@ -1,6 +1,6 @@
-"""What /jobs can be asked: its query parameters, checked.
+"""The query parameters of /jobs, checked.
 
-It knows nothing of jobs but their states.
+Of jobs it needs only their states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALLOWED_BEFORE = "the id of a listed job, or `next` of an answer"
 
 
 def read_query(given: MultiDict[str, str]) -> JobQuery:
-    """The jobs that are asked for. Raises Problem, which names every parameter that is wrong."""
+    """The requested selection of jobs. Raises Problem, which names every wrong parameter."""
     mistakes = [
         InvalidField(name, given[name], f"only the parameters {', '.join(PARAMETERS)}")
         for name in given

@@ -1,6 +1,6 @@
-"""How a job is shown: job in, JSON out.
+"""How a job is shown: a job in, one of the answers of `serving/http/response_models.py` out.
 
-It knows nothing of routes or requests.
+Independent of routes and requests.
 
 A prediction (`prediction`) of a finished song:
 
@@ -22,64 +22,56 @@ and `expected_seconds` too, null where its server cannot tell. One that failed, 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import asdict, fields
-from datetime import datetime
 from typing import Any
 
 from inference.song import MIME_TYPES, Song
 from serving.http.problems import problem_of
+from serving.http.response_models import (
+    AnyJob,
+    JobListView,
+    ProblemView,
+    SucceededJob,
+    SungElsewhere,
+    SungPrediction,
+    UnfinishedJob,
+    UnsungJob,
+)
 from serving.jobs.job import FINISHED, QUEUED, SUCCEEDED, Job
 from serving.jobs.wait_estimates import WaitEstimate
 
 LISTED_LYRICS = 200  # characters
+Json = dict[str, object]
 
 
-def job_view(job: Job, wait_estimate: WaitEstimate | None = None) -> dict[str, object]:
+def job_view(job: Job, wait_estimate: WaitEstimate | None = None, deleted: bool | None = None) -> Json:
     """A job as it is now, without its audio; while it is queued, with what it can expect, as far as that is known."""
-    state = job.state  # read first: what it promises was set before it
-    view: dict[str, object] = {
-        "job_id": job.id,
-        "status": state,
-        "request_id": job.request_id,
-        "model": job.model,
-        "seed": job.request.seed,
-        "warnings": list(dict.fromkeys((*job.warnings, *(job.song.warnings if job.song else ())))),
-        "created_at": _timestamp(job.created_at),
-        "started_at": _timestamp(job.started_at),
-        "finished_at": _timestamp(job.finished_at),
-        "progress": asdict(job.progress) if job.progress else None,
-        "cancel_requested": job.cancel_requested,
-        "request": _request_view(job),
-    }
-    if state == SUCCEEDED and job.song:
-        return {**view, **_song_view(job, job.song)}
-    if state == QUEUED:
-        expected = wait_estimate.expected_seconds if wait_estimate else None
-        seconds = None if expected is None else round(expected, 1)
-        return {**view, "position": wait_estimate.position if wait_estimate else None, "expected_seconds": seconds}
-    if state in FINISHED and job.error:
-        return {**view, "error": problem_of(job.error).as_dict()}
-    return view
+    return _answer(job, wait_estimate, {} if deleted is None else {"deleted": deleted}).as_json()
 
 
-def shortened(view: dict[str, object]) -> dict[str, object]:
-    """A job's view for a list of many: of long lyrics only how they begin."""
-    asked = view["request"]
-    if not isinstance(asked, dict) or len(asked["lyrics"]) <= LISTED_LYRICS:
-        return view
-    return {**view, "request": {**asked, "lyrics": f"{asked['lyrics'][: LISTED_LYRICS - 1]}…"}}
+def list_view(jobs: list[tuple[Job, WaitEstimate | None]], following: str | None) -> Json:
+    """A page of jobs; of long lyrics only how they begin."""
+    answers = [_answer(job, estimate, {"request": _request(job, LISTED_LYRICS)}) for job, estimate in jobs]
+    return JobListView.of(jobs=answers, next=following).as_json()
 
 
-def prediction(job: Job) -> dict[str, object]:
+def prediction(job: Job) -> Json:
     """A job as it is now, with the audio if it is done."""
-    view = job_view(job)
-    if view["status"] != SUCCEEDED or not job.song:
-        return view
-    first, *others = job.song.audio
-    tracks: Any = view["tracks"]
-    for name in others:
-        tracks[name]["audio"] = _base64(job.song.audio[name])
-    return {**view, "audio": _base64(job.song.audio[first])}
+    if job.state != SUCCEEDED or not job.song:
+        return job_view(job)
+    encoded = {name: base64.b64encode(audio).decode("ascii") for name, audio in job.song.audio.items()}
+    first, *others = encoded
+    song = _song(job, job.song)
+    tracks = {**song["tracks"], **{name: {**song["tracks"][name], "audio": encoded[name]} for name in others}}
+    return SungPrediction.of(**{**_common(job, SUCCEEDED), **song, "tracks": tracks, "audio": encoded[first]}).as_json()
+
+
+def prediction_elsewhere(job: Job, omitted: str, places: Mapping[str, str]) -> Json:
+    """A finished job whose audio is too large for the answer; `places` says where the first track can be read."""
+    assert job.song, "no song"
+    members = {**_common(job, SUCCEEDED), **_song(job, job.song), **places, "audio_omitted": omitted}
+    return SungElsewhere.of(**members).as_json()
 
 
 def audio_path(job_id: str, track: str, audio_format: str) -> str:
@@ -87,16 +79,54 @@ def audio_path(job_id: str, track: str, audio_format: str) -> str:
     return f"/jobs/{job_id}/audio/{track}.{audio_format}"
 
 
-def _request_view(job: Job) -> dict[str, object] | None:
+def _answer(job: Job, wait_estimate: WaitEstimate | None, more: Mapping[str, object]) -> AnyJob:
+    state = job.state  # read first: what it promises was set before it
+    common = {**_common(job, state), **more}
+    if state == SUCCEEDED and job.song:
+        return SucceededJob.of(**common, **_song(job, job.song))
+    if state in FINISHED and job.error:
+        return UnsungJob.of(**common, error=ProblemView.unchecked(**problem_of(job.error).as_dict()))
+    if state == QUEUED:
+        expected = wait_estimate.expected_seconds if wait_estimate else None
+        seconds = None if expected is None else round(expected, 1)
+        position = wait_estimate.position if wait_estimate else None
+        return UnfinishedJob.of(**common, position=position, expected_seconds=seconds)
+    return UnfinishedJob.of(**common)
+
+
+def _common(job: Job, state: str) -> Json:
+    return {
+        "job_id": job.id,
+        "status": state,
+        "request_id": job.request_id,
+        "model": job.model,
+        "seed": job.request.seed,
+        "warnings": list(dict.fromkeys((*job.warnings, *(job.song.warnings if job.song else ())))),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "progress": asdict(job.progress) if job.progress else None,
+        "cancel_requested": job.cancel_requested,
+        "request": _request(job),
+    }
+
+
+def _request(job: Job, longest_lyrics: int | None = None) -> Json | None:
     """What was asked for, without reference audio; None where that cannot be read any more."""
     if not job.request.genres:
         return None
     asked = {each.name: getattr(job.request, each.name) for each in fields(job.request)}
-    how = {"model": job.wanted_model, "deadline_seconds": job.deadline_seconds, "reference": job.told_reference}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in {**asked, **how}.items()}
+    if longest_lyrics and len(job.request.lyrics) > longest_lyrics:
+        asked["lyrics"] = f"{job.request.lyrics[: longest_lyrics - 1]}…"
+    return {
+        **asked,
+        "model": job.wanted_model,
+        "deadline_seconds": job.deadline_seconds,
+        "reference": job.told_reference,
+    }
 
 
-def _song_view(job: Job, song: Song) -> dict[str, object]:
+def _song(job: Job, song: Song) -> dict[str, Any]:
     mime_type = MIME_TYPES[song.format]
     return {
         "mime_type": mime_type,
@@ -110,11 +140,3 @@ def _song_view(job: Job, song: Song) -> dict[str, object]:
         "segments": [asdict(span) for span in song.segments],
         "timings": dict(song.timings),
     }
-
-
-def _base64(audio: bytes) -> str:
-    return base64.b64encode(audio).decode("ascii")
-
-
-def _timestamp(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds") if moment else None

@@ -1,6 +1,6 @@
-"""A request's body as JSON, refused where a reader could take it for something else than its writer meant.
+"""A request's body as JSON. Ambiguous JSON is refused.
 
-It knows nothing of fields: `serving/http/request_models.py` checks them.
+Independent of fields: `serving/http/request_models.py` checks them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from serving.http.problems import Problem, shown
 
 JSON = "application/json"
 IDENTITY = "identity"  # the only Content-Encoding that is read
-DEEPEST = 32  # lists and objects in each other; a song's reference is at 5
+DEEPEST = 32  # nested lists and objects; a song's reference is at 5
 
 
 def read_json(empty: object = None) -> object:
-    """The body of the request. Raises Problem; `empty` stands for an empty one where that is allowed."""
+    """The body of the request. Raises Problem; `empty` is the value of an empty body, where one is allowed."""
     _check_encoding()
     body = access.read_body()
     if not body and empty is not None:
@@ -31,13 +31,13 @@ def read_json(empty: object = None) -> object:
     access.check_values(body)
     value = parse(body)
     if body.count(b"[") + body.count(b"{") > DEEPEST and _is_deeper(value):
-        detail = f"the body's lists and objects are nested too deep; allowed: {DEEPEST} levels"
+        detail = f"the body's lists and objects are nested too deeply; allowed: {DEEPEST} levels"
         raise Problem(400, "invalid-json", detail, {"allowed": DEEPEST})
     return value
 
 
 def parse(body: bytes) -> object:
-    """What the bytes say. Raises Problem."""
+    """The JSON value of the bytes. Raises Problem."""
     try:
         text = body.decode(json.detect_encoding(body))
         return _parse_text(text)
@@ -52,24 +52,24 @@ def _parse_text(text: str) -> object:
         return json.loads(text, object_pairs_hook=_without_doubles)
     except JSONDecodeError:
         raise
-    except ValueError:  # Python reads no whole number of more than 4300 digits; as infinity it is refused by its field
+    except ValueError:  # Python reads no integer of more than 4300 digits; as infinity its field refuses it
         return json.loads(text, object_pairs_hook=_without_doubles, parse_int=float)
 
 
 def _check_encoding() -> None:
     encoding = request.headers.get("Content-Encoding", "")
     if any(each.strip().lower() not in ("", IDENTITY) for each in encoding.split(",")):
-        detail = f"Content-Encoding: got {shown(encoding)}; allowed: {IDENTITY}, which is a body that is not compressed"
+        detail = f"Content-Encoding: got {shown(encoding)}; allowed: {IDENTITY}, which means a body without compression"
         members = {"field": "Content-Encoding", "value": shown(encoding), "allowed": IDENTITY}
         raise Problem(415, "unsupported-media-type", detail, members, {"Accept-Encoding": IDENTITY})
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of the body, each of whose names may stand there once."""
+    """An object of the body, in which each name may occur once."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = shown(next(name for (name, _), first in zip_longest(pairs, found) if name != first))
-        raise Problem(400, "invalid-json", f"{twice}: stands twice in one object; allowed: once", {"field": twice})
+        raise Problem(400, "invalid-json", f"{twice}: occurs twice in one object; allowed: once", {"field": twice})
     return found
 
 
@@ -84,4 +84,4 @@ def _is_deeper(value: object) -> bool:
 
 
 def _no_json(why: str) -> Problem:
-    return Problem(400, "invalid-json", f"the body is no JSON: {why}")
+    return Problem(400, "invalid-json", f"the body is not JSON: {why}")

@@ -20,8 +20,9 @@ from pydantic import BaseModel, TypeAdapter
 from inference.song import SongRequest
 from serving.http import response_models
 from serving.http.docs_page import render
-from serving.http.operations import JSON, OPERATIONS, Answer, Operation, read_examples
-from serving.http.problem_kinds import ANYWHERE, KINDS, PREDICT, Kind
+from serving.http.json_body import JSON
+from serving.http.operations import OPERATIONS, Answer, Operation, read_examples
+from serving.http.problem_kinds import ANYWHERE, KINDS, PREDICT, ProblemKind
 from serving.http.problems import CONTENT_TYPE
 from serving.http.request_models import Download, Instance, JobOperation, ModelsOperation, Parameters
 
@@ -47,7 +48,7 @@ PREDICT_BODY = {
     ]
 }
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-AGAIN = (429, 503, 507)  # the statuses of what passes
+RETRIED_STATUSES = (429, 503, 507)  # the statuses of what passes
 # What the first prediction says of a job leads to these.
 _JOB_ID = {"job_id": "$response.body#/predictions/0/job_id"}
 _MIX = {**_JOB_ID, "track": "mix", "audio_format": "$response.body#/predictions/0/format"}
@@ -62,7 +63,7 @@ View = Callable[..., Any]
 
 
 def install(app: Flask, max_instances: int) -> tuple[View, View]:
-    """Serve the contract of all the routes that the app has when it is asked first, by the views that are returned."""
+    """Serve the contract of all routes that the app has at the first request, by the views that are returned."""
 
     @cache
     def built() -> Json:
@@ -86,7 +87,7 @@ def install(app: Flask, max_instances: int) -> tuple[View, View]:
 
 
 def document(app: Flask, max_instances: int) -> Json:
-    """The document of the app's routes. A route whose view is not in OPERATIONS is a mistake of ours."""
+    """The document of the app's routes, whose views must all be in OPERATIONS."""
     schemas = _Schemas(max_instances)
     paths: defaultdict[str, Json] = defaultdict(dict)
     ids: Counter[str] = Counter()
@@ -134,11 +135,11 @@ class _Schemas:
         schema = TypeAdapter(kind).json_schema(ref_template=REF + "{model}")
         own = _without_noise(schema)
         for name, each in own.pop("$defs", {}).items():
-            self.found.setdefault(name, each)
+            self.found.setdefault(_schema_name(name), each)
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return own
-        self.found.setdefault(kind.__name__, own)
-        return {"$ref": REF + kind.__name__}
+        self.found.setdefault(name := _schema_name(kind.__name__), own)
+        return {"$ref": REF + name}
 
     def _add_instance(self, max_instances: int) -> None:
         parameters = self.found["Parameters"]
@@ -151,7 +152,7 @@ class _Schemas:
         instances = [{"$ref": REF + name} for name in ("Instance", "JobOperation", "ModelsOperation")]
         self.found["PredictRequest"] = {
             "type": "object",
-            "description": "Songs to sing, or operations.",
+            "description": "Songs to generate, or operations.",
             "required": ["instances"],
             "additionalProperties": False,
             "properties": {
@@ -165,6 +166,11 @@ class _Schemas:
                 "parameters": {"anyOf": [{"$ref": REF + "Parameters"}, NULL]},
             },
         }
+
+
+def _schema_name(name: str) -> str:
+    """The name of a model in the contract."""
+    return name.removesuffix("View")
 
 
 def _or_null(schema: Json) -> Json:
@@ -185,7 +191,11 @@ def _without_noise(schema: Any) -> Any:
         return schema
     noise = ["title"] if isinstance(schema.get("title"), str) else []
     noise += ["default"] if schema.get("default", False) is None else []
-    return {LIMITS.get(name, name): _without_noise(each) for name, each in schema.items() if name not in noise}
+    return {
+        LIMITS.get(name, name): _schema_name(each) if name == "$ref" else _without_noise(each)
+        for name, each in schema.items()
+        if name not in noise
+    }
 
 
 def _operation(name: str, schemas: _Schemas) -> Json:
@@ -233,7 +243,7 @@ def _response(answer: Answer, schemas: _Schemas) -> Json:
     return made
 
 
-def _problems(operation: Operation) -> dict[str, list[Kind]]:
+def _problems(operation: Operation) -> dict[str, list[ProblemKind]]:
     """The kinds of problems that it can meet, by status."""
     places = {ANYWHERE, *operation.places}
     met = [kind for kind in KINDS.values() if places & set(kind.places)]
@@ -241,12 +251,12 @@ def _problems(operation: Operation) -> dict[str, list[Kind]]:
     return {str(status): [kind for kind in met if kind.status in (status, None)] for status in sorted(statuses)}
 
 
-def _problem_response(status: str, kinds: list[Kind], schemas: _Schemas) -> Json:
+def _problem_response(status: str, kinds: list[ProblemKind], schemas: _Schemas) -> Json:
     narrowed = {"properties": {"type": {"enum": [kind.type for kind in kinds]}}}
-    schema = {"allOf": [schemas.of(response_models.Problem), narrowed]}
+    schema = {"allOf": [schemas.of(response_models.ProblemView), narrowed]}
     text = "\n\n".join(f"`{kind.name}`: {kind.meaning}" for kind in kinds)
     made: Json = {"description": text, "content": {CONTENT_TYPE: {"schema": schema}}}
-    if int(status) in AGAIN:
+    if int(status) in RETRIED_STATUSES:
         seconds = {"description": "in so many seconds another try may help", "schema": {"type": "string"}}
         made["headers"] = {"Retry-After": seconds}
     return made

@@ -1,6 +1,6 @@
-"""What each route takes and gives, for the contract: bodies, parameters, answers, examples, by the name of its view.
+"""The bodies, parameters, answers and examples of each route for the contract, by the name of its view.
 
-It knows no paths: `serving/http/openapi.py` finds which path leads to which view.
+Independent of paths: `serving/http/openapi.py` finds the path of each view.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
+from serving.http.json_body import JSON
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.http.request_models import KEY, Download
 from serving.jobs.layout import ID
@@ -19,7 +20,6 @@ from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 
 Json = dict[str, Any]
 EXAMPLES = PROJECT / "examples"
-JSON = "application/json"
 SONG = {"genres": "folk acoustic guitar calm female", "lyrics": "[verse]\nThe kettle hums, the window glows"}
 A_JOB_ID = "0123456789abcdef0123456789abcdef"
 
@@ -36,13 +36,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a view takes and gives. `places` are where its problems come from, besides those of every route."""
+    """The input and output of a view. `places` are the sources of its problems, besides those of every route."""
 
     tag: str
     answers: Mapping[int, Answer]
     description: str = ""
     places: tuple[str, ...] = ()
-    body: Any = None  # a pydantic type; PREDICT for the one that is put together by hand
+    body: Any = None  # a pydantic type; PREDICT for the one that is assembled by hand
     body_required: bool = True
     examples: Mapping[str, object] = field(default_factory=dict)
     parameters: tuple[Json, ...] = ()
@@ -71,14 +71,14 @@ def _json(kind: Any, description: str, **more: Any) -> Answer:
 
 
 JOB_ID = _path("job_id", "the id of a job", pattern=f"^{ID.pattern}$")
-TRACK = _path("track", "which track", enum=list(TRACK_NAMES))
-FORMAT = _path("audio_format", "the song's format", enum=list(MIME_TYPES))
+TRACK_NAME = _path("track", "which track", enum=list(TRACK_NAMES))
+AUDIO_FORMAT = _path("audio_format", "the song's format", enum=list(MIME_TYPES))
 ONE_STATE = {"type": "string", "enum": list(STATES)}
 STATUS = {**_query("status", "only these", type="array", items=ONE_STATE, minItems=1), "explode": False}
-LIMIT = _query("limit", "so many at the most", type="integer", minimum=1, maximum=MOST_LISTED_JOBS, default=LISTED_JOBS)
+LIMIT = _query("limit", "at most so many", type="integer", minimum=1, maximum=MOST_LISTED_JOBS, default=LISTED_JOBS)
 BEHIND = f"^({ID.pattern}|{CURSOR.pattern})$"
-BEFORE = _query("before", "only those behind that job, or `next` of an answer", type="string", pattern=BEHIND)
-RANGE = _header("Range", "which bytes, such as `bytes=0-999`")
+BEFORE = _query("before", "only those after that job, or `next` of an answer", type="string", pattern=BEHIND)
+RANGE_HEADER = _header("Range", "which bytes, such as `bytes=0-999`")
 IDEMPOTENCY_KEY = _header("Idempotency-Key", "a `request_id` for the songs of this request", pattern=KEY.pattern)
 AUDIO_TYPES = dict.fromkeys(MIME_TYPES.values())
 FILE_HEADERS = {"ETag": "stays the same", "Accept-Ranges": "bytes", "Content-Disposition": "a name for the file"}
@@ -93,9 +93,9 @@ def read_examples() -> Json:
             "instances": [{**SONG, "request_id": "first"}, {**SONG, "genres": "metal male", "request_id": "second"}],
             "parameters": {"format": "flac", "wait_seconds": 0},
         },
-        "how a job is": {"instances": [{"job_id": A_JOB_ID, "operation": "status"}]},
+        "the state of a job": {"instances": [{"job_id": A_JOB_ID, "operation": "status"}]},
         "its song": {"instances": [{"job_id": A_JOB_ID, "operation": "result"}]},
-        "get the models ready": {"instances": [{"operation": "download-models"}]},
+        "load the models": {"instances": [{"operation": "download-models"}]},
     }
 
 
@@ -112,8 +112,8 @@ problem."""
 
 READY_TEXT = """\
 With `YUE_LOADING=startup`: once the models are ready, as `/health` has it. With `on_demand`: at once, since songs \
-bring their models; unlike `/health`, not while the engine ends again and again and songs are refused. Never while the \
-server stops. It changes nothing and begins nothing."""
+load their models; unlike `/health`, not while the engine crashes repeatedly and songs are refused. Never while the \
+server stops. It changes and starts nothing."""
 
 OPERATIONS = {
     "predict": Operation(
@@ -142,7 +142,7 @@ OPERATIONS = {
     ),
     "list_jobs": Operation(
         "Jobs",
-        {200: _json(answers.JobList, "The jobs, and how to ask for the next page.")},
+        {200: _json(answers.JobListView, "The jobs, and how to ask for the next page.")},
         places=(STORE, JOB, QUERY),
         parameters=(STATUS, LIMIT, BEFORE),
     ),
@@ -164,7 +164,7 @@ OPERATIONS = {
         "Jobs",
         {
             200: Answer("`progress` whenever it has changed, then `end`.", {"text/event-stream": str}),
-            204: Answer("The client has heard the end."),
+            204: Answer("The client has already received the end."),
         },
         places=(STORE, JOB),
         parameters=(JOB_ID, _header("Last-Event-ID", "the last event that the client has had")),
@@ -177,7 +177,7 @@ OPERATIONS = {
             304: Answer("The file is the one that `If-None-Match` names."),
         },
         places=(STORE, JOB, AUDIO),
-        parameters=(JOB_ID, TRACK, FORMAT, RANGE),
+        parameters=(JOB_ID, TRACK_NAME, AUDIO_FORMAT, RANGE_HEADER),
     ),
     "expose": Operation(
         "Server",
@@ -192,13 +192,13 @@ OPERATIONS = {
             ),
         },
     ),
-    "livez": Operation("Server", {200: _json(answers.Alive, "It answers.")}, "Looks at nothing else."),
+    "livez": Operation("Server", {200: _json(answers.Alive, "It answers.")}, "Checks nothing else."),
     "readyz": Operation(
         "Server",
         {
-            200: _json(answers.Readiness, "A song is taken."),
+            200: _json(answers.Readiness, "Songs are accepted."),
             503: _json(
-                answers.Readiness, "Not now.", headers={"Retry-After": "in so many seconds another try may help"}
+                answers.Readiness, "Not at present.", headers={"Retry-After": "in so many seconds another try may help"}
             ),
         },
         READY_TEXT,
@@ -209,13 +209,13 @@ OPERATIONS = {
         "Models",
         {
             200: _json(answers.DownloadAnswer, "The models are ready."),
-            202: _json(answers.DownloadAnswer, 'They are on their way: `"wait": false`, or it takes too long.'),
+            202: _json(answers.DownloadAnswer, 'They are being loaded: `"wait": false`, or it takes too long.'),
         },
-        "Waits until the models are ready, unless it is told not to. A second call joins the first.",
+        "Waits until the models are ready, unless `wait` is false. A second call joins the first.",
         (BODY, DOWNLOAD),
         Download,
         body_required=False,
-        examples={"the model that is set up": {}, "do not wait": {"wait": False}, "another model": {"model": "en-cot"}},
+        examples={"the configured model": {}, "do not wait": {"wait": False}, "another model": {"model": "en-cot"}},
     ),
     "cancel_download": Operation("Models", {200: _json(answers.CancelAnswer, "What was ended, if anything.")}),
     "contract": Operation("Server", {200: _json(dict[str, Any], "An OpenAPI 3.1 document.")}),

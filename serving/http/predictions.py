@@ -1,11 +1,11 @@
-"""Predictions: what was begun for each instance as one response, of no more bytes than may be sent.
+"""Predictions: one response for the outcomes of all instances, within the size limit of responses.
 
-It knows nothing of routes, nor of how jobs are waited for.
+Independent of routes, and of how requests wait for jobs.
 
-Where audio would make the response too large, a prediction comes without it and says how to get it:
+If audio would make the response too large, a prediction comes without it and says how to get it:
 
     audio_uri       the first track's address in the bucket
-    url             an address that anyone may read for SIGNED_SECONDS, where the bucket's credentials can make one
+    url             an address that anyone may read for SIGNED_SECONDS, if the bucket's credentials can sign one
     audio_omitted   one sentence: why, and how to fetch the tracks in pieces
 """
 
@@ -27,21 +27,24 @@ from inference.vocabulary import TOKENS_PER_SECOND
 from serving.http import audio_files, job_views
 from serving.http.problems import Problem, invalid, problem_of
 from serving.http.request_models import JobOperation
+from serving.http.response_models import RefusedView, SongPiece
+from serving.jobs.errors import JobError
 from serving.jobs.job import SUCCEEDED, Job, SizedAudio
+from serving.jobs.listing import Page
 from serving.jobs.service import Jobs
 from storage import StorageError
 
 SIGNED_SECONDS = 3_600
-PIECE_OVERHEAD_BYTES = 2_000  # of a piece's prediction, without its base64
-BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
-SURELY = 0.5  # of the expected length: sections may end early, but hardly all of them by half
+PIECE_OVERHEAD_BYTES = 2_000  # of the prediction of a piece, without its base64
+AUDIO_BYTES_PER_SECOND = {"mp3": 24_000, "wav": 88_200, "flac": 40_000, "ogg": 12_000}  # about; of one track
+SURELY = 0.5  # of the expected size: sections may end early, but hardly all of them by half
 
 
 @dataclass(frozen=True)
 class Pending:
     """A song that an instance of a request waits for.
 
-    `goes_on` says whether it is still wanted when the client is gone, `piece` which part of its audio is asked for.
+    `goes_on` is true if it continues after the client disconnects; `piece` is the requested part of its audio.
     """
 
     job: Job
@@ -50,7 +53,7 @@ class Pending:
     piece: JobOperation | None = None
 
 
-Outcome = Pending | dict[str, object] | Problem  # an instance, begun
+Outcome = Pending | dict[str, object] | Problem  # of an instance that was started
 
 
 class Answers:
@@ -59,18 +62,23 @@ class Answers:
     def __init__(self, jobs: Jobs, limit_bytes: int | None, is_bucket: bool) -> None:
         self._jobs, self._limit_bytes, self._is_bucket = jobs, limit_bytes, is_bucket
 
-    def job_view(self, job: Job) -> dict[str, object]:
-        """A job as it is now, without its audio."""
-        return job_views.job_view(job, self._jobs.wait_estimates().get(job.id))
+    def job_view(self, job: Job, deleted: bool | None = None) -> dict[str, object]:
+        """A job as it is now, without its audio; after a deletion request, `deleted` says if it is gone."""
+        return job_views.job_view(job, self._jobs.wait_estimates().get(job.id), deleted)
+
+    def job_list(self, page: Page) -> dict[str, object]:
+        """A page of jobs."""
+        estimates = self._jobs.wait_estimates()
+        return job_views.list_view([(job, estimates.get(job.id)) for job in page.jobs], page.following)
 
     def predictions(self, outcomes: Sequence[Outcome]) -> Response:
-        """One prediction for each instance, in order. Raises Problem where not even one of them went well."""
+        """One prediction for each instance, in order. Raises Problem if all of them failed."""
         each_bytes = self._limit_bytes and self._limit_bytes // len(outcomes)
         answers = [self._placed(outcome, index, each_bytes) for index, outcome in enumerate(outcomes)]
         return _predictions_response(answers)
 
     def audio(self, job: Job) -> Response:
-        """The song's first track as it is; what there is to say of it is in the headers. Raises Problem."""
+        """The song's first track as a file; its job and seed are in the headers. Raises Problem."""
         if job.error:
             raise problem_of(job.error).having(job_id=job.id)
         if job.state != SUCCEEDED or job.song is None:
@@ -85,23 +93,23 @@ class Answers:
         return audio_files.first_track(job)
 
     def foresee(self, song: SongRequest, can_be_fetched: bool, instances: int) -> tuple[str, ...]:
-        """What to warn of before the song, one of so many instances, is made.
+        """The warnings about the expected size of the song, one of so many instances.
 
-        Raises Problem where its client would surely never get it.
+        Raises Problem if its client could hardly ever receive it.
         """
         if self._limit_bytes is None or self._is_bucket:
             return ()
         expected, limit = expected_bytes(song), self._limit_bytes // instances
         if expected <= limit:
             return ()
-        told = f"the audio is expected to take {expected} bytes as base64, and its answer may have {limit}"
+        told = f"the audio is expected to take {expected} bytes as base64, and its answer may take {limit}"
         if expected * SURELY > limit and not can_be_fetched:
             detail = (
                 f"{told} (YUE_MAX_RESPONSE_BYTES); ask for fewer segments or tracks or for mp3, or send request_id or "
-                "wait_seconds 0, which says that you fetch the song in pieces: operation result with track and offset"
+                "wait_seconds 0, which means that you fetch the song in pieces: operation result with track and offset"
             )
             raise Problem(400, "response-too-large", detail, {"expected": expected, "allowed": limit})
-        return (f"{told}; if so it comes without audio, to be fetched by operation result with track and offset",)
+        return (f"{told}; if so, it comes without audio: fetch it by operation result with track and offset",)
 
     def _placed(self, outcome: Outcome, index: int, limit_bytes: int | None) -> dict[str, object] | Problem:
         answer = self._answer(outcome, limit_bytes)
@@ -117,7 +125,7 @@ class Answers:
             if job.state != SUCCEEDED:
                 return self.job_view(job)
             return self._piece(job, outcome.piece, limit_bytes) if outcome.piece else self._whole(job, limit_bytes)
-        except (StorageError, Problem) as error:
+        except (StorageError, JobError, Problem) as error:
             return problem_of(error).having(job_id=job.id)
 
     def _whole(self, job: Job, limit_bytes: int | None) -> dict[str, object]:
@@ -125,11 +133,11 @@ class Answers:
         if limit_bytes is not None:
             audio_bytes = sum(_base64_bytes(size) for size in job.sizes_bytes.values())
             if len(json.dumps(view)) + audio_bytes + 64 * len(job.sizes_bytes) > limit_bytes:
-                return {**view, **self._elsewhere(job), "audio_omitted": self._omitted(job)}
+                return job_views.prediction_elsewhere(job, self._omitted(job), self._elsewhere(job))
         return job_views.prediction(job)
 
     def _elsewhere(self, job: Job) -> dict[str, str]:
-        """Where else the first track can be read."""
+        """Other addresses of the first track."""
         stored = self._jobs.get(job.id).song
         if stored is None or not isinstance(stored.audio, SizedAudio):
             return {}
@@ -146,7 +154,7 @@ class Answers:
         )
 
     def _piece(self, job: Job, asked: JobOperation, limit_bytes: int | None) -> dict[str, object]:
-        """A part of a track: as much as was asked for, and as fits."""
+        """A part of a track: as much as was requested and as fits."""
         assert asked.track
         sizes, offset = job.sizes_bytes, asked.offset or 0
         if asked.track not in sizes:
@@ -157,24 +165,25 @@ class Answers:
         room = total if limit_bytes is None else max(3, (limit_bytes - PIECE_OVERHEAD_BYTES) // 4 * 3)
         content = _read(job, asked.track, offset, min(asked.length or total, room))
         after = offset + len(content)
-        return {
-            "job_id": job.id,
-            "status": job.state,
-            "track": asked.track,
-            "mime_type": MIME_TYPES[job.song.format] if job.song else None,
-            "bytes": total,
-            "offset": offset,
-            "length": len(content),
-            "next_offset": after if after < total else None,
-            "audio": base64.b64encode(content).decode("ascii"),
-        }
+        assert job.song, "no song"
+        return SongPiece.of(
+            job_id=job.id,
+            status=job.state,
+            track=asked.track,
+            mime_type=MIME_TYPES[job.song.format],
+            bytes=total,
+            offset=offset,
+            length=len(content),
+            next_offset=after if after < total else None,
+            audio=base64.b64encode(content).decode("ascii"),
+        ).as_json()
 
 
 def expected_bytes(song: SongRequest) -> int:
-    """About how many bytes of base64 a song takes that uses up its sections' budgets."""
+    """The approximate bytes of base64 of a song that uses up the budgets of its sections."""
     sections = prompt.sections_generated(song.segments, len(lyrics.parse(song.lyrics).sections))
     seconds = sections * song.max_new_tokens / TOKENS_PER_SECOND
-    return _base64_bytes(int(seconds * BYTES_PER_SECOND[song.format])) * len(song.tracks)
+    return _base64_bytes(int(seconds * AUDIO_BYTES_PER_SECOND[song.format])) * len(song.tracks)
 
 
 def _read(job: Job, track: str, offset: int, length: int) -> bytes:
@@ -193,16 +202,20 @@ def _base64_bytes(size_bytes: int) -> int:
     return -(-size_bytes // 3) * 4
 
 
+def _refused(problem: Problem) -> dict[str, object]:
+    return RefusedView.unchecked(error=problem.as_dict()).as_json()
+
+
 def _predictions_response(answers: Sequence[Mapping[str, Any] | Problem]) -> Response:
     problems = [answer for answer in answers if isinstance(answer, Problem)]
     if len(problems) < len(answers):
-        return jsonify(predictions=[{"error": a.as_dict()} if isinstance(a, Problem) else a for a in answers])
+        return jsonify(predictions=[_refused(a) if isinstance(a, Problem) else a for a in answers])
     if len(problems) == 1:
         raise problems[0]
     statuses = {problem.status for problem in problems}
     worst = max(statuses)
     status = worst if len(statuses) == 1 or worst >= 500 else 400
     headers = {name: value for problem in problems for name, value in problem.headers.items()}
-    detail = f"none of the {len(problems)} instances could be sung"
+    detail = f"all {len(problems)} instances failed"
     members = {"errors": [problem.as_dict() for problem in problems]}
     raise Problem(status, "all-instances-failed", detail, members, headers)

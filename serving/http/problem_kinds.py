@@ -1,6 +1,6 @@
-"""Every kind of problem that the server gives: the one list that errors, their document and the contract are made from.
+"""Every kind of problem with its status and title: the one table behind errors, their document and the contract.
 
-It does not know what leads to them: `serving/http/problems.py` and whoever raises do.
+Independent of what causes them: `serving/jobs/errors.py` and `serving/http/problems.py` say so.
 
     python -m serving.http.problem_kinds > docs/errors.md
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 TYPE_PREFIX = "urn:yue:problem:"
 
-# Where a kind may come from; an operation of the contract names those that it can meet.
+# The sources of a kind; an operation of the contract lists those that apply to it.
 ANYWHERE = "anywhere"
 BODY = "body"  # a JSON body is read
 QUERY = "query"  # query parameters are read
@@ -23,8 +23,8 @@ AUDIO = "audio"  # a track is sent
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One `type`. `status` None: as the problems inside it have. Both sentences are for the client's author."""
+class ProblemKind:
+    """One `type`. `status` None: the status of the problems inside it. Both sentences are for authors of clients."""
 
     name: str
     status: int | None
@@ -34,7 +34,7 @@ class Kind:
 
     @property
     def type(self) -> str:
-        """As it stands in a problem."""
+        """The `type` of a problem."""
         return TYPE_PREFIX + self.name
 
     @property
@@ -44,217 +44,223 @@ class Kind:
 
 
 _KINDS = (
-    Kind("bad-request", 400, (ANYWHERE,), "The HTTP request itself is malformed.", "Correct the request."),
-    Kind("unauthorized", 401, (ANYWHERE,), "The server needs a key.", "Send one, as `detail` says."),
-    Kind(
+    ProblemKind("bad-request", 400, (ANYWHERE,), "The HTTP request itself is malformed.", "Correct the request."),
+    ProblemKind("unauthorized", 401, (ANYWHERE,), "The server needs a key.", "Send one, as `detail` says."),
+    ProblemKind(
         "host-not-allowed",
         403,
         (ANYWHERE,),
-        "The server was asked by a name that is not its own.",
+        "The `Host` header names another server.",
         "Use its address, or have the name added to `YUE_ALLOWED_HOSTS`.",
     ),
-    Kind(
+    ProblemKind(
         "cross-site",
         403,
         (ANYWHERE,),
         "A browser sent the request for a page of another site, to a server without a key.",
-        "Ask from a program or from a page of the server itself, or set `YUE_API_KEY`.",
+        "Use a program or a page of the server itself, or set `YUE_API_KEY`.",
     ),
-    Kind("forbidden", 403, (ANYWHERE,), "That is for administrators only.", "Do what `detail` says."),
-    Kind("invalid-json", 400, (BODY,), "The body is no JSON.", "Send JSON, encoded as UTF-8."),
-    Kind("invalid-request", 400, (BODY,), "The body or an instance is not an object.", "Send what `detail` allows."),
-    Kind(
+    ProblemKind("forbidden", 403, (ANYWHERE,), "Only administrators may do that.", "Do what `detail` says."),
+    ProblemKind("invalid-json", 400, (BODY,), "The body is not JSON.", "Send JSON, encoded as UTF-8."),
+    ProblemKind(
+        "invalid-request", 400, (BODY,), "The body or an instance is not an object.", "Send what `detail` allows."
+    ),
+    ProblemKind(
         "invalid-field",
         400,
         (BODY, QUERY),
         "One field is wrong: `field`, `value`, `allowed`, in lyrics `line`.",
         "Correct that field.",
     ),
-    Kind("invalid-fields", 400, (BODY, QUERY), "Several fields are wrong; `errors` has each.", "Correct them all."),
-    Kind(
-        "unknown-model", 400, (PREDICT, DOWNLOAD), "There is no model of that name.", "Take one that `allowed` names."
+    ProblemKind(
+        "invalid-fields", 400, (BODY, QUERY), "Several fields are wrong; `errors` has each.", "Correct them all."
     ),
-    Kind(
+    ProblemKind(
+        "unknown-model", 400, (PREDICT, DOWNLOAD), "There is no model of that name.", "Use one that `allowed` lists."
+    ),
+    ProblemKind(
         "response-too-large",
         400,
         (PREDICT, AUDIO),
-        "The song, or what is expected of it, is larger than an answer may be.",
-        "Fetch it in pieces: see `detail`; or ask for fewer tracks, segments or a smaller format.",
+        "The song, or its expected size, is larger than an answer may be.",
+        "Fetch it in pieces, as `detail` says, or ask for fewer tracks or segments, or a smaller format.",
     ),
-    Kind(
+    ProblemKind(
         "not-found",
         404,
         (PREDICT, JOB, AUDIO),
         "There is no such path, job or track.",
-        "Look at the path and the id; finished jobs are forgotten in time.",
+        "Check the path and the id; old finished jobs are deleted.",
     ),
-    Kind(
-        "method-not-allowed", 405, (), "The path does not know this method.", "Take one that the header `Allow` names."
+    ProblemKind(
+        "method-not-allowed", 405, (), "The path does not allow this method.", "Use one that the header `Allow` lists."
     ),
-    Kind(
+    ProblemKind(
         "not-acceptable",
         406,
         (PREDICT,),
-        "What `Accept` asks for cannot be given.",
-        "Accept JSON, or the audio format of the only instance, see `allowed`.",
+        "None of the media types in `Accept` is available.",
+        "Accept JSON, or the audio format of the only instance; see `allowed`.",
     ),
-    Kind("request-timeout", 408, (BODY,), "The body did not come to its end in time.", "Send it again."),
-    Kind(
+    ProblemKind("request-timeout", 408, (BODY,), "The body did not arrive in time.", "Send it again."),
+    ProblemKind(
         "conflict",
         409,
         (PREDICT, DOWNLOAD, JOB, AUDIO),
-        "The request does not fit what is going on: a `request_id` of another request, another model being loaded, "
-        "audio of a song that is not done.",
+        "The request does not fit the current state: a `request_id` of another request, another model that is being "
+        "loaded, audio of an unfinished song.",
         "Read `detail`; wait, or send another `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "cancelled",
         409,
         (PREDICT, DOWNLOAD),
-        "Somebody cancelled the song, or the download that it waited for.",
-        "Ask again for a new one, with a new `request_id`.",
+        "The song was cancelled, or the download that it waited for.",
+        "Send a new request, with a new `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "precondition-failed",
         412,
         (AUDIO,),
         "The file is not the one that `If-Match` names.",
-        "Ask without the condition, or for another job.",
+        "Omit the condition, or ask for another job.",
     ),
-    Kind(
+    ProblemKind(
         "request-entity-too-large",
         413,
         (BODY,),
-        "The body is larger than the server takes.",
+        "The body is larger than allowed.",
         "Send fewer instances or less reference audio; `allowed` is in bytes.",
     ),
-    Kind("request-uri-too-long", 414, (), "The request's line is too long.", "Send what is long in the body."),
-    Kind(
+    ProblemKind("request-uri-too-long", 414, (), "The request line is too long.", "Send long values in the body."),
+    ProblemKind(
         "unsupported-media-type",
         415,
         (BODY,),
         "The body is not declared as JSON, or it is compressed.",
         "Send `Content-Type: application/json` and no `Content-Encoding`.",
     ),
-    Kind(
+    ProblemKind(
         "requested-range-not-satisfiable",
         416,
         (AUDIO,),
         "The range lies outside the file.",
         "Ask for a range within the file's `bytes`.",
     ),
-    Kind(
+    ProblemKind(
         "request-header-fields-too-large",
         431,
         (),
         "The request has too many headers, or one is too long.",
-        "Send fewer and shorter ones.",
+        "Send fewer and shorter headers.",
     ),
-    Kind("queue-full", 429, (PREDICT,), "Too many songs wait already.", "Try again after `Retry-After` seconds."),
-    Kind(
+    ProblemKind(
+        "queue-full", 429, (PREDICT,), "Too many songs are waiting already.", "Try again after `Retry-After` seconds."
+    ),
+    ProblemKind(
         "deadline-unreachable",
         503,
         (PREDICT,),
-        "By what songs took here, this one would be done after its `deadline_seconds`.",
+        "By the duration of the songs before it, this one would be done after its `deadline_seconds`.",
         "Allow more time, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "deadline-passed",
         504,
         (PREDICT,),
-        "The song's deadline passed while it waited, so it was not sung.",
+        "The song's deadline passed while it waited, so it was not generated.",
         "Send it again, with more time.",
     ),
-    Kind(
+    ProblemKind(
         "too-many-waiters",
         503,
         (JOB,),
-        "As many streams and requests wait as may.",
+        "All wait slots for streams and requests are taken.",
         "Ask for the job's state instead, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "reference-unavailable",
         503,
         (PREDICT,),
-        "Reference audio could not be fetched from its address, or had to wait too long for others.",
+        "Reference audio could not be fetched from its address, or not be decoded in time.",
         "Try again after `Retry-After` seconds, or send it as base64.",
     ),
-    Kind(
+    ProblemKind(
         "internal-error",
         500,
         (ANYWHERE,),
-        "A mistake in the server.",
+        "A bug in the server.",
         "Look for `error_id` in the server's log, and report it.",
     ),
-    Kind(
+    ProblemKind(
         "song-failed",
         500,
         (PREDICT,),
-        "The song could not be made.",
-        "Read `detail`; the same request most likely fails again.",
+        "The song could not be generated.",
+        "Read `detail`; the same request will probably fail again.",
     ),
-    Kind(
+    ProblemKind(
         "checkpoint-broken",
         500,
         (PREDICT, DOWNLOAD),
-        "A file of weights is missing or broken.",
+        "A weights file is missing or broken.",
         'Repair the weights, or send `{"force": true}` to `/download-models`.',
     ),
-    Kind(
+    ProblemKind(
         "being-accepted",
         503,
         (PREDICT,),
         "Another request with this `request_id` is not accepted yet.",
         "Send it again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "stopping",
         503,
         (PREDICT, DOWNLOAD),
-        "The server stops, and takes no more work.",
+        "The server is stopping, and accepts no more work.",
         "Send it again, to another server or a little later.",
     ),
-    Kind(
+    ProblemKind(
         "download-failed",
         503,
         (PREDICT, DOWNLOAD),
-        "The weights could not be brought here.",
+        "The weights could not be downloaded.",
         "Do what `detail` says, or try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "engine-failed",
         503,
         (PREDICT, DOWNLOAD),
-        "The process that sings ended or could not be started.",
+        "The engine's process ended or could not be started.",
         "Try again after `Retry-After` seconds.",
     ),
-    Kind(
+    ProblemKind(
         "interrupted",
         503,
         (PREDICT,),
-        "The servers that sang the song ended before it was done, twice.",
+        "The servers that generated the song ended before it was done, twice.",
         "Send it again, with a new `request_id`.",
     ),
-    Kind(
+    ProblemKind(
         "storage-failed",
         503,
         (STORE,),
-        "Jobs cannot be written or read now.",
-        "Try again after `Retry-After` seconds; look at `YUE_DATA`.",
+        "Jobs cannot be written or read at present.",
+        "Try again after `Retry-After` seconds; check `YUE_DATA`.",
     ),
-    Kind(
+    ProblemKind(
         "storage-full",
         507,
         (STORE,),
         "There is no room for another song.",
-        "Make room in `YUE_DATA`, or lower `YUE_KEEP_BYTES`.",
+        "Free space in `YUE_DATA`, or lower `YUE_KEEP_BYTES`.",
     ),
-    Kind(
+    ProblemKind(
         "all-instances-failed",
         None,
         (PREDICT,),
-        "None of several instances could be sung; `errors` has a problem for each.",
-        "Look at each; the status is theirs, or the worst of theirs.",
+        "All of several instances failed; `errors` has a problem for each.",
+        "Read each; the status is theirs, or the worst of theirs.",
     ),
 )
 
@@ -273,13 +279,13 @@ Every error is an RFC 9457 problem, `application/problem+json`:
  "field": "top_p", "value": 2, "allowed": "a number above 0, up to 1"}
 ```
 
-`type` is for programs: it is one of those below, and what it means never changes. `title` goes with it. `detail` is
+`type` is for programs: it is one of those below, and its meaning never changes. `title` belongs to it. `detail` is
 for people and may change. `instance` is the path, and in `/predict` the place of the instance in the request. Other
-members stand there where they are known: `field`, `value` (shortened), `allowed`, `line`, `errors`, `job_id`,
-`error_id`. A problem that passes has the header `Retry-After`, in seconds.
+members are present where they are known: `field`, `value` (shortened), `allowed`, `line`, `errors`, `job_id`,
+`error_id`. If trying again may help, the header `Retry-After` says when, in seconds.
 
-A song that is not sung because of its own mistake, beside others that are, has its problem in its prediction's
-`error`; so has a job that failed. Those problems have the same form.
+If one of several instances fails, its problem is the `error` of its prediction; a failed job has an `error`, too.
+Those problems have the same form.
 
 | `urn:yue:problem:…` | Status | What it means | What to do |
 |---|---|---|---|
@@ -287,7 +293,7 @@ A song that is not sung because of its own mistake, beside others that are, has 
 
 
 def markdown() -> str:
-    """The document of all kinds."""
+    """The document that lists all kinds."""
     rows = (
         f"| `{kind.name}` | {kind.status or 'theirs'} | {kind.meaning} | {kind.advice} |\n" for kind in KINDS.values()
     )

@@ -1,6 +1,6 @@
 """Reference audio: where it may come from if it is given by its address, and the part of it that is used.
 
-It knows nothing of routes, and fetches nothing that its settings do not name.
+Independent of routes. It fetches only from the places that its settings name.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ class SharedReferences:
 
 
 @contextmanager
-def _slot(wait_slots: threading.Semaphore, taken: str) -> Iterator[None]:
-    if not wait_slots.acquire(blocking=False):
+def _slot(slots: threading.Semaphore, taken: str) -> Iterator[None]:
+    if not slots.acquire(blocking=False):
         raise unavailable("reference-unavailable", f"{taken}; try again later")
     try:
         yield
     finally:
-        wait_slots.release()
+        slots.release()

@@ -7,76 +7,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, model_validator
 
 from inference.audio.reading import check_header, check_reference
 from inference.errors import InvalidField
-from inference.song import MAX_NEW_TOKENS, MAX_SECTIONS, MIME_TYPES, REFERENCE_SECONDS, TRACK_NAMES, Reference
-from inference.text import lyrics, prompt
-from inference.text.characters import check_characters
+from inference.song import REFERENCE_SECONDS, TRACK_NAMES, Reference
+from inference.text.characters import broken_text
 from serving.http.base64_audio import decoded
-from serving.http.problems import Problem, invalid
-from serving.http.whole_text import broken_text
+from serving.http.problems import Problem, invalid, problem_of
+from serving.jobs.errors import InvalidFields
+from serving.jobs.song_fields import (
+    LONGEST_REQUEST_ID,
+    REQUEST_ID_PATTERN,
+    Schema,
+    SongDefaults,
+    SongFields,
+    Strict,
+    Whole,
+    number,
+    read_fields,
+    wrapped,
+)
 from serving.settings import LONGEST_WAIT_SECONDS
 
-LARGEST_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps
-DRAW_SEED = -1  # the same as no seed, as other servers of this field have it
 LONGEST_DEADLINE_SECONDS = 86_400
 LARGEST_PIECE = 2**53 - 1  # bytes
-LONGEST_LYRICS, LONGEST_GENRES = 20_000, 1_000  # characters
 LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
-REFERENCE_PARTS = ("audio", "vocal", "instrumental")
-LONGEST_REQUEST_ID = 128
-REQUEST_ID = f"[!-~]{{1,{LONGEST_REQUEST_ID}}}"
+REFERENCE_FILES = ("audio", "vocal", "instrumental")
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
-KEY = re.compile(f'^("?{REQUEST_ID}"?)?$')  # the header Idempotency-Key
+KEY = re.compile(f'^("?{REQUEST_ID_PATTERN}"?)?$')  # the header Idempotency-Key
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
 JOB_OPERATIONS = ("status", "result", "cancel", "delete")
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
 MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
-
-Schema = TypeVar("Schema", bound=BaseModel)
-
-
-def _whole(value: object) -> object:
-    """JSON has one kind of number, and some clients write 3 as 3.0: that is a whole number too."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _whole_characters(text: object, info: ValidationInfo) -> object:
-    """pydantic refuses half a surrogate pair without telling why, or in which line."""
-    try:
-        if isinstance(text, str):
-            check_characters(str(info.field_name), text, name_line=info.field_name == "lyrics")
-    except InvalidField as error:
-        raise _wrapped(error) from error
-    return text
-
-
-Text = Annotated[str, BeforeValidator(_whole_characters)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Scale = Annotated[float, Field(ge=1, le=10)]
-Scales = Annotated[list[Scale], Field(min_length=2, max_length=2)]
-
-
-def _number(low: float, high: float, what: str = "a number") -> Any:
-    return Field(None, ge=low, le=high, description=f"{what} from {low} to {high}")
-
-
-def _whole_number(low: int, high: int) -> Any:
-    return _number(low, high, "a whole number")
 
 
 def _address(part: str) -> Any:
@@ -87,16 +52,7 @@ def _address(part: str) -> Any:
     return Field(None, pattern=r"^(https|gs)://", max_length=LONGEST_ADDRESS, description=where)
 
 
-class _Strict(BaseModel):
-    """Unknown names are refused, "3" is not a number, true is not 1, and NaN is nothing.
-
-    A field's description says what is allowed; the error repeats it. null is the same as leaving a field out.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
-
-
-class ReferenceFields(_Strict):
+class ReferenceFields(Strict):
     """Audio whose style is continued: one file, or the two tracks of one."""
 
     audio: str | None = Field(None, description="an audio file, base64 or a data: URL")
@@ -118,12 +74,12 @@ class ReferenceFields(_Strict):
                 if f"{field.removeprefix('reference.')}_uri" not in self.addresses():
                     check_header(field, content, reference)
         except InvalidField as error:
-            raise _wrapped(error) from error
+            raise wrapped(error) from error
         return self
 
     def addresses(self) -> dict[str, str]:
         """The addresses whose files make the reference whole, by the names of their fields."""
-        given = {f"{part}_uri": getattr(self, f"{part}_uri") for part in REFERENCE_PARTS}
+        given = {f"{part}_uri": getattr(self, f"{part}_uri") for part in REFERENCE_FILES}
         return {name: address for name, address in given.items() if address is not None}
 
     def _check_addresses(self) -> None:
@@ -145,86 +101,21 @@ class ReferenceFields(_Strict):
         )
 
 
-class Parameters(_Strict):
-    """The defaults for all instances of a request. What is None is left to SongRequest's own defaults."""
+class Parameters(SongDefaults):
+    """The defaults for all instances of a request. A field that is None takes the default of SongRequest."""
 
-    genres: Text | None = Field(
-        None,
-        min_length=1,
-        max_length=LONGEST_GENRES,
-        description=f"text of 1 to {LONGEST_GENRES} characters",
-        json_schema_extra={"pattern": r"\S"},
-    )
-    lyrics: Text | None = Field(
-        None, min_length=1, max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters"
-    )
-    segments: Whole | None = _whole_number(1, MAX_SECTIONS)
-    seed: Whole | None = Field(
-        None,
-        ge=DRAW_SEED,
-        le=LARGEST_SEED,
-        description=f"a whole number from 0 to {LARGEST_SEED}, or {DRAW_SEED} to have one drawn",
-    )
-    max_new_tokens: Whole | None = _whole_number(100, MAX_NEW_TOKENS)
-    temperature: float | None = _number(0, 2)
-    top_p: float | None = Field(None, gt=0, le=1, description="a number above 0, up to 1")
-    top_k: Whole | None = _whole_number(0, 1_024)
-    repetition_penalty: float | None = _number(1, 2)
-    guidance_scale: Scales | None = Field(None, description="a number from 1 to 10, or two: first section, later ones")
-    format: Literal["mp3", "wav", "flac", "ogg"] | None = Field(None, description=", ".join(MIME_TYPES))
-    tracks: list[Literal["mix", "vocal", "instrumental"]] | None = Field(
-        None,
-        min_length=1,
-        description=f"a list of {', '.join(TRACK_NAMES)}, each at most once",
-        json_schema_extra={"uniqueItems": True},
-    )
-    wait_seconds: float | None = _number(0, LONGEST_WAIT_SECONDS)
-    deadline_seconds: float | None = _number(1, LONGEST_DEADLINE_SECONDS)
-    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$", description=REQUEST_ID_TEXT)
+    wait_seconds: float | None = number(0, LONGEST_WAIT_SECONDS)
+    deadline_seconds: float | None = number(1, LONGEST_DEADLINE_SECONDS)
+    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID_PATTERN}$", description=REQUEST_ID_TEXT)
     reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
     model: str | None = Field(None, description="the name of the model that is loaded")
 
-    @field_validator("guidance_scale", mode="before", json_schema_input_type=Scale | Scales | None)
-    @classmethod
-    def _one_sets_both(cls, scale: object) -> object:
-        return [scale, scale] if isinstance(scale, int | float) else scale
 
-    @field_validator("tracks")
-    @classmethod
-    def _no_doubles(cls, tracks: list[str] | None) -> list[str] | None:
-        if tracks and len(set(tracks)) < len(tracks):
-            raise ValueError("a track is named twice")
-        return tracks
-
-
-class Instance(Parameters):
+class Instance(SongFields, Parameters):
     """One song that is asked for."""
 
-    genres: Text = Field(
-        min_length=1, max_length=LONGEST_GENRES, description=f"text of 1 to {LONGEST_GENRES} characters"
-    )
-    lyrics: Text = Field(max_length=LONGEST_LYRICS, description=f"text of 1 to {LONGEST_LYRICS} characters")
 
-    @field_validator("lyrics")
-    @classmethod
-    def _can_be_sung(cls, text: str) -> str:
-        try:
-            lyrics.parse(text)
-        except InvalidField as error:
-            raise _wrapped(error) from error
-        return text
-
-    @field_validator("genres")
-    @classmethod
-    def _can_be_prompted(cls, genres: str) -> str:
-        try:
-            prompt.check_genres(tidy := prompt.tidy_genres(genres))
-        except InvalidField as error:
-            raise _wrapped(error) from error
-        return tidy
-
-
-class JobOperation(_Strict):
+class JobOperation(Strict):
     """Something done to a job through /predict."""
 
     job_id: str = Field(description="the id of a job")
@@ -239,13 +130,13 @@ class JobOperation(_Strict):
     def _is_a_piece(self) -> JobOperation:
         given = [name for name in ("track", "offset", "length") if getattr(self, name) is not None]
         if given and self.operation != "result":
-            raise _wrapped(InvalidField(given[0], getattr(self, given[0]), "only with operation result"))
+            raise wrapped(InvalidField(given[0], getattr(self, given[0]), "only with operation result"))
         if given and self.track is None:
-            raise _wrapped(InvalidField("track", None, f"one of {', '.join(TRACK_NAMES)}, where a piece is asked for"))
+            raise wrapped(InvalidField("track", None, f"one of {', '.join(TRACK_NAMES)}, where a piece is asked for"))
         return self
 
 
-class Download(_Strict):
+class Download(Strict):
     """What /download-models takes. Without `model` and `revision`: the model that is set up."""
 
     model: str | None = Field(None, description="the name of a model")
@@ -273,9 +164,9 @@ def read(schema: type[Schema], raw: object) -> Schema:
     if broken := list(broken_text(fields)):
         raise invalid(broken)
     try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        raise invalid(_mistakes(schema, error)) from error
+        return read_fields(schema, fields)
+    except InvalidFields as error:
+        raise problem_of(error) from error
 
 
 def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str, object]]:
@@ -314,12 +205,12 @@ def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, objec
 
 
 def is_job_operation(instance: object) -> bool:
-    """Whether an instance speaks of a job that exists already."""
+    """True if an instance is an operation on a job."""
     return isinstance(instance, Mapping) and ("job_id" in instance or instance.get("operation") in JOB_OPERATIONS)
 
 
 def is_models_operation(instance: object) -> bool:
-    """Whether an instance speaks of the models."""
+    """True if an instance is an operation on the models."""
     return isinstance(instance, Mapping) and "operation" in instance and not is_job_operation(instance)
 
 
@@ -344,37 +235,6 @@ def _allowed_beside(name: str) -> str:
     """What stands at the top of a body, where that name does not."""
     inside = f"; {name} belongs in an instance" if name in INSTANCE_FIELDS else ""
     return f"instances, parameters{inside}"
-
-
-def _mistakes(schema: type[BaseModel], error: ValidationError) -> list[InvalidField]:
-    """One for each field: of a list's several wrong elements, the first."""
-    mistakes: dict[str, InvalidField] = {}
-    for details in error.errors(include_url=False):
-        mistake = _mistake(schema, details)
-        mistakes.setdefault(mistake.field, mistake)
-    return list(mistakes.values())
-
-
-def _mistake(schema: type[BaseModel], details: Any) -> InvalidField:
-    """pydantic's error in our words: the field's description is what is allowed."""
-    if details["type"] == "wrapped":
-        wrapped = details["ctx"]["error"]
-        assert isinstance(wrapped, InvalidField)
-        return wrapped
-    path = [part for part in details["loc"] if isinstance(part, str)]
-    fields = ReferenceFields.model_fields if path[0] == "reference" and len(path) > 1 else schema.model_fields
-    field = ".".join(path)
-    if details["type"] == "extra_forbidden":
-        return InvalidField(field, details["input"], f"only the fields {', '.join(fields)}")
-    allowed = fields[path[-1]].description or ""
-    if details["type"] == "missing":
-        return InvalidField(field, None, f"{allowed} (required)")
-    return InvalidField(field, details["input"], allowed)
-
-
-def _wrapped(error: InvalidField) -> PydanticCustomError:
-    """An error of ours on its way through pydantic, which goes on to collect the others."""
-    return PydanticCustomError("wrapped", "see error", {"error": error})
 
 
 def without_nulls(raw: Mapping[str, object], schema: type[BaseModel]) -> dict[str, object]:

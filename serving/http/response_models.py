@@ -1,16 +1,16 @@
-"""What an answer holds, for the contract: jobs, predictions, models, health, problems.
+"""What an answer holds: jobs, predictions, models, health, problems.
 
-`serving/http/job_views.py`, `serving/models/states.py` and the routes make the answers; tests compare them with these
-models.
-Every object may get more members in time; a client passes over those that it does not know.
+The contract is made from these models, and the answers about jobs are built from them; tests compare the others with
+them. Every object may get more members in time; clients ignore those that they do not know. A name that other modules
+use for something else has `View` behind it, which the contract leaves out.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from inference.catalog import ALLOWED_NAMES
 from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
@@ -20,6 +20,9 @@ from serving.jobs.layout import ID
 Natural = Annotated[int, Field(ge=0)]
 Place = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(ge=0)]
+Timestamp = Annotated[datetime, PlainSerializer(lambda moment: moment.isoformat(timespec="milliseconds"))]
+# Whole songs: the pattern is for the contract, as checking it would take as long as encoding.
+Base64 = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9+/]*=*$"})]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
@@ -32,33 +35,52 @@ def _maybe(description: str, **limits: Any) -> Any:
 class _Answer(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
+    @classmethod
+    def of(cls, **members: object) -> Self:
+        """The answer with these members, each of which it has."""
+        return cls.model_validate(members, extra="forbid")
 
-class Problem(_Answer):
+    @classmethod
+    def unchecked(cls, **members: object) -> Self:
+        """The answer with these members, with values as other processes or servers report them."""
+        assert cls.model_config.get("extra") == "allow" or members.keys() <= cls.model_fields.keys()
+        return cls.model_construct(**members)  # type: ignore[arg-type]  # none of them is `_fields_set`
+
+    def as_json(self) -> dict[str, object]:
+        """The answer as a JSON object, with the members that it was given."""
+        return self.model_dump(mode="json", exclude_unset=True, warnings=False)
+
+
+class ProblemView(_Answer):
     """An error, as RFC 9457 has it. docs/errors.md lists the types."""
 
+    model_config = ConfigDict(extra="allow")
+
     type: str = Field(
-        description="which kind of problem; never changes its meaning",
+        description="the kind of problem; its meaning never changes",
         json_schema_extra={"enum": [kind.type for kind in KINDS.values()]},
     )
     title: str = Field(description="the type, for people")
-    status: int = Field(ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had")
+    status: int = Field(
+        ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had alone"
+    )
     detail: str = Field(description="one sentence for the person who has to act")
     instance: str = _maybe("the path, and in /predict the place of the instance in the request")
     field: str = _maybe("which field is wrong, a dotted path")
-    value: Any = _maybe("what it held, shortened")
-    allowed: Any = _maybe("what would be taken")
+    value: Any = _maybe("its value, shortened")
+    allowed: Any = _maybe("the allowed values")
     line: int = _maybe("of the lyrics", ge=1)
-    errors: list[dict[str, Any]] = _maybe("what is wrong, each by itself")
+    errors: list[dict[str, Any]] = _maybe("the single problems")
     job_id: str = _maybe("the job that it is about")
-    error_id: str = _maybe("what to look for in the server's log")
+    error_id: str = _maybe("the id of the error in the server's log")
 
 
-class Progress(_Answer):
-    """How far a song is."""
+class ProgressView(_Answer):
+    """The progress of a song."""
 
     stage: str = Field(description="the earliest stage that is not done", json_schema_extra={"enum": list(STAGES)})
-    section: Natural = Field(description="which section is sung; 0 outside stage 1")
-    sections: Natural = Field(description="how many will be sung")
+    section: Natural = Field(description="the section that is generated; 0 outside stage 1")
+    sections: Natural = Field(description="how many will be generated")
     tokens: Natural = Field(description="of stage 1 so far")
     rows: Natural = Field(description="of stage 2 so far, each up to 6 s of one track")
     frames: Natural = Field(description="of stage 2 so far, all rows together")
@@ -67,7 +89,7 @@ class Progress(_Answer):
 
 
 class Segment(_Answer):
-    """Where a section stands in the song."""
+    """The place of a section in the song."""
 
     tag: str = Field(description="as the lyrics name it, or YuE's name for one in another language")
     start_seconds: Number
@@ -79,37 +101,37 @@ class Track(_Answer):
 
     mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
     bytes: Natural = Field(description="the file's size")
-    url: str = Field(description="the path under which this server sends it")
+    url: str = Field(description="its path on this server")
 
 
 class PredictedTrack(Track):
     """One file of a song, in a prediction."""
 
-    audio: str = _maybe("the file, base64; the first track's is the prediction's own", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = _maybe("the file, base64; the first track's is the prediction's own")
 
 
-class ToldFile(_Answer):
+class ToldFileView(_Answer):
     """A file of reference audio, without its audio."""
 
     name: str | None = _maybe("of a file that was given by its address")
     bytes: Natural | None = _maybe("of the audio as it is kept until the song is done")
 
 
-class ToldReference(_Answer):
+class ToldReferenceView(_Answer):
     """Reference audio, without its audio."""
 
-    audio: ToldFile = _maybe("the file of that field")
-    vocal: ToldFile = _maybe("the file of that field")
-    instrumental: ToldFile = _maybe("the file of that field")
+    audio: ToldFileView = _maybe("the file of that field")
+    vocal: ToldFileView = _maybe("the file of that field")
+    instrumental: ToldFileView = _maybe("the file of that field")
     start_seconds: Number
     end_seconds: Number | None
 
 
 class AskedSong(_Answer):
-    """What was asked for, with what was drawn or taken by default."""
+    """The request, with drawn and default values."""
 
     genres: str
-    lyrics: str = Field(description="in the list of jobs only the first of long ones, which end in …")
+    lyrics: str = Field(description="in the list of jobs shortened, then ending in …")
     seed: Natural
     segments: int | None = Field(description="null: all")
     max_new_tokens: int
@@ -122,30 +144,32 @@ class AskedSong(_Answer):
     tracks: list[str]
     model: str | None = Field(description="null: any")
     deadline_seconds: Number | None
-    reference: ToldReference | None
+    reference: ToldReferenceView | None
 
 
 class _Job(_Answer):
     job_id: JobId = Field(description="the id of the job")
     request_id: str | None = Field(description="as the request gave it")
-    model: str = Field(description="what sings it")
+    model: str = Field(description="the model that generates it")
     seed: Natural = Field(description="given or drawn: the same request with the same seed is the same song")
-    warnings: list[str] = Field(description="what was sung otherwise than it was likely meant")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    progress: Progress | None = Field(description="null before it is begun")
-    cancel_requested: bool = Field(description="whether somebody wants it cancelled")
-    deleted: bool = _maybe("of a deletion: true where the job is gone, false where it was not finished")
-    request: AskedSong | None = Field(description="what was asked for; null where that cannot be read any more")
+    warnings: list[str] = Field(description="what was generated otherwise than was probably meant")
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    progress: ProgressView | None = Field(description="null before it starts")
+    cancel_requested: bool = Field(description="true once its cancellation was requested")
+    deleted: bool = _maybe("of a deletion: true if the job is gone, false if it was not finished")
+    request: AskedSong | None = Field(description="the request; null if it cannot be read any more")
 
 
 class UnfinishedJob(_Job):
-    """A song that waits or is made."""
+    """A song that waits or is generated."""
 
     status: Literal["queued", "running"]
-    position: Place | None = _maybe("of a queued song: 1 for the next; null where its server is another")
-    expected_seconds: Number | None = _maybe("of a queued song: until it is done, by what songs took here")
+    position: Place | None = _maybe("of a queued song: 1 for the next; null on other servers")
+    expected_seconds: Number | None = _maybe(
+        "of a queued song: until it is done, by the duration of the songs before it"
+    )
 
 
 class SucceededJob(_Job):
@@ -160,21 +184,21 @@ class SucceededJob(_Job):
         description="by name, the first that was asked for first",
         json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
     )
-    segments: list[Segment] = Field(description="the sections that were sung")
+    segments: list[Segment] = Field(description="the sections that were generated")
     timings: dict[str, Number] = Field(description="the seconds of each stage")
 
 
 class UnsungJob(_Job):
-    """A song that did not come to be."""
+    """A job that ended without a song."""
 
     status: Literal["failed", "cancelled", "interrupted"]
-    error: Problem
+    error: ProblemView
 
 
 class SungPrediction(SucceededJob):
     """A finished song."""
 
-    audio: str = Field(description="the first track's file, base64", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = Field(description="the first track's file, base64")
     tracks: dict[str, PredictedTrack] = Field(  # type: ignore[assignment]  # each has more than a Track
         description="by name, the first that was asked for first",
         json_schema_extra={"propertyNames": {"enum": list(TRACK_NAMES)}},
@@ -185,8 +209,8 @@ class SungElsewhere(SucceededJob):
     """A finished song that is too large for an answer."""
 
     audio_omitted: str = Field(description="why, and how to get it")
-    audio_uri: str = _maybe("where the first track lies in the server's bucket")
-    url: str = _maybe("the same, signed, to be fetched by anybody for an hour")
+    audio_uri: str = _maybe("the first track's address in the server's bucket")
+    url: str = _maybe("the same, signed: anyone can fetch it for an hour")
 
 
 class SongPiece(_Answer):
@@ -200,19 +224,19 @@ class SongPiece(_Answer):
     offset: Natural = Field(description="where this part begins")
     length: Natural = Field(description="bytes of this part")
     next_offset: Natural | None = Field(description="where the next part begins; null after the last")
-    audio: str = Field(description="this part, base64", pattern="^[A-Za-z0-9+/]*=*$")
+    audio: Base64 = Field(description="this part, base64")
 
 
-class Refused(_Answer):
-    """An instance that could not be answered, beside others that could."""
+class RefusedView(_Answer):
+    """An instance that failed, beside others that did not."""
 
-    error: Problem
+    error: ProblemView
 
 
 AnyJob = UnfinishedJob | SucceededJob | UnsungJob
 
 
-class JobList(_Answer):
+class JobListView(_Answer):
     """A page of the jobs: those that are not finished, then the others, each the newest first."""
 
     jobs: list[AnyJob]
@@ -220,83 +244,83 @@ class JobList(_Answer):
 
 
 class ByteCounts(_Answer):
-    """How much of something is here."""
+    """How much of something is downloaded."""
 
     bytes_done: Natural = _maybe("so far")
     bytes_total: Natural = _maybe("in all")
 
 
 class DownloadProgress(ByteCounts):
-    """How far a download is."""
+    """The progress of a download."""
 
     bytes_per_second: Natural = _maybe("of late")
     seconds_left: Number | None = _maybe("at that rate")
     proving: str = _maybe("the file whose digest is being computed")
-    waiting: Any = _maybe("why nothing comes just now")
+    waiting: Any = _maybe("why nothing arrives at present")
     repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
 
 
-class LastError(_Answer):
-    """What went wrong last with the models."""
+class LastErrorView(_Answer):
+    """The last error of the models."""
 
     error: str = Field(description="its class")
-    reason: str | None = Field(description="a word for programs, where it was a download")
+    reason: str | None = Field(description="of a download, for programs")
     detail: str = Field(description="a sentence for people")
-    permanent: bool = Field(description="another try can only end the same way, until somebody acts")
+    permanent: bool = Field(description="trying again does not help until somebody acts")
     model: str
     at: datetime
 
 
 class EngineInfo(_Answer):
-    """What the models are loaded into."""
+    """The engine, and how the models are loaded."""
 
     device: str = _maybe("cpu, or the name of the GPU")
     dtype: str = _maybe("float32, bfloat16 or float16")
     quantization: str = _maybe("none or int8")
     memory_bytes: Natural | None = _maybe("of the GPU, taken by the weights")
     loading_seconds: Number = _maybe("that the weights took")
-    max_songs: int = _maybe("that are sung together")
-    max_rows: int = _maybe("of stage 2 that are filled in together")
+    max_songs: int = _maybe("that are generated together")
+    max_rows: int = _maybe("of stage 2 that are computed together")
     recordings: Any = _maybe("which steps are recorded, and why others are not")
     pid: int = _maybe("of the engine's process")
 
 
-class _Models(_Answer):
+class _ModelsView(_Answer):
     model: str = Field(description=ALLOWED_NAMES)
     revision: str | None = Field(description="the commit, where it is known")
 
 
-class ModelsBegun(_Models):
+class ModelsBegun(_ModelsView):
     """Models on their way."""
 
     status: Literal["downloading", "loading"]
     seconds: Number = Field(description="since the attempt began")
     download: DownloadProgress
     loading: str | None = Field(description="the part that the engine is loading")
-    replaces: bool = Field(description="whether another model makes room for it")
+    replaces: bool = Field(description="true if another model makes room for it")
 
 
 class _Troubles(_Answer):
-    last_error: LastError | None
+    last_error: LastErrorView | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
-    gpu: bool = Field(description="whether the machine has a GPU that the settings allow")
+    gpu: bool = Field(description="true if the machine has a GPU that the settings allow")
 
 
 class ModelsComing(ModelsBegun, _Troubles):
     """No model is here; one is on its way."""
 
 
-class ModelsReady(_Models, _Troubles):
-    """A model that sings."""
+class ModelsReady(_ModelsView, _Troubles):
+    """A model that is ready."""
 
     status: Literal["ready"]
     seconds: Number = Field(description="from the first byte to ready")
     engine: EngineInfo
-    next: ModelsBegun = _maybe("the model that will take its place")
+    next: ModelsBegun = _maybe("the model that will replace it")
 
 
-class ModelsAbsent(_Models, _Troubles):
+class ModelsAbsent(_ModelsView, _Troubles):
     """No model is here, and none is on its way."""
 
     status: Literal["not_loaded", "error"]
@@ -306,7 +330,7 @@ ModelsStatus = ModelsReady | ModelsComing | ModelsAbsent
 
 
 class DownloadAnswer(_Answer):
-    """What became of a download."""
+    """The state of a requested download."""
 
     status: Literal["success", "accepted"] = Field(description="accepted: it goes on")
     message: str
@@ -314,7 +338,7 @@ class DownloadAnswer(_Answer):
 
 
 class CancelAnswer(_Answer):
-    """What was ended."""
+    """The result of a cancellation."""
 
     status: Literal["cancelled", "nothing_to_cancel"]
     message: str
@@ -322,7 +346,7 @@ class CancelAnswer(_Answer):
 
 
 class Health(_Answer):
-    """Whether requests may be sent here."""
+    """The health of the server."""
 
     status: Literal["healthy", "starting", "unhealthy", "draining"]
     models: ModelsStatus
@@ -335,13 +359,13 @@ class Alive(_Answer):
 
 
 class Readiness(_Answer):
-    """Whether songs are taken."""
+    """The readiness of the server for songs."""
 
     status: Literal["ready", "starting", "unhealthy", "draining"]
 
 
 Prediction = (
-    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | Refused
+    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | RefusedView
 )
 
 

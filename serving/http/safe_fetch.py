@@ -1,6 +1,6 @@
-"""Reads one file from an https address, and never from a place that only this machine can see.
+"""Reads one file from an https address, and never from a place that only this machine can reach.
 
-It does not know what is in the file or who asked for it; which hosts may be asked is its maker's word.
+Independent of the file's content and of who requests it; the allowed hosts are an argument.
 
 The address that was checked is the one that is connected to: a name is resolved once for each connection, so it cannot
 name another machine by the time it is used. TLS then proves that the machine has that name.
@@ -67,7 +67,7 @@ _SPECIAL_IPV6 = _networks(
     "2001:db8::/32",  # documentation
     "2002::/16",  # 6to4
     "2620:4f:8000::/48",  # AS112
-    "3ffe::/16",  # 6bone, given back
+    "3ffe::/16",  # 6bone, returned
     "3fff::/20",  # documentation
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -89,7 +89,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is an ordinary address of the internet, and leads to no machine or network of special purpose."""
+    """True for an ordinary address of the internet, outside all special-purpose networks."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _SPECIAL_IPV4)
     inner = _inner(address)

@@ -1,6 +1,6 @@
-"""A song instance as an order: what to sing, by which model, and how its client wants to be answered.
+"""A song instance, read: the song, its model, and how its client wants to be answered.
 
-It knows nothing of queues or answers; `serving/http/request_models.py` checks the fields.
+Independent of queues and answers; `serving/http/request_models.py` checks the fields.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
 from inference.text import lyrics, lyrics_warnings
 from serving.http import request_models
 from serving.http.problems import invalid
-from serving.http.request_models import DRAW_SEED, Instance, ReferenceFields
-from serving.jobs.dispatcher import another_model
+from serving.http.request_models import Instance, ReferenceFields
+from serving.jobs.errors import another_model
+from serving.jobs.song_fields import DRAW_SEED
 
 DRAWN_SEEDS = 2**32  # short enough to be typed again
 SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
@@ -29,7 +30,7 @@ SONG_FIELDS = tuple(field.name for field in fields(SongRequest))
 
 @dataclass(frozen=True)
 class SongInstance:
-    """A song instance, proved: what to sing, and how the client wants to be answered.
+    """A song instance, checked: the song, and how the client wants to be answered.
 
     The reference is not decoded or fetched yet, and `request` has none.
     """
@@ -73,7 +74,7 @@ def read_song_instance(
 
 
 def _check_model(name: str | None, model: Model) -> None:
-    """A song is sung by the model that is here: one song never makes the server load another."""
+    """A song uses the model that is loaded: one song never makes the server load another."""
     if name is not None and name != model.name:
         catalog.find(name)
         raise another_model(name, model.name)

@@ -1,6 +1,6 @@
-"""Requests that wait: how many may, and whether their clients are still there.
+"""Requests that wait: how many may, and whether their clients are still connected.
 
-It knows nothing of what they wait for.
+Independent of what they wait for.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-PEEK_SECONDS = 2.0  # between two looks at whether a client is still there
+PEEK_SECONDS = 2.0  # between two checks of whether a client is still connected
 
 
 class WaitSlots:
     """Limits how many requests may wait, so that some threads are always free for /health."""
 
-    def __init__(self, wait_slots: int) -> None:
-        self._free = threading.Semaphore(wait_slots)
+    def __init__(self, slots: int) -> None:
+        self._free = threading.Semaphore(slots)
 
     def take(self) -> bool:
-        """Whether a seat was free. Who has it gives it back."""
+        """Take a slot; return False if none is free. The caller gives it back."""
         return self._free.acquire(blocking=False)
 
     def give_back(self) -> None:
-        """Free a seat that was taken."""
+        """Free a slot that was taken."""
         self._free.release()
 
     @property
@@ -35,7 +35,7 @@ class WaitSlots:
 
     @contextmanager
     def slot(self) -> Iterator[bool]:
-        """Whether this request may wait."""
+        """A slot for the duration of the context; False if none is free."""
         may_wait = self.take()
         try:
             yield may_wait
@@ -45,7 +45,7 @@ class WaitSlots:
 
 
 def is_gone(environ: Mapping[str, Any]) -> bool:
-    """Whether the client of that WSGI request has hung up, or will send nothing more; False where nobody can tell."""
+    """True if the client of the WSGI request has disconnected; False where that cannot be known."""
     connection = environ.get("gunicorn.socket")
     if not isinstance(connection, socket.socket):
         return False

@@ -1,4 +1,4 @@
 """Jobs: queued, run, stored, recovered and deleted.
 
-Nothing here knows HTTP.
+Independent of HTTP.
 """

@@ -1,6 +1,6 @@
-"""What a job is: one song that was asked for, on its way to its end.
+"""A job: one song that was requested, from its arrival to its end.
 
-It knows nothing of queues, of where jobs are kept, or of HTTP.
+Independent of queues, of where jobs are stored, and of HTTP.
 
     queued -> running -> succeeded | failed | cancelled | interrupted
 """
@@ -27,20 +27,20 @@ MOST_ATTEMPTS = 2  # a song that ends its engine or its server twice is likely t
 
 
 def now() -> datetime:
-    """This moment, for people to read: what is decided never hangs on it."""
+    """The current time, for people to read. No decision depends on it."""
     return datetime.now(UTC)
 
 
 @dataclass(eq=False)
 class Job:
-    """One song on its way. Only its owner changes it; `state` is always set last, so that what it promises is there."""
+    """One song. Only its owner changes it; `state` is set last, after everything that it promises."""
 
     request: SongRequest
     model: str
     warnings: tuple[str, ...] = ()
     request_id: str | None = None
     fingerprint: str = ""
-    wanted_model: str | None = None  # no other may sing it
+    wanted_model: str | None = None  # no other may generate it
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: str = QUEUED
     progress: Progress | None = None
@@ -51,17 +51,17 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     engine: Engine | None = None  # while the song is in it
-    claim: int = 0  # the number of the claim under which it is sung here
-    attempts: int = 0  # how often it was begun
-    origin: dict[str, Any] = field(default_factory=get_contextvars)  # what the log knows of the request that made it
-    told_reference: Mapping[str, Any] | None = None  # of its reference audio: names, sizes, the span; JSON
+    claim: int = 0  # the number of the claim under which it runs here
+    attempts: int = 0  # how often it was started
+    origin: dict[str, Any] = field(default_factory=get_contextvars)  # ids of its request and trace, for the log
+    told_reference: Mapping[str, Any] | None = None  # of its reference audio, for answers: names, sizes, the span; JSON
     deadline_seconds: float | None = None  # as the request gave them
-    deadline: float | None = None  # when it must have begun or be given up, by this process's monotonic clock
-    began: float | None = None  # when it was begun here, by the same clock
+    deadline: float | None = None  # when it must have started, by this process's monotonic clock
+    began: float | None = None  # when it was started here, by the same clock
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """True once nothing changes any more."""
         return self.state in FINISHED
 
     @property
@@ -72,14 +72,14 @@ class Job:
 
     @property
     def trace(self) -> dict[str, str]:
-        """W3C's header by which what is asked elsewhere for this job belongs to the trace of its request."""
+        """The W3C header that puts requests to other servers for this job into the trace of its own request."""
         known = self.origin
         if "trace_id" not in known or "span_id" not in known:
             return {}
         return {"traceparent": f"00-{known['trace_id']}-{known['span_id']}-{int(known['trace_sampled']):02x}"}
 
     def become(self, other: Job) -> None:
-        """Take over all that is known of the same job from elsewhere."""
+        """Copy everything from another record of the same job."""
         assert self.id == other.id, "another job"
         for each in fields(self):
             if each.name not in ("state", "origin"):
@@ -89,24 +89,24 @@ class Job:
 
 @contextmanager
 def about(job: Job) -> Iterator[None]:
-    """Every line that is logged meanwhile says which job it is about, and what is known of the request that made it."""
+    """Add the job and its request to every line that is logged meanwhile."""
     with bound_contextvars(**{**job.origin, **get_contextvars(), "job_id": job.id}):
         yield
 
 
 class SizedAudio(Mapping[str, bytes], ABC):
-    """A song's tracks that are read where they are kept, each when it is asked for; their sizes are known before."""
+    """The tracks of a song in the storage. Each is read on access; their sizes are known before."""
 
     sizes_bytes: Mapping[str, int]
 
     @abstractmethod
     def open(self, track: str) -> IO[bytes]:
-        """The track's file, to be read piece by piece and from any point. Raises StorageError."""
+        """The track's file, which can be read in pieces and from any point. Raises StorageError."""
 
     @abstractmethod
     def uri(self, track: str) -> str | None:
-        """The track's address in a bucket, for who may read there; None if it lies in a folder."""
+        """The track's address in a bucket, for those with access to it; None if it is in a folder."""
 
     @abstractmethod
     def sign(self, track: str, seconds: int) -> str | None:
-        """An address that lets anyone read the track for so long; None where the storage cannot make one."""
+        """An address with which anyone can read the track for so long; None where the storage cannot sign."""

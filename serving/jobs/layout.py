@@ -1,6 +1,6 @@
-"""What the names of a job store's files mean, and its audio, read when it is asked for.
+"""The names of the files in a job store, parsed, and its audio, read on access.
 
-It writes nothing: `serving/jobs/store.py` does, and has the layout.
+It writes nothing; `serving/jobs/store.py` writes, and documents the layout.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import IO
 from serving.jobs.job import SizedAudio
 from storage import Entry, Storage
 
-NOBODY = "nobody"  # the replica under which jobs lie that were handed over
-LAST_MOMENT = 10**14  # in milliseconds; what is subtracted from it sorts the other way round
+NOBODY = "nobody"  # the owner of jobs that were handed over
+LAST_MOMENT = 10**14  # in milliseconds; subtracting from it reverses the sort order
 ID = re.compile(r"[0-9a-f]{32}")
-NUMBER = "(0|[1-9][0-9]{0,8})"  # as we write it, and no other way
+NUMBER = "(0|[1-9][0-9]{0,8})"  # exactly as this server writes it
 CLAIM = re.compile(f"claim-{NUMBER}")
 START = re.compile(f"start-{NUMBER}-{NUMBER}")
-LEFTOVER = re.compile(f"reference-[a-z]+|audio-{NUMBER}/.+")  # what an ended job does not need, but for its own audio
+LEFTOVER = re.compile(f"reference-[a-z]+|audio-{NUMBER}/.+")  # not needed after the end, except the song's own audio
 ENDED = re.compile(r"ended/(?P<moment>[0-9]{14})-(?P<job_id>[0-9a-f]{32})-(?P<size_bytes>[0-9]+)")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A finished job, as the list of them has it."""
+    """A finished job, as its name in the list says."""
 
     path: str
     job_id: str
@@ -36,7 +36,7 @@ class Ended:
 
     @classmethod
     def of(cls, entry: Entry) -> Ended | None:
-        """The one that the file stands for; None where it is none of ours."""
+        """The job that the file stands for; None for a foreign file."""
         named = ENDED.fullmatch(entry.path)
         if not named:
             return None
@@ -45,22 +45,22 @@ class Ended:
 
     @staticmethod
     def path_of(job_id: str, finished_at: datetime, size_bytes: int) -> str:
-        """Where it lies: the newest first."""
+        """The path of its entry; the newest sorts first."""
         return f"ended/{inverted(finished_at):014d}-{job_id}-{size_bytes}"
 
 
 @dataclass(frozen=True)
 class LiveState:
-    """All that is going on: who lives, which jobs are open, and which of them somebody wants cancelled."""
+    """The live replicas, the open jobs and their cancel requests."""
 
-    replicas: Mapping[str, str]  # replica -> the version of its sign of life
+    replicas: Mapping[str, str]  # replica -> the version of its heartbeat
     opened: tuple[tuple[str, str], ...]  # replica, job id
     cancel_requests: frozenset[str]
-    moment: datetime | None = None  # of the newest sign of life, by the storage's clock
+    moment: datetime | None = None  # of the newest heartbeat, by the storage's clock
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> LiveState:
-        """What the files under `live` say; those that are none of ours say nothing."""
+        """The state that the files under `live` describe; foreign files are ignored."""
         replicas: dict[str, str] = {}
         opened: list[tuple[str, str]] = []
         cancel_requests: set[str] = set()
@@ -79,28 +79,28 @@ class LiveState:
 
 @dataclass(frozen=True)
 class Folder:
-    """What the names in a job's folder say; those that are none of ours say nothing."""
+    """The names in a job's folder; foreign files are ignored."""
 
     names: frozenset[str]
 
     @property
     def ordered(self) -> bool:
-        """Whether it is a job at all."""
+        """True if the job was accepted."""
         return "job.json" in self.names
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """True if the job has ended."""
         return "end.json" in self.names
 
     @property
     def claim(self) -> int:
-        """The number of the last claim."""
+        """The number of the latest claim."""
         return max((int(claim[1]) for name in self.names if (claim := CLAIM.fullmatch(name))), default=0)
 
     @property
     def reference_parts(self) -> tuple[str, ...]:
-        """The files of its reference audio; none where not all of them are there."""
+        """The files of its reference audio; none if one is missing."""
         for parts in (("mix",), ("vocal", "instrumental")):
             if {f"reference-{part}" for part in parts} <= self.names:
                 return parts
@@ -108,19 +108,19 @@ class Folder:
 
     @property
     def handed(self) -> bool:
-        """Whether the last claim was given up."""
+        """True if the latest claim was given up."""
         return f"handed-{self.claim}" in self.names
 
     @property
     def attempts(self) -> int:
-        """How often the song was begun; not counted is what ended because a replica was told to stop."""
+        """How often the song was started. Starts that ended because a replica was stopped do not count."""
         begun = [start[1] for name in self.names if (start := START.fullmatch(name))]
         forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
         return len(begun) - len(forgiven)
 
 
 def inverted(moment: datetime) -> int:
-    """The moment as a number that is smaller the later it is: names sort the newest first."""
+    """The moment as a number that is smaller the later it is, so that the newest name sorts first."""
     return LAST_MOMENT - int(moment.timestamp() * 1_000)
 
 
@@ -129,7 +129,7 @@ def _is_owner(replica: str) -> bool:
 
 
 class StoredAudio(SizedAudio):
-    """A finished song's tracks, read from the storage."""
+    """The tracks of a finished song, read from the storage."""
 
     def __init__(self, storage: Storage, paths: Mapping[str, str], sizes_bytes: Mapping[str, int]) -> None:
         self._storage, self._paths, self.sizes_bytes = storage, paths, sizes_bytes

@@ -1,7 +1,7 @@
 """The list of jobs, page by page: unfinished ones first, the newest first, then the others, the last ended first.
 
-It knows nothing of HTTP. A page ends with a cursor, which stands for a place in that order: the next page begins behind
-it, whatever was deleted or has ended meanwhile. A job that ends moves to a later place, never to an earlier one.
+Independent of HTTP. A page ends with a cursor, a place in that order: the next page begins behind it, whatever was
+deleted or has ended meanwhile. A job that ends moves to a later place, never to an earlier one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.http.problems import not_found
+from serving.jobs.errors import NotFound
 from serving.jobs.job import FINISHED, QUEUED, RUNNING, Job
 from serving.jobs.layout import ID, Ended, inverted
 from serving.jobs.queue import JobQueue
@@ -23,13 +23,13 @@ STATES = (QUEUED, RUNNING, *FINISHED)
 LISTED_JOBS, MOST_LISTED_JOBS = 100, 1_000
 CURSOR = re.compile(f"[01]-[0-9]{{14}}-{ID.pattern}")
 OPEN_PLACE, ENDED_PLACE = "0", "1"  # what a cursor begins with
-READERS = 16  # files that are read at once
+READERS = 16  # files that are read concurrently
 Entry = tuple[str, str, Job | None]  # a job's place, as a cursor; its id; the job, if it is known
 
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Which jobs are listed: of these states, so many at the most, behind the job or cursor `before`."""
+    """A selection of jobs: in these states, at most `limit`, behind the job or cursor `before`."""
 
     states: frozenset[str] = frozenset(STATES)
     limit: int = LISTED_JOBS
@@ -38,21 +38,21 @@ class JobQuery:
 
 @dataclass(frozen=True)
 class Page:
-    """Some jobs in their order, and the cursor of the next page; None where there is none."""
+    """Some jobs in their order, and the cursor of the next page; None after the last."""
 
     jobs: list[Job]
     following: str | None
 
 
 class JobList:
-    """All the jobs on a storage. Any method may be called from any thread, and raises StorageError."""
+    """All jobs on a storage. Every method may be called from any thread, and raises StorageError."""
 
     def __init__(self, store: JobStore, queue: JobQueue) -> None:
         self._store, self._queue = store, queue
         self._remembered: dict[str, Job] = {}  # finished ones that were listed last
 
     def page(self, query: JobQuery) -> Page:
-        """That page. Raises Problem where `before` is no job that is here."""
+        """The page. Raises NotFound if `before` is not the id of a listed job."""
         live = {job.id: job for job in self._queue.living()}
         everything = query.before or not query.states.issuperset(FINISHED)
         ended = self._store.ended(None if everything else query.limit + 1)
@@ -65,7 +65,7 @@ class JobList:
         return Page([job for _, job in page], page[-1][0] if more else None)
 
     def _open_places(self, ended: set[str], live: dict[str, Job]) -> list[Entry]:
-        """Each job that is not finished with its place; they have to be read for it, and are never many."""
+        """Each unfinished job with its place. Their number is small; each record is read."""
         opened = {job_id for _, job_id in self._store.live_state().opened}
         job_ids = sorted((opened | live.keys()) - ended)
         with ThreadPoolExecutor(READERS) as readers:
@@ -78,12 +78,12 @@ class JobList:
         if not CURSOR.fullmatch(before):
             named = [place for place, job_id, _ in places if job_id == before]
             if not named:
-                raise not_found(f"before: no job {before!r} is in the list", field="before")
+                raise NotFound(f"before: no job {before!r} is in the list", {"field": "before"})
             before = named[0]
         return [each for each in places if each[0] > before]
 
     def _read(self, places: list[Entry], limit: int, states: frozenset[str]) -> Iterator[tuple[str, Job]]:
-        """The first of these jobs that are in one of these states, each with its place."""
+        """The first of these jobs in one of these states, each with its place."""
         found = 0
         with ThreadPoolExecutor(READERS) as readers:
             for first in range(0, len(places), limit):
@@ -99,7 +99,7 @@ class JobList:
     def _look(self, job_id: str, known: Job | None) -> Job | None:
         try:
             return known or self._remembered.get(job_id) or self._store.read(job_id)
-        except Malformed:  # it is reported, and the others are to be seen
+        except Malformed:  # it is reported; the others are listed
             return None
 
 

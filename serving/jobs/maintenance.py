@@ -1,6 +1,6 @@
-"""Keeps a replica's jobs true in their store: signs of life, cancel_requests of others, lost jobs, and forgetting.
+"""Keeps the store up to date: heartbeats, cancel requests, recovery of lost jobs, and retention.
 
-It knows nothing of engines or queues, and holds no lock while it reads or writes: `serving/jobs/queue.py` has those.
+Independent of engines. It holds no lock while it reads or writes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,14 +28,14 @@ from storage import StorageError
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0  # from one sign of life, and one round, to the next
+BEAT_SECONDS = 5.0  # between two heartbeats, and between two rounds
 SWEEP_SECONDS = 600.0
-SWEPT_TOGETHER = 50  # jobs that are forgotten in one go, so that a round never takes long
+SWEPT_TOGETHER = 50  # jobs that are deleted in one round, so that it stays short
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How long, and how many bytes of, finished songs are kept; the newest always is."""
+    """How long finished songs are kept, and how many bytes of them; the newest is always kept."""
 
     hours: float = 168
     limit_bytes: int = 20_000_000_000
@@ -44,88 +44,91 @@ class Retention:
 class Owner(Protocol):
     """Who has the jobs in memory: a JobQueue."""
 
+    draining: bool  # no song is begun any more
+
     def knows(self, job_id: str) -> bool:
-        """Whether the job is here, or on its way in."""
+        """True while the job is here, or on its way in."""
 
     def living(self) -> list[Job]:
-        """All that are here."""
+        """All jobs that are here."""
 
     def room(self) -> int:
-        """How many more may come."""
+        """How many more jobs may come."""
 
     def adopt(self, jobs: Sequence[Job]) -> None:
-        """Take those jobs, which were another's, into the queue."""
+        """Queue jobs that were another server's."""
 
     def let_go(self, job: Job) -> None:
-        """Forget that job, which is another's by now, or gone with its files."""
+        """Forget a job that is another server's by now, or gone with its files."""
 
     def finish_recovered(self, job: Job, end: End) -> None:
-        """End a job that was another's, and is ours now."""
+        """End a job that was another server's, and is this one's now."""
 
     def note_refusal(self, error: StorageError | None) -> None:
-        """That the storage refuses this server until somebody acts, or does so no more."""
+        """Remember why the storage refuses this server until somebody acts; None: it does not any more."""
 
-    def hear(self, cancel_requests: Collection[str]) -> None:
-        """Cancel those of them that are here."""
+    def cancel(self, job: Job) -> bool:
+        """Cancel a job that is here; True where that is its end."""
 
     def expire(self) -> None:
-        """End what waits and was to be begun by now."""
+        """End what waits and had to start by now."""
 
     def save(self) -> None:
-        """Try again to write what could not be written."""
+        """Write what could not be written before."""
 
 
 class Maintenance:
-    """One replica's two threads beside its songs. `run_round` is one round, for who has a clock of their own."""
+    """The two maintenance threads of a replica. `run_round` is one round, for tests with their own clock."""
 
     def __init__(
         self, store: JobStore, owner: Owner, retention: Retention, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store, self._owner, self._retention, self._clock = store, owner, retention, clock
         self._watch = ReplicaWatch(store.process, clock)
-        self._orphans_since: dict[str, float] = {}  # what is only half there, and since when it is seen so
-        self._left: set[str] = set()  # jobs that are left as they are, and were reported
-        self._refusals: dict[str, StorageError] = {}  # what the storage refuses by now, and why
-        self._noted: dict[str, object] = {}  # job id -> what was written of its progress
+        self._orphans_since: dict[str, float] = {}  # incomplete things, and since when they are observed
+        self._left: set[str] = set()  # unreadable jobs, which were reported
+        self._refusals: dict[str, StorageError] = {}  # what the storage refuses at present, and why
+        self._noted: dict[str, object] = {}  # job id -> the progress that was written
+        self._leaving: set[str] = set()  # jobs of which it is written that this server was told to stop
         self._began, self._began_at = now(), clock()
         self._swept_at: float | None = None
         self._ends, self._wake = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to give signs of life, and to look after things."""
+        """Start the heartbeat and the rounds."""
         for name, task in (("jobs-heartbeat", self._beat), ("jobs-maintenance", self._maintain)):
             self._threads.append(threading.Thread(target=task, name=name, daemon=True))
             self._threads[-1].start()
 
     def wake(self) -> None:
-        """Do the next round now."""
+        """Run the next round now."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End both threads, save what can be saved, and take leave."""
+        """End both threads, save what can be saved, and sign off."""
         self._ends.set()
         self.wake()
         for thread in self._threads:
             thread.join()
-        _tried(self._owner.save, "some jobs could not be given to other servers, who find them later")
-        _tried(lambda: self._store.remove_replica(self._store.replica), "this server could not take its leave")
+        _tried(self._save, "some jobs could not be handed over to other servers, which find them later")
+        _tried(lambda: self._store.remove_replica(self._store.replica), "this server could not sign off")
 
     def run_round(self) -> None:
-        """One round. A step that fails keeps none of the others from being done: on a full disk they make room.
+        """Run one round. A step that fails does not stop the others: on a full disk they free space.
 
-        Raises the first error after the last step; the next round begins anew.
+        Raises the first error after the last step; the next round tries again.
         """
-        run_all([self._owner.expire, self._owner.save, self._note_progress, self._inspect_live])
+        run_all([self._owner.expire, self._save, self._note_progress, self._inspect_live])
 
     def beat(self) -> None:
-        """Give a sign of life. Raises StorageError."""
-        with self._noting_refusals("a sign of life"):
+        """Write a heartbeat. Raises StorageError."""
+        with self._noting_refusals("a heartbeat"):
             self._store.beat()
 
     @contextmanager
     def _noting_refusals(self, what: str) -> Iterator[None]:
-        """Tell the owner when the storage refuses what every job needs, and when it does so no more."""
+        """Tell the owner when the storage refuses what every job needs, and when it recovers."""
         try:
             yield
             self._refusals.pop(what, None)
@@ -140,19 +143,29 @@ class Maintenance:
         with self._noting_refusals("a listing"):
             state = self._store.live_state()
         self._watch.note(state.replicas)
-        steps = (self._hear, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
+        steps = (self._cancel_requested, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
         run_all(partial(step, state) for step in steps)
 
     def _beat(self) -> None:
         while not self._ends.is_set():
-            _tried(self.beat, "a sign of life could not be given")
+            _tried(self.beat, "the heartbeat could not be written")
             self._ends.wait(BEAT_SECONDS)
 
     def _maintain(self) -> None:
         while not self._ends.is_set():
             self._wake.clear()
-            _tried(self.run_round, "the jobs could not be looked after")
+            _tried(self.run_round, "the maintenance round failed")
             self._wake.wait(BEAT_SECONDS)
+
+    def _save(self) -> None:
+        """Write what could not be written, and while this server stops, which songs it leaves."""
+        left = [job for job in self._owner.living() if self._owner.draining and job.engine]
+        new = [job for job in left if job.id not in self._leaving]
+        run_all([self._owner.save, *(partial(self._note_leaving, job) for job in new)])
+
+    def _note_leaving(self, job: Job) -> None:
+        self._store.leaving(job)
+        self._leaving.add(job.id)
 
     def _note_progress(self) -> None:
         jobs = [job for job in self._owner.living() if job.engine and job.progress]
@@ -164,17 +177,19 @@ class Maintenance:
         self._store.note(job)
         self._noted[job.id] = progress
 
-    def _hear(self, state: LiveState) -> None:
-        self._owner.hear(state.cancel_requests)
+    def _cancel_requested(self, state: LiveState) -> None:
+        for job in self._owner.living():
+            if job.id in state.cancel_requests and not job.cancel_requested:
+                self._owner.cancel(job)
 
     def _let_go_of_taken(self, state: LiveState) -> None:
-        """A server that stood still for minutes finds its songs with others."""
+        """Let go of jobs that others have taken, as after this server stood still for minutes."""
         mine = {job_id for replica, job_id in state.opened if replica == self._store.replica}
         doubtful = [job for job in self._owner.living() if job.id not in mine and not job.finished]
         run_all(partial(self._let_go_if_taken, job) for job in doubtful)
 
     def _let_go_if_taken(self, job: Job) -> None:
-        if not self._store.still_owned(job):  # else it is just new
+        if not self._store.still_owned(job):  # else it is only new
             self._owner.let_go(job)
 
     def _recover(self, state: LiveState) -> None:
@@ -193,7 +208,7 @@ class Maintenance:
             if isinstance(error, StorageError) and not isinstance(error, Malformed):
                 raise
             if job_id not in self._left:
-                log.error("job %s: is left as it is, for nobody can read it", job_id, exc_info=error)
+                log.error("job %s: left as it is: its record cannot be read", job_id, exc_info=error)
                 self._left.add(job_id)
             return
         if job:
@@ -204,7 +219,7 @@ class Maintenance:
                 found.append(job)
 
     def _unattended(self, state: LiveState) -> Iterable[str]:
-        """The jobs that nobody seems to look after."""
+        """The open jobs whose server seems to be gone."""
         for job_id in sorted({job_id for _, job_id in state.opened}):
             replicas = [replica for replica, opened in state.opened if opened == job_id]
             if not self._owner.knows(job_id) and any(self._is_gone(replica) for replica in replicas):
@@ -214,7 +229,7 @@ class Maintenance:
         return replica in (NOBODY, self._store.replica) or self._watch.is_lost(replica)
 
     def _end_of(self, job: Job, state: LiveState) -> End | None:
-        """The end of a job that is ours now; None where it is to be sung."""
+        """The end of a recovered job; None if it is to run."""
         if job.id in state.cancel_requests:
             job.cancel_requested = True
             return records.cancelled(Cancelled("the song was cancelled, and its server ended"))
@@ -223,7 +238,7 @@ class Maintenance:
         return records.interrupted() if job.attempts >= MOST_ATTEMPTS else None
 
     def _clear_orphans(self, state: LiveState) -> None:
-        """Remove half-written jobs, cancel requests that came too late, and lost replicas without jobs."""
+        """Remove incomplete jobs, cancel requests that came too late, and lost replicas without jobs."""
         opened = {job_id for _, job_id in state.opened}
         half = {job_id for job_id in self._unattended(state) if self._is_half_written(job_id)}
         late = state.cancel_requests - opened
@@ -252,7 +267,7 @@ class Maintenance:
             self._sweep(self._moment(state))
 
     def _is_sweeper(self, state: LiveState) -> bool:
-        """Of all replicas one sweeps, from time to time."""
+        """True if this replica is the one that sweeps, and it is time."""
         if self._swept_at is not None and self._clock() - self._swept_at < SWEEP_SECONDS:
             return False
         return self._store.replica == min(
@@ -260,12 +275,12 @@ class Maintenance:
         )
 
     def _moment(self, state: LiveState) -> datetime:
-        """The earliest that it can be: no clock that is ahead, or jumps there meanwhile, makes songs older."""
+        """The earliest time that it can be: a clock that is ahead or jumps does not make songs older."""
         counted = self._began + timedelta(seconds=self._clock() - self._began_at)
         return min(now(), counted, state.moment or counted)
 
     def _sweep(self, moment: datetime) -> None:
-        """Forget the oldest finished jobs, by age and by their bytes, and what was never written to its end."""
+        """Delete the oldest finished jobs, by age and size, and incomplete files."""
         oldest = moment - timedelta(hours=self._retention.hours)
         size_bytes, old = 0, []
         for count, ended in enumerate(self._store.ended()):
@@ -280,7 +295,7 @@ class Maintenance:
 
 
 def _tried(task: Callable[[], None], complaint: str) -> None:
-    """A thread that keeps things must not end of anything."""
+    """Run a task whose errors must not end the thread."""
     try:
         task()
     except StorageError as error:

@@ -1,6 +1,6 @@
-"""JSON files in a storage: read, created where there is none yet, and reported where they cannot be read.
+"""JSON files in a storage: read, created exclusively, and reported where they cannot be read.
 
-It does not know what they say.
+Independent of their content.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MOST_REPORTED = 1_000
 
 
 class RecordFiles:
-    """The JSON files of one storage. Any method may be called from any thread, and raises StorageError."""
+    """The JSON files of one storage. Every method may be called from any thread, and raises StorageError."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._reported: set[str] = set()
 
     def read(self, path: str) -> Json | None:
-        """The JSON in the file; None where there is no such file. Raises Malformed."""
+        """The JSON in the file; None if there is no such file. Raises Malformed."""
         try:
             content = self.storage.get(path)
         except StorageError as error:
@@ -36,7 +36,7 @@ class RecordFiles:
             raise Malformed(f"{path} {error}", "unavailable") from error
 
     def created(self, path: str, content: bytes) -> bool:
-        """Whether the file was not there before, and is now."""
+        """Create the file; return False if it exists already."""
         try:
             self.storage.put(path, content, create=True)
         except StorageError as error:
@@ -46,7 +46,7 @@ class RecordFiles:
         return True
 
     def report(self, trouble: str) -> None:
-        """Log it once, however often it is met."""
+        """Log an error once, however often it occurs."""
         if trouble not in self._reported:
             if len(self._reported) >= MOST_REPORTED:
                 self._reported.clear()

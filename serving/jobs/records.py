@@ -1,7 +1,7 @@
-"""The JSON form of a job: what was asked for, how far it is, how it ended.
+"""The JSON form of a job: its request, its progress, its end.
 
-It holds no audio; `serving/jobs/schema.py` has what it must look like. A server of another version may have written it:
-what it has beyond ours is passed over, and what it lacks has the default, where there is one.
+It holds no audio; `serving/jobs/schema.py` is its schema. A server of another version may have written it: unknown
+fields are ignored, and missing ones have their default.
 """
 
 from __future__ import annotations
@@ -14,34 +14,41 @@ from datetime import datetime
 
 from inference.errors import InvalidField, YueError
 from inference.song import Progress, SectionSpan, Song, SongRequest
-from serving.http import request_models
-from serving.http.problems import Problem, invalid, problem_of, recorded
-from serving.http.request_models import Instance
+from serving.jobs.errors import (
+    EndUnreadable,
+    Interrupted,
+    InvalidFields,
+    JobError,
+    Unforeseen,
+    Unreadable,
+    described,
+)
 from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
 from serving.jobs.schema import (
     REFERENCE_PARTS,
     Json,
     Malformed,
     StoredEnd,
+    StoredError,
     StoredJob,
-    StoredProblem,
     StoredProgress,
     StoredReference,
     StoredSteps,
     well_formed,
 )
+from serving.jobs.song_fields import SongFields, read_fields
 from storage import StorageError
 
 JOB_FIELDS = ("id", "model", "request_id", "fingerprint", "wanted_model", "origin", "deadline_seconds")
-PROBLEM_FIELDS = ("status", "kind", "detail", "members", "headers")
-SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
-TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # as the request calls them
-NOTHING = SongRequest("", "", 0)  # stands for what cannot be read any more
+ERROR_FIELDS = ("kind", "detail", "fields", "retry_seconds")
+STORED_SONG_FIELDS = tuple(each.name for each in fields(SongRequest) if each.name != "reference")
+TOLD_PARTS = {"mix": "audio", "vocal": "vocal", "instrumental": "instrumental"}  # by their names in a request
+NOTHING = SongRequest("", "", 0)  # in place of a request that cannot be read
 
 
 @dataclass(frozen=True)
 class End:
-    """How a job ends, before it has."""
+    """The end of a job, before it is written."""
 
     state: str
     song: Song | None = None
@@ -49,68 +56,45 @@ class End:
     finished_at: datetime = field(default_factory=now)
 
     def apply_to(self, job: Job) -> None:
-        """Make it so."""
+        """Give the job this end."""
         job.song, job.error, job.finished_at, job.engine = self.song, self.error, self.finished_at, None
         job.request = without_audio(job.request)
         job.state = self.state
 
 
 def succeeded(song: Song) -> End:
-    """It was sung."""
+    """The song was generated."""
     return End(SUCCEEDED, song=song)
 
 
 def failed(error: Exception) -> End:
-    """It was not. Whatever nobody foresaw becomes a problem here, so that it has one id in every answer."""
-    foreseen = isinstance(error, YueError | StorageError | Problem)
-    return End(FAILED, error=error if foreseen else problem_of(error))
+    """The job failed. An unforeseen error is logged here, so that every answer has the same id for it."""
+    foreseen = isinstance(error, YueError | StorageError | JobError)
+    return End(FAILED, error=error if foreseen else Unforeseen(error))
 
 
 def cancelled(error: Exception) -> End:
-    """Somebody did not want it any more."""
+    """The job was cancelled."""
     return End(CANCELLED, error=error)
 
 
 def interrupted() -> End:
-    """Whoever sang it ended, again and again."""
-    detail = "the servers that sang it ended before it was done, twice; send it again, as a new request"
-    return End(INTERRUPTED, error=Problem(503, "interrupted", detail))
-
-
-def unreadable(reason: str) -> Problem:
-    """Nobody can tell any more what was to be sung."""
-    detail = (
-        f"what was asked for cannot be read any more, so nothing was sung: {reason}; send it again as a new request"
-    )
-    return Problem(500, "song-failed", detail)
-
-
-def lost() -> Problem:
-    """The job's files are gone, and with them whatever was made of it."""
-    detail = "the job is no longer in the storage: it was deleted, or YUE_DATA was; send it again, as a new request"
-    return Problem(503, "storage-failed", detail)
+    """The servers that ran the job ended, again and again."""
+    return End(INTERRUPTED, error=Interrupted())
 
 
 def broken_end(reason: Exception) -> StoredEnd:
-    """Nobody can tell any more how it ended."""
-    detail = f"how the job ended cannot be read any more: {reason}; send it again, as a new request"
-    problem = Problem(500, "song-failed", detail)
-    return StoredEnd(state="failed", error=StoredProblem(**_problem(problem)))
-
-
-def reference_lost() -> Problem:
-    """A song is not sung in another style than it was asked for."""
-    detail = "the reference audio is lost, so nothing was sung; send it again, as a new request"
-    return Problem(500, "song-failed", detail)
+    """The end of a job whose record of it cannot be read."""
+    return StoredEnd(state="failed", error=StoredError(**_error(EndUnreadable(str(reason)))))
 
 
 def without_audio(request: SongRequest) -> SongRequest:
-    """The request without the megabytes that nobody needs once it is sung."""
+    """The request without its megabytes of audio, which are not needed after the end."""
     return replace(request, reference=None)
 
 
 def with_audio(request: SongRequest, parts: Mapping[str, bytes]) -> SongRequest:
-    """The request whose reference has these files; none while it waits, as the store has them."""
+    """The request with these files as its reference; without any while the job waits, as the store has them."""
     if not request.reference:
         return request
     mix, vocal, instrumental = map(parts.get, REFERENCE_PARTS)
@@ -125,7 +109,7 @@ def reference_parts(request: SongRequest) -> dict[str, bytes]:
 
 
 def told_reference(job: Job) -> Json | None:
-    """What is told of the reference audio: of each file its name, where it has one, and its size as it is kept."""
+    """The reference audio as answers show it: for each file its name, if it has one, and its stored size."""
     given, told = job.request.reference, dict(job.told_reference or {})
     if given is None:
         return told or None
@@ -135,7 +119,7 @@ def told_reference(job: Job) -> Json | None:
 
 
 def ordered(job: Job) -> Json:
-    """What was asked for: nothing of it changes. Of a deadline it has the seconds that are left, no moment."""
+    """The record of the request, which never changes. A deadline is stored as the seconds that are left."""
     request = _shallow(without_audio(job.request))
     if job.request.reference:
         window = {name: getattr(job.request.reference, name) for name in ("start_seconds", "end_seconds")}
@@ -145,43 +129,42 @@ def ordered(job: Job) -> Json:
     return {**kept, **written, "told_reference": told_reference(job), "request": request}
 
 
-@well_formed("what was asked for")
+@well_formed("its request")
 def read_ordered(job_id: str, record: Json) -> Job:
-    """The job as it was when it came, without its reference audio.
+    """The job as it was when it arrived, without its reference audio. Raises Malformed.
 
-    A song that no client could ask for is none: the job has the reason as its `error`. Raises Malformed.
+    If no client could have sent its song, the job has the reason as its `error`.
     """
     stored = StoredJob.model_validate(record)
     if stored.id != job_id:
         raise ValueError("another job's record")
     kept = {name: getattr(stored, name) for name in (*JOB_FIELDS, "warnings", "created_at")}
-    told = stored.told_reference
-    job = Job(NOTHING, told_reference=told.model_dump(exclude_unset=True) if told else None, **kept)
+    job = Job(NOTHING, told_reference=stored.told_reference.told() if stored.told_reference else None, **kept)
     _read_deadline(job, stored.seconds_left)
     try:
         job.request = _song_request(stored.request)
         reference = read_reference(record)
         if reference:
             job.request = replace(job.request, reference=reference.read({}))
-    except (Malformed, Problem) as error:
-        job.request, job.error = NOTHING, unreadable(str(error))
+    except (Malformed, JobError) as error:
+        job.request, job.error = NOTHING, Unreadable(str(error))
     return job
 
 
 @well_formed("its reference audio")
 def read_reference(record: Json) -> StoredReference | None:
-    """Which reference audio was given. Raises Malformed."""
+    """The reference audio of the request. Raises Malformed."""
     reference = record["request"].get("reference")
     return StoredReference.model_validate(reference) if reference else None
 
 
 def unreadable_job(job_id: str, reason: Exception) -> Job:
-    """A job of which nobody can read what was asked for."""
-    return Job(NOTHING, "", id=job_id, error=unreadable(str(reason)))
+    """A job whose request cannot be read."""
+    return Job(NOTHING, "", id=job_id, error=Unreadable(str(reason)))
 
 
 def progressed(job: Job) -> Json:
-    """How far it is."""
+    """The record of a job's progress."""
     return {
         "state": job.state,
         "model": job.model,
@@ -192,9 +175,9 @@ def progressed(job: Job) -> Json:
     }
 
 
-@well_formed("how far it is")
+@well_formed("its progress")
 def read_progressed(job: Job, record: Json) -> None:
-    """Tell the job how far it is. Raises Malformed."""
+    """Update the job from the record of its progress. Raises Malformed."""
     stored = StoredProgress.model_validate(record)
     job.model, job.attempts, job.started_at = stored.model, stored.attempts, stored.started_at
     job.progress = _steps(stored.progress)
@@ -204,31 +187,30 @@ def read_progressed(job: Job, record: Json) -> None:
 
 @well_formed("its deadline")
 def read_deadline(job: Job, record: Json) -> None:
-    """Tell the job how many seconds are left until its deadline. Raises Malformed."""
+    """Update the job's deadline from the record of its progress. Raises Malformed."""
     _read_deadline(job, StoredProgress.model_validate(record).seconds_left)
 
 
 def ended(job: Job, end: End) -> Json:
-    """How it ended; all that a view of it needs, but for the audio."""
-    problem = problem_of(end.error) if end.error else None
+    """The record of a job's end: all that its view needs except the audio."""
     return {
         **progressed(job),
         "state": end.state,
         "finished_at": _text(end.finished_at),
         "cancel_requested": job.cancel_requested,
         "song": _song(end.song) if end.song else None,
-        "error": problem and _problem(problem),
+        "error": _error(described(end.error)) if end.error else None,
     }
 
 
-@well_formed("how it ended")
+@well_formed("its end")
 def read_end(record: Json) -> StoredEnd:
-    """How a job ended. Raises Malformed."""
+    """The end of a job. Raises Malformed."""
     return StoredEnd.model_validate(record)
 
 
 def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
-    """Tell the job its end."""
+    """Update the job from the record of its end."""
     job.attempts, job.started_at, job.finished_at = end.attempts, end.started_at, end.finished_at
     job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)
     job.cancel_requested = end.cancel_requested
@@ -237,27 +219,29 @@ def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
         kept = {name: getattr(end.song, name) for name in names}
         segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
         job.song = Song(audio=audio, segments=segments, **kept)
-    job.error = recorded(end.error.fields()) if end.error else None
+    job.error = end.error.read() if end.error else None
     job.state = end.state
 
 
 def seconds_left(job: Job) -> float | None:
-    """Until the job's deadline. Other servers are told seconds, for moments of this clock mean nothing to them."""
+    """The seconds until the job's deadline. They are stored, since no other process shares this clock."""
     return None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
 
 
 def packed(record: Json) -> bytes:
-    """As it is written."""
+    """The bytes of the record."""
     return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _song_request(given: object) -> SongRequest:
-    """The song that is asked for, held to the ranges of a request. Raises Problem, which names what is wrong."""
-    known = {name: value for name, value in request_models.as_object(given).items() if name in SONG_FIELDS}
-    wanted = request_models.read(Instance, known)
+    """The requested song, checked against the ranges of a request. Raises InvalidFields."""
+    if not isinstance(given, Mapping):
+        raise InvalidFields([InvalidField("request", given, "a JSON object")])
+    known = {name: value for name, value in given.items() if name in STORED_SONG_FIELDS and value is not None}
+    wanted = read_fields(SongFields, known)
     if wanted.seed is None or wanted.seed < 0:
-        raise invalid([InvalidField("seed", known.get("seed"), "a whole number from 0")])
-    asked = {name: value for name in SONG_FIELDS if (value := getattr(wanted, name)) is not None}
+        raise InvalidFields([InvalidField("seed", known.get("seed"), "a whole number from 0")])
+    asked = {name: value for name in STORED_SONG_FIELDS if (value := getattr(wanted, name)) is not None}
     values: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
     return SongRequest(**values)
 
@@ -271,8 +255,8 @@ def _song(song: Song) -> Json:
     }
 
 
-def _problem(problem: Problem) -> Json:
-    return {name: getattr(problem, name) for name in PROBLEM_FIELDS}
+def _error(error: JobError) -> Json:
+    return {name: getattr(error, name) for name in ERROR_FIELDS}
 
 
 def _shallow(request: SongRequest) -> Json:

@@ -1,10 +1,10 @@
-"""Which job a request id belongs to: one file for each request id, the same for every server on a storage.
+"""Idempotency keys: which job a request id belongs to, one file for each, shared by all servers on a storage.
 
     keys/<sha256>.json          created: the job that the request id belongs to
-    keys/<sha256>-<n>.json      created: the same, where none of those before it can be read
+    keys/<sha256>-<n>.json      created: the same, if none of those before it can be read
 
-It does not know what a job is. A file that cannot be read is never removed: were it, another could be created in front
-of the one that has taken its place.
+Independent of what a job is. A file that cannot be read is never removed: otherwise another could be created in front
+of the one that has replaced it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_TRIES = 10
 
 @dataclass(frozen=True)
 class Key:
-    """Which job a request id belongs to."""
+    """The job that a request id belongs to."""
 
     job_id: str
     fingerprint: str
@@ -40,7 +40,7 @@ class RequestKeys:
         return self._look_up(request_id)[1]
 
     def take(self, request_id: str, key: Key) -> bool:
-        """Give the request id to that job, if it is free; whether it is the job's now."""
+        """Give the request id to that job if it is free; return true if it is the job's now."""
         path, content = _path(request_id, 0), json.dumps(asdict(key)).encode()
         for _ in range(MOST_TRIES):
             if self._files.created(path, content):
@@ -51,24 +51,24 @@ class RequestKeys:
         raise StorageError(f"{path} can neither be read nor created", "unavailable")
 
     def release(self, request_id: str, key: Key) -> None:
-        """Let go of a request id whose job is no more."""
+        """Free the request id of a deleted job."""
         path, found = self._look_up(request_id)
         if found == key:
             self._files.storage.delete(path)
 
     def _look_up(self, request_id: str) -> tuple[str, Key | None]:
-        """Where the key lies, or would be created, and the key."""
+        """The path at which the key is, or would be created, and the key."""
         for number in count():
             path = _path(request_id, number)
             try:
                 record = self._files.read(path)
                 if record is None:
                     return path, None
-                with well_formed("whose the request id is"):
+                with well_formed("the request id"):
                     stored = StoredKey.model_validate(record)
                 return path, Key(stored.job_id, stored.fingerprint)
             except Malformed as error:
-                self._files.report(f"{path} is no key, and the next request takes its place: {error}")
+                self._files.report(f"{path} cannot be read, and the next request replaces it: {error}")
         raise AssertionError("numbers never end")
 
 

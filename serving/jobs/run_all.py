@@ -1,6 +1,6 @@
-"""Things that are done one after the other, whatever becomes of each.
+"""Tasks that run one after the other, whether or not the ones before succeed.
 
-It does not know what they are.
+Independent of what they do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def run_all(tasks: Iterable[Callable[[], object]]) -> None:
-    """Do every task. Raises the first one's error that had any, after the last; those of the others are logged."""
+    """Run every task. After the last one, raise the first error; the others are logged."""
     errors = [error for task in tasks if (error := _error_of(task))]
     for error in errors[1:]:
         log.warning("%s", error, exc_info=None if isinstance(error, StorageError) else error)

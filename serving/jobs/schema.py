@@ -1,6 +1,6 @@
-"""What the files of a job store have to hold: JSON in, checked fields out, with the same ranges as a request's.
+"""The schema of the files in a job store: JSON in, checked fields out, with the same ranges as a request's.
 
-It does not know where the files lie. What a file has beyond these fields is passed over: a newer server wrote it.
+Independent of where the files are. Unknown fields are ignored: a newer server wrote them.
 """
 
 from __future__ import annotations
@@ -11,39 +11,51 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from inference.audio.reading import check_reference
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, TRACK_NAMES, Reference
-from serving.http.request_models import LARGEST_SEED, REQUEST_ID
+from serving.jobs.errors import JobError
 from serving.jobs.layout import ID
+from serving.jobs.song_fields import LARGEST_SEED, REQUEST_ID_PATTERN
 from storage import StorageError
 
 Json = dict[str, Any]
 REFERENCE_PARTS = ("mix", "vocal", "instrumental")
-STANDARD_MEMBERS = ("type", "title", "status", "detail")  # of a problem; none of its others has their names
+RESERVED_NAMES = ("type", "title", "status", "detail")  # which no field of an error may have
+LONGEST_RETRY_SECONDS = 86_400
 
 
 class Malformed(StorageError):
-    """What is written is no record of a job, and trying again will not make it one."""
+    """The file is not a record of a job, and reading it again will not make it one."""
 
 
 @contextmanager
 def well_formed(what: str) -> Iterator[None]:
-    """Raises Malformed where the record that is read is not as it has to be; its values are private, so not named."""
+    """Raise Malformed if the record does not fit its schema. Its values are private, so they are not named."""
     try:
         yield
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
-        raise Malformed(f"what is written of {what} is malformed: {'; '.join(mistakes)}", "unavailable") from error
+        raise Malformed(f"the record of {what} is malformed: {'; '.join(mistakes)}", "unavailable") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Malformed(f"what is written of {what} is malformed: {type(error).__name__}", "unavailable") from error
+        raise Malformed(f"the record of {what} is malformed: {type(error).__name__}", "unavailable") from error
 
 
 def parsed(content: bytes) -> Json:
-    """A file's JSON object, of which all can be written and sent again. Raises ValueError, which repeats none of it."""
+    """A file's JSON object, all of which can be written again. Raises ValueError, which repeats none of it."""
     try:
         record = from_json(content, allow_inf_nan=False)  # unlike Python's own it refuses deep nesting, lone surrogates
     except ValueError as error:
@@ -60,12 +72,12 @@ def parsed(content: bytes) -> Json:
 def _in_utc(moment: datetime) -> datetime:
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if not 1970 <= moment.year < 5000:
-        raise ValueError("no year in which a song is made")
+        raise ValueError("not a year in which songs are generated")
     return moment
 
 
 def _or(default: object) -> WrapValidator:
-    """What is malformed of a detail is left out: it does not cost a job its song or its end."""
+    """Replace a malformed detail by its default: it does not cost a job its song or its end."""
 
     def read(value: object, handler: Callable[[object], object]) -> object:
         try:
@@ -78,10 +90,10 @@ def _or(default: object) -> WrapValidator:
 
 Natural = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(ge=0)]
+Pause = Annotated[float, Field(ge=0, le=LONGEST_RETRY_SECONDS)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 TrackName = Annotated[str, Field(pattern=f"^({'|'.join(TRACK_NAMES)})$")]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
-HeaderText = Annotated[str, Field(pattern=r"^[ -~]*$")]
 
 
 class _Record(BaseModel):
@@ -89,14 +101,14 @@ class _Record(BaseModel):
 
 
 class StoredKey(_Record):
-    """Which job a request id belongs to."""
+    """The job that a request id belongs to."""
 
     job_id: JobId
     fingerprint: str
 
 
 class StoredReference(_Record):
-    """Which files of reference audio a job has, and the part of them that is used."""
+    """The files of a job's reference audio, and the part of them that is used."""
 
     parts: list[str] = Field(min_length=1)
     start_seconds: float
@@ -118,14 +130,14 @@ class StoredReference(_Record):
 
 
 class ToldFile(_Record):
-    """What a client is told of a file of its reference audio."""
+    """A file of reference audio, as answers show it."""
 
     name: str | None = None
     bytes: Natural | None = None
 
 
 class ToldReference(_Record):
-    """What a client is told of its reference audio."""
+    """Reference audio, as answers show it."""
 
     audio: ToldFile | None = None
     vocal: ToldFile | None = None
@@ -133,13 +145,19 @@ class ToldReference(_Record):
     start_seconds: Number = 0.0
     end_seconds: Number | None = None
 
+    def told(self) -> Json:
+        """As JSON: the span, and the files that there are."""
+        files = self.model_dump(include={"audio", "vocal", "instrumental"}, exclude_unset=True)
+        span = {"start_seconds": self.start_seconds, "end_seconds": self.end_seconds}
+        return {**span, **{name: file for name, file in files.items() if file is not None}}
+
 
 class StoredJob(_Record):
-    """What was asked for. `request` is checked by itself, so that a job whose song cannot be made is a job still."""
+    """A request. Its `request` field is checked separately: a job whose song is invalid is still a job."""
 
     id: JobId
     model: str
-    request_id: Annotated[str, Field(pattern=f"^{REQUEST_ID}$")] | None = None
+    request_id: Annotated[str, Field(pattern=f"^{REQUEST_ID_PATTERN}$")] | None = None
     fingerprint: str
     wanted_model: str | None = None
     origin: dict[str, str | bool | int | float | None] = {}
@@ -152,7 +170,7 @@ class StoredJob(_Record):
 
 
 class StoredSteps(_Record):
-    """How far a song is: a Progress."""
+    """The Progress of a song."""
 
     stage: str
     section: Natural = 0
@@ -165,7 +183,7 @@ class StoredSteps(_Record):
 
 
 class StoredProgress(_Record):
-    """How far a job is that has not ended."""
+    """The progress of an unfinished job."""
 
     state: Literal["queued", "running"]
     model: str
@@ -196,23 +214,24 @@ class StoredSong(_Record):
     segments: Annotated[tuple[StoredSpan, ...], _or(())] = ()
 
 
-class StoredProblem(_Record):
-    """A Problem."""
+class StoredError(_Record):
+    """A JobError. Earlier servers called `fields` members, and wrote `retry_seconds` as an HTTP header."""
 
-    status: int = Field(ge=400, le=599)
     kind: str
     detail: str
-    members: dict[str, Any] = {}
-    headers: dict[Annotated[str, Field(pattern="^[A-Za-z-]+$")], HeaderText] = {}
+    fields: dict[str, Any] = Field({}, validation_alias=AliasChoices("fields", "members"))
+    retry_seconds: Annotated[Pause | None, _or(None)] = Field(
+        None, validation_alias=AliasChoices("retry_seconds", AliasPath("headers", "Retry-After"))
+    )
 
-    def fields(self) -> Json:
-        """What a Problem is made of."""
-        members = {name: value for name, value in self.members.items() if name not in STANDARD_MEMBERS}
-        return {**dict(self), "members": members}
+    def read(self) -> JobError:
+        """The error itself."""
+        fields = {name: value for name, value in self.fields.items() if name not in RESERVED_NAMES}
+        return JobError(self.kind, self.detail, fields, self.retry_seconds)
 
 
 class StoredEnd(_Record):
-    """How a job ended. `claim` and `replica` say who ended it, `bytes` how large its audio is."""
+    """The end of a job. `claim` and `replica` say who ended it, `bytes` is the size of its audio."""
 
     state: Literal["succeeded", "failed", "cancelled", "interrupted"]
     model: Annotated[str | None, _or(None)] = None
@@ -222,7 +241,7 @@ class StoredEnd(_Record):
     progress: Annotated[StoredSteps | None, _or(None)] = None
     cancel_requested: Annotated[bool, _or(False)] = False
     song: StoredSong | None = None
-    error: StoredProblem | None = None
+    error: StoredError | None = None
     claim: Natural = 0
     replica: str = ""
     bytes: Natural = 0

@@ -1,8 +1,8 @@
-"""Songs as jobs: sent once, sung by this server or another, found again and cancelled by id through any of them.
+"""Songs as jobs: sent once, run by this server or another, found and cancelled by id through any of them.
 
-It knows nothing of HTTP, nor of how models are loaded, songs are made, or jobs are written.
-In memory are only the jobs that this server has to bring to their end (`serving/jobs/queue.py`); all others are read
-from the store, whoever sang them.
+Independent of HTTP, and of how models are loaded, songs generated and jobs written.
+Only the jobs that this server has to bring to their end are in memory (`serving/jobs/queue.py`); all others are read
+from the store.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from inference.errors import LASTING
-from serving.http.problems import being_accepted, conflict, not_found
 from serving.jobs import records
 from serving.jobs.dispatcher import Dispatcher, Models
+from serving.jobs.errors import BeingAccepted, Conflict, NotFound
 from serving.jobs.job import QUEUED, RUNNING, Job, about
 from serving.jobs.listing import JobList, JobQuery, Page
 from serving.jobs.maintenance import Maintenance, Retention
@@ -28,15 +28,15 @@ from storage import StorageError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0  # between two looks at a job that another server has
-ACCEPTED_SECONDS = 5.0  # that a request waits for another one with its request id to be accepted
-SLACK_SECONDS = 0.1  # after a deadline, before it is looked at
+LOOK_SECONDS = 2.0  # between two reads of a job that another server has
+ACCEPTED_SECONDS = 5.0  # that a request waits until another one with its request id is accepted
+SLACK_SECONDS = 0.1  # after a deadline, before it is checked
 
 
 class Jobs:
-    """All the jobs. Every method may be called from any thread; what uses the store raises StorageError.
+    """All jobs. Every method may be called from any thread; those that use the store raise StorageError.
 
-    Nothing is looked after before `start`; without it the maintenance's rounds are the caller's business.
+    `start` starts the maintenance; without it the caller runs its rounds.
     """
 
     def __init__(
@@ -49,27 +49,27 @@ class Jobs:
     ) -> None:
         self._models, self._store = models, store
         self._queue = JobQueue(store, max_queue)
-        self._dispatcher = Dispatcher(models, self._queue, store)
+        self.dispatcher = Dispatcher(models, self._queue, store)
         self._list = JobList(store, self._queue)
         self.maintenance = Maintenance(store, self._queue, retention or Retention(), clock)
         self._asking = threading.Condition()
         self._asked: set[str] = set()  # request ids of jobs that are being submitted
 
     def start(self) -> None:
-        """Look after the jobs that were left by servers that ended, also by this one's earlier lives."""
+        """Start the maintenance, which also recovers the jobs of servers that have ended."""
         self.maintenance.start()
 
     @property
     def queue(self) -> JobQueue:
-        """The jobs in memory, for those who measure."""
+        """The jobs in memory, for metrics."""
         return self._queue
 
     def submit(self, job: Job, complete: Callable[[Job], None] = lambda job: None) -> Job:
-        """Queue a job; one with the same request id that is known anywhere already is returned instead.
+        """Queue a job, or return the one that has the same request id, on any server.
 
-        `complete` may take its time to add what the job lacks, and its errors refuse the job; one that is known
-        already lacks nothing. A job that is returned is written: it comes to an end, whatever becomes of this server.
-        Raises Problem: the queue is full, the request id belongs to another request, or the server is stopping.
+        `complete` may take time to add what the job lacks, and refuses it by raising an error; it is not called for a
+        job that exists. A returned job is written: it comes to an end, whatever happens to this server.
+        Raises JobError: the queue is full, the request id belongs to another request, or the server is stopping.
         """
         with self._alone(job.request_id):
             while not (known := self._known(job)):
@@ -79,19 +79,19 @@ class Jobs:
                 if self._queue.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):
-                        log.info("job %s: queued", job.id, extra=words)  # which are withheld, unless a setting says so
+                        log.info("job %s: queued", job.id, extra=words)  # logged only if a setting says so
                     return job
             return known
 
     def get(self, job_id: str) -> Job:
-        """That job. Raises Problem where there is none."""
+        """The job. Raises NotFound."""
         job = self._queue.find(job_id) or self._store.read(job_id)
         if job is None:
-            raise not_found(f"no job {job_id!r} is here; finished ones are forgotten in time", job_id=job_id)
+            raise NotFound(f"no job {job_id!r} is here; finished ones are forgotten in time", {"job_id": job_id})
         return job
 
     def page(self, query: JobQuery) -> Page:
-        """A page of the list of all jobs. Raises Problem where the query begins behind a job that is not here."""
+        """A page of all jobs. Raises NotFound if the query begins behind a job that does not exist."""
         return self._list.page(query)
 
     def list(self) -> list[Job]:
@@ -99,70 +99,66 @@ class Jobs:
         return self.page(JobQuery()).jobs
 
     def wait_estimates(self) -> Mapping[str, WaitEstimate]:
-        """What the jobs that wait here can expect, by job id."""
+        """The estimates of the jobs that wait here, by job id."""
         return self._queue.wait_estimates()
 
     @property
     def draining(self) -> bool:
-        """Whether no song is begun any more."""
+        """True once no more songs are started."""
         return self._queue.draining
 
     @property
     def busy(self) -> bool:
-        """Whether a song is sung here."""
+        """True while a song runs here."""
         return any(job.state == RUNNING for job in self._queue.living())
 
     def is_left(self, job: Job) -> bool:
-        """Whether this server, which is stopping, will not bring the job any further."""
+        """True if this server is stopping and another one will continue the job."""
         queue = self._queue
         return queue.draining and not job.finished and not (queue.has(job) and job.state == RUNNING)
 
-    def wait_for_change(self, job: Job, seconds: float) -> None:
-        """Wait until there is something new of the job, so long at most, or until it is left.
+    def wait(self, job: Job, seconds: float) -> bool:
+        """Wait until the job is finished, for so many seconds at most; return true if it is.
 
-        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
+        A job of another server is updated meanwhile. The wait ends early for a job that this server, while it stops,
+        gives to others. Raises StorageError if the storage refuses this server for an unknown time.
+        """
+        end = time.monotonic() + seconds
+        self._check(job)
+        if not job.finished and not self._queue.has(job):
+            self._refresh(job)
+        while not (job.finished or self.is_left(job)) and time.monotonic() < end:
+            self.wait_for_change(job, end - time.monotonic())
+        return job.finished
+
+    def wait_for_change(self, job: Job, seconds: float) -> None:
+        """Wait until the job changes, for so many seconds at most, or until another server continues it.
+
+        Raises StorageError if the storage refuses this server for an unknown time.
         """
         before, queue = _shown(job), self._queue
         if queue.has(job):
 
             def is_over() -> bool:
-                return _shown(job) != before or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
+                changed = job.finished or _shown(job) != before
+                return changed or self.is_left(job) or queue.refusal_of(job) is not None or not queue.has(job)
 
-            self.wait_until(is_over, self._until_late(job, seconds))
+            queue.wait_until(is_over, self._until_late(job, seconds))
             self._check(job)
             queue.expire()
-        else:
-            self.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds))
-            self._look_again(job)
-
-    def wait(self, job: Job, seconds: float) -> bool:
-        """Wait until the job is finished, so long at most; whether it is. The job is told what others do to it.
-
-        Nobody waits for a job that this server, which is stopping, gives to others.
-        Raises StorageError where the storage refuses this server, and nobody can tell when that ends.
-        """
-        end = time.monotonic() + seconds
-        while not self._waited(job, end - time.monotonic()):
-            self._look_again(job)
-            if job.finished or time.monotonic() >= end:
-                break
-            self.wait_until(lambda: self._queue.draining, min(LOOK_SECONDS, end - time.monotonic()))
-        return job.finished
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until a change makes `condition` true, so long at most; whether it is."""
-        return self._queue.wait_until(condition, seconds)
+        elif not queue.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds)):
+            self._refresh(job)
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: at once while it is queued here, soon while it is sung. A finished one stays as it is."""
+        """Cancel a job: at once if it is queued here, soon if it runs. A finished job stays as it is."""
         job = self.get(job_id)
         if not job.finished and not self._queue.cancel(job):
             job.cancel_requested = True
-            self._store.request_cancel(job_id)  # it outlives this server, and reaches another
+            self._store.request_cancel(job_id)  # it outlives this server and reaches others
         return job
 
     def delete(self, job_id: str) -> tuple[Job, bool]:
-        """Forget a finished job, on all servers; cancel one that is not. The job, and whether it is forgotten."""
+        """Delete a finished job on all servers, or cancel an unfinished one; return the job, and true if deleted."""
         job = self.get(job_id)
         if not job.finished:
             return self.cancel(job_id), False
@@ -174,31 +170,31 @@ class Jobs:
         return job, True
 
     def drain(self) -> None:
-        """Take no more songs and begin none; those that are queued are given to other servers."""
+        """Accept and start no more songs; hand over those that are queued to other servers."""
         self._queue.drain()
         self.maintenance.wake()
 
     def close(self, seconds: float = 0.0) -> None:
-        """End the songs, after giving them so long to be done, the models with them, and the threads.
+        """Wait so long for the running songs, then end them, the models and the threads.
 
-        What is not finished is given to other servers.
+        Unfinished jobs are handed over to other servers.
         """
         self.drain()
-        self.wait_until(lambda: not self.busy, seconds)
+        self._queue.wait_until(lambda: not self.busy, seconds)
         self._queue.close()
-        self._models.close()  # which is what wakes a singer that waits for an engine
-        self._dispatcher.join()
+        self._models.close()  # which also ends the wait of a thread for its engine
+        self.dispatcher.join()
         self.maintenance.stop()
 
     @contextmanager
     def _alone(self, request_id: str | None) -> Iterator[None]:
-        """One at a time with the same request id. Raises Problem."""
+        """Let in one request at a time with the same request id. Raises BeingAccepted."""
         if request_id is None:
             yield
             return
         with self._asking:
             if not self._asking.wait_for(lambda: request_id not in self._asked, ACCEPTED_SECONDS):
-                raise being_accepted()
+                raise BeingAccepted
             self._asked.add(request_id)
         try:
             yield
@@ -208,60 +204,44 @@ class Jobs:
                 self._asking.notify_all()
 
     def _known(self, job: Job) -> Job | None:
-        """The job that has its request id already."""
+        """The job that already has this request id."""
         key = self._store.keys.find(job.request_id) if job.request_id else None
         if key is None or job.request_id is None:
             return None
-        known = self._queue.find(key.job_id) or self._read_if_anybody_can(key.job_id)
-        if known is None:  # somebody has deleted it
+        known = self._queue.find(key.job_id) or self._read_if_possible(key.job_id)
+        if known is None:  # it was deleted
             self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise conflict(detail, field="request_id")  # the job's id is the right to see and cancel it
+            raise Conflict(detail, {"field": "request_id"})  # not its id, which gives access to it
         return known
 
-    def _read_if_anybody_can(self, job_id: str) -> Job | None:
-        """The job; None where there is none, or none that anybody can read or will end. Raises StorageError."""
+    def _read_if_possible(self, job_id: str) -> Job | None:
+        """The job; None if it does not exist, or cannot be read and nobody will end it. Raises StorageError."""
         try:
             return self._store.read(job_id)
         except Malformed:
             if job_id in (opened for _, opened in self._store.live_state().opened):
-                raise  # its server, or the next one, brings it to an end
+                raise  # its server, or the next one, will end it
             return None
 
-    def _waited(self, job: Job, seconds: float) -> bool:
-        """Wait as long as the job is this server's; whether there is nothing more to wait for."""
-        queue = self._queue
-
-        def is_over() -> bool:
-            return job.finished or self.is_left(job) or self._is_stuck(job) or not queue.has(job)
-
-        end = time.monotonic() + seconds
-        while not self.wait_until(is_over, self._until_late(job, end - time.monotonic())) and time.monotonic() < end:
-            queue.expire()
-        self._check(job)
-        return job.finished or self.is_left(job) or queue.has(job)
-
-    def _look_again(self, job: Job) -> None:
-        """Tell a job of another server how it is now. Raises StorageError where the next look would tell no more."""
+    def _refresh(self, job: Job) -> None:
+        """Update a job of another server. Raises StorageError if trying again would not help."""
         try:
-            self._queue.look_again(job)
+            self._queue.refresh(job)
         except StorageError as error:
             if error.kind in LASTING:
                 raise
-            log.warning("job %s: cannot be looked at: %s", job.id, error)
-
-    def _is_stuck(self, job: Job) -> bool:
-        return self._queue.hindrance(job) is not None
+            log.warning("job %s: cannot be read: %s", job.id, error)
 
     def _check(self, job: Job) -> None:
-        """Raises StorageError where the job gets no further."""
-        hindrance = self._queue.hindrance(job)
-        if hindrance:
-            raise hindrance
+        """Raise StorageError if the job is stuck."""
+        refusal = self._queue.refusal_of(job)
+        if refusal:
+            raise refusal
 
     def _until_late(self, job: Job, seconds: float) -> float:
-        """So many seconds, or those until the job's deadline passes while it waits."""
+        """So many seconds, or fewer if the deadline of the waiting job passes before."""
         left = records.seconds_left(job) if job.state == QUEUED else None
         return seconds if left is None else min(seconds, left + SLACK_SECONDS)
 

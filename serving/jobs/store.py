@@ -1,24 +1,24 @@
-"""Jobs in a storage: every word that a folder or bucket holds about them, and what it means.
+"""Jobs in a storage: every file that a folder or bucket holds about them, and its meaning.
 
-It starts no threads, decides nothing by a clock, and knows nothing of HTTP, queues or engines.
+It starts no threads and makes no decision by a clock. Independent of HTTP, queues and engines.
 
-    jobs/<id>/job.json              what was asked for, and the replica that took it: claim 0; created, never changed
+    jobs/<id>/job.json              the request, and the replica that took it: claim 0; created, never changed
     jobs/<id>/reference-<part>      the reference audio, until the end
     jobs/<id>/claim-<n>             created: from now on the job belongs to the replica named in it
-    jobs/<id>/start-<n>-<k>         the k-th time that the song was begun, under claim n
-    jobs/<id>/leaving-<n>           the replica of claim n was told to stop; the start does not count
+    jobs/<id>/start-<n>-<k>         the k-th start of the song, under claim n
+    jobs/<id>/leaving-<n>           the replica of claim n was stopped; the start does not count
     jobs/<id>/handed-<n>            claim n is given up
-    jobs/<id>/progress.json         how far it is, for other replicas
+    jobs/<id>/progress.json         its progress, for other replicas
     jobs/<id>/audio-<n>/<track>.<format>
     jobs/<id>/end.json              created: its one end, written after its audio
     keys/                           `serving/jobs/request_keys.py`
     ended/<moment>-<id>-<bytes>     finished jobs, the newest first
-    live/replicas/<replica>         written anew again and again
-    live/open/<replica>/<id>        jobs that have no end yet, by the replica that looks after them
-    live/cancel/<id>                somebody wants it cancelled
+    live/replicas/<replica>         its heartbeat, rewritten regularly
+    live/open/<replica>/<id>        jobs that have no end yet, by the replica that owns them
+    live/cancel/<id>                a cancel request
 
-"Created" files are written only where there is none; so of several replicas one succeeds, and that decides.
-Every method raises StorageError. A crash between any two writes leaves what `recover` understands.
+"Created" files are created exclusively: of several replicas one succeeds, and that decides.
+Every method raises StorageError. A crash between any two writes leaves a state that `recover` can handle.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from serving.jobs import records
+from serving.jobs.errors import ReferenceLost
 from serving.jobs.job import Job, now
 from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, LiveState, StoredAudio
 from serving.jobs.liveness import own_process
@@ -44,7 +45,7 @@ FOLDERS = ("jobs", "keys", "ended", "live")
 
 
 class JobStore:
-    """One replica's view of the storage. Any method may be called from any thread."""
+    """One replica's view of the storage. Every method may be called from any thread."""
 
     def __init__(self, storage: Storage, replica: str | None = None) -> None:
         self.storage = storage
@@ -56,19 +57,19 @@ class JobStore:
     # Taking a job
 
     def create(self, job: Job) -> bool:
-        """Accept the job as this replica's; False where its request id belongs to another job by now.
+        """Write the job as this replica's; return False if its request id belongs to another job by now.
 
-        The marker comes first, so that nothing is ever left that nobody finds; the key last, so that it never names
-        a job that is not there.
+        The marker is written first, so that recovery finds whatever is left; the key last, so that it never names a job
+        that does not exist.
         """
         if not self._beats:
-            self.beat()  # or the others would take the job from one who does not seem to live
+            self.beat()  # otherwise other replicas would take the job, as this one would seem to be gone
         self.storage.put(self._marker(job.id), b"")
         for part, audio in records.reference_parts(job.request).items():
             self.storage.put(_in(job.id, f"reference-{part}"), audio)
         order = {**records.ordered(job), "replica": self.replica}
         if not self._files.created(_in(job.id, "job.json"), records.packed(order)):
-            raise StorageError(f"{self.storage.name}: writing the job took so long that it was given up", "unavailable")
+            raise StorageError(f"{self.storage.name}: the job was abandoned while it was written", "unavailable")
         if not self._keeps_key(job):
             self.withdraw(job.id)
             return False
@@ -79,14 +80,14 @@ class JobStore:
         self._clear(job_id, keep=())
         self._close(job_id)
 
-    # Looking at jobs
+    # Reading jobs
 
     def read(self, job_id: str) -> Job | None:
-        """The job as far as it is known here, without its reference audio; None where there is none.
+        """The job as it is stored, without its reference audio; None if it does not exist.
 
-        Raises Malformed where nobody can read it and it has not ended. One whose song cannot be made has its `error`.
+        Raises Malformed if its record cannot be read and it has not ended. A job whose song is invalid has its `error`.
         """
-        if not ID.fullmatch(job_id):  # it would be a path to somewhere else
+        if not ID.fullmatch(job_id):  # otherwise it would be another path
             return None
         order, unreadable = self._order(job_id)
         if order is None or order.get("abandoned"):
@@ -113,36 +114,36 @@ class JobStore:
         return [each for entry in self.storage.entries("ended", limit) if (each := Ended.of(entry))]
 
     def live_state(self) -> LiveState:
-        """All that is going on, in one listing."""
+        """The state of all unfinished jobs and replicas, in one listing."""
         return LiveState.of(self.storage.entries("live"))
 
-    # What a replica says of itself
+    # Replicas
 
     def beat(self) -> None:
-        """Give a sign of life; it is another every time."""
+        """Write a heartbeat; its content changes every time."""
         self._beats += 1
         self.storage.put(f"live/replicas/{self.replica}", records.packed({**own_process(), "beats": self._beats}))
 
     def lives(self, replica: str) -> bool:
-        """Whether that replica says that it lives. What it says may be old."""
+        """True if the replica has a heartbeat, which may be old."""
         return self.storage.exists(f"live/replicas/{replica}")
 
     def process(self, replica: str) -> Json:
-        """Which process that replica is; nothing if it is not there."""
+        """The process of the replica; empty if it does not exist."""
         try:
             record = self._files.read(f"live/replicas/{replica}")
-        except Malformed:  # it is there, and may write it anew
+        except Malformed:  # it exists, and may rewrite it
             record = {}
         return {} if record is None else {"replica": replica, **record}
 
     def remove_replica(self, replica: str) -> None:
-        """Remove a replica that is no more, its own also."""
+        """Remove the heartbeat of a replica that has ended."""
         self.storage.delete(f"live/replicas/{replica}")
 
-    # What the owner of a job says of it
+    # Jobs of this replica
 
     def start(self, job: Job) -> bool:
-        """The song is begun, for the `attempts`-th time; False where another replica has taken the job meanwhile."""
+        """Write the start number `attempts` of the song; return False if another replica has taken the job."""
         if not self.still_owned(job):
             return False
         self.storage.put(_in(job.id, f"start-{job.claim}-{job.attempts}"), b"")
@@ -150,44 +151,44 @@ class JobStore:
         return True
 
     def reference(self, job_id: str) -> dict[str, bytes]:
-        """The files of its reference audio, by their names. Raises Problem where they are lost."""
+        """The files of the reference audio, by their names. Raises ReferenceLost."""
         parts = self.folder(job_id).reference_parts
         if not parts:
-            raise records.reference_lost()
+            raise ReferenceLost()
         return {part: self.storage.get(_in(job_id, f"reference-{part}")) for part in parts}
 
     def note(self, job: Job) -> None:
-        """How far it is."""
+        """Write the job's progress."""
         self.storage.put(_in(job.id, "progress.json"), records.packed(records.progressed(job)))
 
     def still_owned(self, job: Job) -> bool:
-        """Whether nobody has taken the job from this replica, and it is open."""
+        """True if the job is unfinished and no other replica has taken it."""
         folder = self.folder(job.id)
         return folder.ordered and not folder.ended and folder.claim == job.claim
 
     def leaving(self, job: Job) -> None:
-        """This replica was told to stop while it sings the job."""
+        """Write that this replica was stopped while it runs the job."""
         self.storage.put(_in(job.id, f"leaving-{job.claim}"), b"")
 
     def hand_over(self, job: Job) -> None:
-        """Give the job up, for any replica to take."""
+        """Give up the job, so that any replica can take it."""
         self.note(job)
         self.storage.put(_in(job.id, f"handed-{job.claim}"), b"")
         self.storage.put(f"live/open/{NOBODY}/{job.id}", b"")
         self.storage.delete(self._marker(job.id))
 
     def request_cancel(self, job_id: str) -> None:
-        """Tell whoever owns the job."""
+        """Ask the owner of the job to cancel it."""
         self.storage.put(f"live/cancel/{job_id}", b"")
 
     def drop_cancel_request(self, job_id: str) -> None:
-        """That job is over."""
+        """Remove the cancel request of a job that has ended."""
         self.storage.delete(f"live/cancel/{job_id}")
 
     def end(self, job: Job, end: End) -> bool:
-        """Write the job's end; False where it has another already, which stands.
+        """Write the job's end; return False if it has another end already, which stays.
 
-        May be called again, with the same end, after a StorageError.
+        After a StorageError it may be called again with the same end.
         """
         folder = f"audio-{job.claim}"
         if end.song:
@@ -198,32 +199,32 @@ class JobStore:
         record = {**records.ended(job, end), **who, "bytes": size_bytes}
         if not self._files.created(_in(job.id, "end.json"), records.packed(record)):
             stands = self._end(job.id)
-            if not stands or (stands.replica, stands.claim) != (self.replica, job.claim):  # else it is this very one
+            if not stands or (stands.replica, stands.claim) != (self.replica, job.claim):  # otherwise it is this one
                 self._clear(job.id, keep=(), only=f"{folder}/")
                 return False
         try:
             self._settle(job.id, records.read_end(record))
-        except StorageError as error:  # the marker is there still: some maintenance does it later
-            log.warning("job %s: its end is written, and what is left of it is not cleared away yet: %s", job.id, error)
+        except StorageError as error:  # the marker is still there, so maintenance does it later
+            log.warning("job %s: its end is written, but its other files are not removed yet: %s", job.id, error)
         return True
 
-    # What becomes of jobs that nobody looks after
+    # Recovery and retention
 
     def folder(self, job_id: str) -> Folder:
-        """What is in the job's folder."""
+        """The names in the job's folder."""
         start = len(_in(job_id, ""))
         return Folder(frozenset(entry.path[start:] for entry in self.storage.entries(f"jobs/{job_id}")))
 
     def recover(self, job_id: str, is_lost: Callable[[str], bool]) -> Job | None:
-        """The job, claimed for this replica, if its owner is lost and it is to be sung; else None.
+        """Claim the job for this replica if its owner is lost and it has not ended; otherwise return None.
 
-        An ended job is cleared away, and one that was never accepted is undone. This replica's own jobs count as
-        lost: it asks only for those that it does not know of. One that cannot be sung any more has its `error`.
+        What is left of an ended job is removed, and a job that was never accepted is withdrawn. This replica's own jobs
+        count as lost: it asks only for those that are not in its memory. A job that cannot run has its `error`.
         """
         folder = self.folder(job_id)
         if folder.ended:
             end = self._end(job_id)
-            if end:  # else it is being forgotten right now
+            if end:  # otherwise it is being deleted right now
                 self._settle(job_id, end)
             return None
         order, unreadable = self._order(job_id) if folder.ordered else (None, None)
@@ -240,18 +241,18 @@ class JobStore:
         return job if self._claimed(job, folder) else None
 
     def abandon(self, job_id: str) -> None:
-        """Give up a job that is not all written; whoever writes it still will find that it is too late."""
+        """Abandon an incomplete job. A replica that is still writing it will fail to create its record."""
         word = records.packed({"abandoned": True, "replica": self.replica})
         if self._files.created(_in(job_id, "job.json"), word):
             self._clear_abandoned(job_id)
 
     def forget(self, ended: Ended) -> None:
-        """Remove a finished job: the key first, then what makes it a job, and last what tells that it is here."""
+        """Delete a finished job: first the key, then its record and files, last its entry in the list."""
         self._remove(ended.job_id)
         self.storage.delete(ended.path)
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job at once. Others may do the same meanwhile."""
+        """Delete a finished job at once. Other replicas may do the same meanwhile."""
         listed = [each.path for each in self.ended() if each.job_id == job_id]
         self._remove(job_id)
         self._close(job_id)  # it may have ended just now
@@ -260,7 +261,7 @@ class JobStore:
             self.storage.delete(path)
 
     def tidy(self) -> None:
-        """Remove what no listing shows."""
+        """Remove files that no listing shows."""
         for folder in FOLDERS:
             self.storage.tidy(folder)
 
@@ -268,7 +269,7 @@ class JobStore:
         """Remove a job's key and its files."""
         order = self._order(job_id)[0] or {}
         request_id = order.get("request_id")
-        if isinstance(request_id, str):  # else a key that it has is released when somebody asks for it
+        if isinstance(request_id, str):  # otherwise its key is released with the next request that has it
             self.keys.release(request_id, Key(job_id, str(order.get("fingerprint"))))
         self._clear(job_id, keep=("end.json",))
         self.storage.delete(_in(job_id, "end.json"))
@@ -284,7 +285,7 @@ class JobStore:
         return all(each in (NOBODY, self.replica) or is_lost(each) for each in owners)
 
     def _order(self, job_id: str) -> tuple[Json | None, Malformed | None]:
-        """What was asked for; nothing of it, and why, where that cannot be read."""
+        """The record of the request; empty, with the reason, if it is malformed."""
         try:
             return self._files.read(_in(job_id, "job.json")), None
         except Malformed as error:
@@ -292,7 +293,7 @@ class JobStore:
             return {}, error
 
     def _end(self, job_id: str) -> StoredEnd | None:
-        """How it ended; that nobody can tell any more is an end too."""
+        """The end of the job; a record that cannot be read is an end too."""
         try:
             record = self._files.read(_in(job_id, "end.json"))
             return None if record is None else records.read_end(record)
@@ -301,7 +302,7 @@ class JobStore:
             return records.broken_end(error)
 
     def _ordered(self, job_id: str, order: Json, unreadable: Malformed | None) -> Job:
-        """The job that is to be sung; with an `error` where that cannot be any more."""
+        """The job to be run, with an `error` if it cannot run any more."""
         try:
             if unreadable:
                 raise unreadable
@@ -309,7 +310,7 @@ class JobStore:
         except Malformed as error:
             return records.unreadable_job(job_id, error)
         if job.request.reference and not self.folder(job_id).reference_parts:
-            job.error = records.reference_lost()
+            job.error = ReferenceLost()
         return job
 
     def _read_progress(self, job: Job, read: Callable[[Job, Json], None] = records.read_progressed) -> None:
@@ -317,7 +318,7 @@ class JobStore:
             progress = self._files.read(_in(job.id, "progress.json"))
             if progress:
                 read(job, progress)
-        except Malformed as error:  # it is written anew as the song goes on
+        except Malformed as error:  # it is rewritten as the song goes on
             self._files.report(f"job {job.id}: {error}")
 
     def _claimed(self, job: Job, folder: Folder) -> bool:
@@ -326,8 +327,8 @@ class JobStore:
             now_there = self.folder(job.id)
             if now_there.claim >= job.claim or not now_there.ordered:
                 return False
-            job.claim += 1  # a folder of that name lies there
-        if self.storage.exists(_in(job.id, "end.json")):  # its owner was only slow
+            job.claim += 1  # there is a folder of that name
+        if self.storage.exists(_in(job.id, "end.json")):  # its owner was only slow, not gone
             return False
         self.storage.put(self._marker(job.id), b"")
         self._close(job.id, keep=self._marker(job.id))
@@ -335,17 +336,17 @@ class JobStore:
         return True
 
     def _keeps_key(self, job: Job) -> bool:
-        """Give the job its request id, if it has one and that is free; whether it has it now."""
+        """Give the job its request id, if it has one and it is free; return false if another job has it."""
         return not job.request_id or self.keys.take(job.request_id, Key(job.id, job.fingerprint))
 
     def _clear_abandoned(self, job_id: str) -> None:
-        """Leave nothing but the word that it is too late, until that is as old as a job gets."""
+        """Remove everything but the record that the job is abandoned, which retention deletes later."""
         self._clear(job_id, keep=("job.json",))
         self._list_ended(job_id, now(), 0)
         self._close(job_id)
 
     def _settle(self, job_id: str, end: StoredEnd) -> None:
-        """Clear away what an ended job does not need; its marker last."""
+        """Remove what an ended job does not need; its marker last."""
         kept = f"audio-{end.claim}/"
         for name in self.folder(job_id).names:
             if LEFTOVER.fullmatch(name) and not name.startswith(kept):
@@ -358,13 +359,13 @@ class JobStore:
         self.storage.put(Ended.path_of(job_id, finished_at, size_bytes), b"")
 
     def _clear(self, job_id: str, keep: tuple[str, ...], only: str = "") -> None:
-        """Delete the files in a job's folder, what makes it a job first."""
+        """Delete the files in a job's folder, its record first."""
         names = {name for name in self.folder(job_id).names if name.startswith(only)} - set(keep)
         for name in sorted(names, key=lambda name: (name != "job.json", name)):
             self.storage.delete(_in(job_id, name))
 
     def _close(self, job_id: str, keep: str = "") -> None:
-        """Remove the job's markers, whoever has put them."""
+        """Remove the markers of the job, of all replicas."""
         for replica, opened in self.live_state().opened:
             marker = f"live/open/{replica}/{job_id}"
             if opened == job_id and marker != keep:
@@ -381,5 +382,5 @@ class JobStore:
 
 
 def _in(job_id: str, name: str) -> str:
-    assert ID.fullmatch(job_id), f"no id: {job_id!r}"
+    assert ID.fullmatch(job_id), f"not an id: {job_id!r}"
     return f"jobs/{job_id}/{name}"

@@ -138,7 +138,7 @@ def test_a_number_of_segments_that_cannot_be_sung_is_refused(n_segments: int) ->
 def test_genres_that_cannot_be_read_are_refused(genres: str) -> None:
     with pytest.raises(InvalidField) as caught:
         build(SpellingEncoder(), genres, SECTIONS)
-    assert (caught.value.field, caught.value.value) == ("genres", genres.replace("\ud83d", "\\ud83d"))
+    assert (caught.value.field, caught.value.value) == ("genres", genres)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from werkzeug.http import parse_accept_header
 
 from inference.song import MIME_TYPES
 from server import close_app
-from serving.http.accept import ALIASES, JSON, preferred
+from serving.http.accept import ALIASES, JSON_ANSWER, preferred
 from tests.support.fakes import INSTANCE, Served, problem
 
 FORMATS = list(MIME_TYPES)
@@ -26,15 +26,15 @@ def served() -> Iterator[Served]:
 @pytest.mark.parametrize(
     ("header", "answer"),
     [
-        ("", JSON),
-        ("*/*", JSON),
-        ("application/json", JSON),
-        ("application/*", JSON),
-        ("application/problem+json", JSON),
-        ("application/json; charset=utf-8", JSON),
-        ("application/json, audio/wav", JSON),
-        ("text/html, */*;q=0.1", JSON),
-        ("audio/wav;q=0.2, */*;q=0.3", JSON),
+        ("", JSON_ANSWER),
+        ("*/*", JSON_ANSWER),
+        ("application/json", JSON_ANSWER),
+        ("application/*", JSON_ANSWER),
+        ("application/problem+json", JSON_ANSWER),
+        ("application/json; charset=utf-8", JSON_ANSWER),
+        ("application/json, audio/wav", JSON_ANSWER),
+        ("text/html, */*;q=0.1", JSON_ANSWER),
+        ("audio/wav;q=0.2, */*;q=0.3", JSON_ANSWER),
         ("audio/wav, */*", "wav"),
         ("audio/wav, application/json;q=0.9", "wav"),
         ("AUDIO/WAV", "wav"),
@@ -44,7 +44,7 @@ def served() -> Iterator[Served]:
         ("audio/*, audio/mpeg;q=0.1", "wav"),
         ("audio/*, audio/mp3;q=0", "wav"),
         ("audio/wav;q=0.5, audio/flac;q=0.7, audio/ogg;q=0.6", "flac"),
-        ("audio/wav;q=0, */*;q=0.1", JSON),
+        ("audio/wav;q=0, */*;q=0.1", JSON_ANSWER),
         ("audio/wav;q=0", None),
         ("audio/opus", None),
         ("audio/aac, video/*", None),

@@ -201,17 +201,17 @@ def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
     broken = served.predict({**INSTANCE, "tracks": ["mix", "vocal"]}, {"job_id": sung, "operation": "result"}, 3).json
     answers += [
         (response_models.Predictions, broken),
-        (response_models.Problem, broken["predictions"][0]["error"]),
+        (response_models.ProblemView, broken["predictions"][0]["error"]),
         (response_models.SungPrediction, broken["predictions"][1]),
-        (response_models.JobList, ask.get("/jobs").json),
+        (response_models.JobListView, ask.get("/jobs").json),
         (response_models.UnsungJob, ask.get(f"/jobs/{cancelled}").json),
-        (response_models.Problem, served.predict({**INSTANCE, "lyrics": "no tag"}).json),
-        (response_models.Problem, served.predict({**INSTANCE, "top_p": 2, "seed": -2}).json),
+        (response_models.ProblemView, served.predict({**INSTANCE, "lyrics": "no tag"}).json),
+        (response_models.ProblemView, served.predict({**INSTANCE, "top_p": 2, "seed": -2}).json),
     ]
     close_app(served.app)
     refusing = Served()
     refusing.models.errors.append(DownloadError("no network", "offline"))
-    answers.append((response_models.Problem, refusing.client.post("/download-models").json))
+    answers.append((response_models.ProblemView, refusing.client.post("/download-models").json))
     answers.append((response_models.ModelsAbsent, refusing.client.get("/models/status").json))
     close_app(refusing.app)
     for kind, answer in answers:

@@ -6,10 +6,13 @@ import base64
 import json
 from typing import Any
 
+import pytest
+from pydantic import ValidationError
+
 from inference.errors import UnknownModel
 from inference.song import SectionSpan, Song, SongRequest
 from serving.http import job_views
-from serving.http.problems import problem_of
+from serving.http.response_models import Health, JobListView
 from serving.jobs.job import CANCELLED, SUCCEEDED, Job
 from tests.support.fakes import LYRICS
 
@@ -41,6 +44,22 @@ def test_a_job_that_is_not_done_shows_where_it_is() -> None:
 
 
 def test_a_cancelled_job_shows_its_error() -> None:
-    job = Job(SongRequest("pop", LYRICS, 1), "tiny", state=CANCELLED, error=problem_of(UnknownModel("x", "y")))
+    job = Job(SongRequest("pop", LYRICS, 1), "tiny", state=CANCELLED, error=UnknownModel("x", "y"))
     error: Any = job_views.job_view(job)["error"]
     assert error["status"] == 400
+
+
+def test_an_answer_with_a_member_that_the_contract_lacks_is_a_mistake() -> None:
+    with pytest.raises(ValidationError, match="more"):
+        JobListView.of(jobs=[], next=None, more=1)
+    with pytest.raises(AssertionError):
+        Health.unchecked(state="healthy")
+
+
+def test_long_lyrics_are_shortened_in_a_list_alone() -> None:
+    job = Job(SongRequest("pop", "[verse]\n" + "la " * 200, 1), "tiny")
+    page: Any = job_views.list_view([(job, None)], None)
+    (listed,) = page["jobs"]
+    shown: Any = job_views.job_view(job)
+    assert len(listed["request"]["lyrics"]) == 200 and listed["request"]["lyrics"].endswith("…")
+    assert shown["request"]["lyrics"] == job.request.lyrics

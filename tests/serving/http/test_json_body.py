@@ -108,7 +108,7 @@ def test_beside_a_number_without_end_the_others_are_what_they_were(served: Serve
     song = f'{{"genres": "pop", "lyrics": "{LYRICS}", "seed": '
     predictions = post(served, f'{{"instances": [{song}{"9" * 5_000}}}, {song}7}}]}}').json["predictions"]
     assert (predictions[0]["error"]["field"], predictions[1]["seed"]) == ("seed", 7)
-    assert "no JSON" in refused(served, f'{{"instances": [{song}{"9" * 5_000}')["detail"]
+    assert "not JSON" in refused(served, f'{{"instances": [{song}{"9" * 5_000}')["detail"]
 
 
 @pytest.mark.parametrize("open_and_close", [("[", "]"), ('{"a":', "}")])

@@ -208,6 +208,4 @@ def test_whatever_delete_does_post_does_too(held: Served) -> None:
 
 def measured(served: Served, seconds: float) -> None:
     """As if a song had taken so long."""
-    queue = served.app.extensions["yue"].jobs._queue
-    with queue.changed:
-        queue.estimator.note(seconds)
+    served.app.extensions["yue"].jobs.queue.note_duration(seconds)

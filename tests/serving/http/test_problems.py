@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
 from werkzeug.exceptions import BadGateway, ExpectationFailed, MethodNotAllowed
 
+from inference.errors import EngineCrashed
 from serving.http import problem_kinds
 from serving.http.problem_kinds import KINDS
-from serving.http.problems import Problem, problem_of, recorded
+from serving.http.problems import Problem, problem_of
+from serving.jobs.errors import FilesLost, JobError, QueueFull
 from tests.support.paths import PROJECT
 
 SOURCES = [PROJECT / "server.py", *(PROJECT / "serving").rglob("*.py")]
@@ -73,9 +76,20 @@ def test_what_http_refuses_otherwise_has_a_known_kind_too(caplog: pytest.LogCapt
     assert "unforeseen error" in caplog.text
 
 
-def test_a_problem_of_another_version_can_be_read() -> None:
-    record = {"status": 418, "kind": "teapot", "detail": "no", "members": {"a": 1}, "headers": {}}
-    problem = recorded(record)
+def test_an_error_of_another_version_has_a_known_kind() -> None:
+    problem = problem_of(JobError("teapot", "no", {"a": 1}))
     assert (problem.status, problem.kind, problem.detail) == (500, "song-failed", "no")
-    same = {**record, "status": 409, "kind": "cancelled"}
-    assert (recorded(same).status, recorded(same).kind) == (409, "cancelled")
+    assert problem_of(JobError("cancelled", "no")).status == 409
+
+
+def test_every_kind_of_job_error_is_in_the_list() -> None:
+    code = (PROJECT / "serving" / "jobs" / "errors.py").read_text()
+    named = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', code))
+    assert len(named) > 10 and named <= KINDS.keys()
+
+
+def test_a_problem_says_when_to_try_again_where_its_error_does() -> None:
+    assert problem_of(EngineCrashed(3, "it was ended", 41.2)).headers == {"Retry-After": "42"}
+    assert problem_of(QueueFull(3, 4, retry_seconds=None, expected_seconds=None)).headers == {"Retry-After": "30"}
+    assert problem_of(QueueFull(3, 4, retry_seconds=0.0, expected_seconds=9.5)).headers == {"Retry-After": "1"}
+    assert problem_of(FilesLost()).headers == {}

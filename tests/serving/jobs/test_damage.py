@@ -13,7 +13,7 @@ import pytest
 
 from inference.song import MAX_NEW_TOKENS, Reference, SongRequest
 from serving.http import job_views
-from serving.http.problems import Problem
+from serving.jobs.errors import JobError
 from serving.jobs.job import FINISHED, Job
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from storage import Storage, StorageError
@@ -283,7 +283,7 @@ def test_a_key_that_nobody_can_read_is_reported_and_taken_over(
     second = other.submit("key")
     assert second.id != first.id and path in caplog.text
     assert one.submit("key").id == other.submit("key").id == second.id
-    with pytest.raises(Problem, match="another request"):
+    with pytest.raises(JobError, match="another request"):
         one.submit("key", seed=2)
     other.begin()
     other.finish()
@@ -391,14 +391,14 @@ def test_random_damage_is_never_unforeseen_and_never_endless(seed: int, caplog: 
             server.finish()
     assert not [record for record in caplog.records if record.exc_info], caplog.text
     for job_id in {path.split("/")[1] for path in paths if path.startswith("jobs/")}:
-        with suppress(Problem, StorageError):  # it is nowhere, or nobody can read it
+        with suppress(JobError, StorageError):  # it is nowhere, or nobody can read it
             assert server.jobs.get(job_id).state in FINISHED
     assert isinstance(server.jobs.list(), list)
     for key in ("a", "b", "c"):
         try:
             server.submit(key)
-        except Problem as problem:
-            assert problem.status == 409
+        except JobError as error:
+            assert error.kind == "conflict"
     served = Served(data=name)
     caplog.set_level(logging.ERROR)
     caplog.clear()

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from inference.song import Reference, SongRequest
-from serving.http.problems import Problem
+from serving.jobs.errors import JobError
 from serving.jobs.job import Job, now
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from serving.jobs.records import End, seconds_left
@@ -53,7 +53,7 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_its_end(storage: Storage,
     lose(clock, server)
     assert unwanted.state == "cancelled"
     assert server.queue.find(orphan.id)
-    with pytest.raises(Problem, match="forgotten"):  # which makes room
+    with pytest.raises(JobError, match="forgotten"):  # which makes room
         server.jobs.get(old)
     server.storage.too_large = ""
     server.run_round()
@@ -211,7 +211,7 @@ def test_a_job_that_cannot_be_sung_any_more_fails_alone(
     (end,) = (job for job in server.jobs.list() if job.id == broken)
     assert end.state == "failed" and words in str(end.error)
     assert server.submit(key).id == broken  # whoever asks again hears of it, and no other song is made
-    with pytest.raises(Problem, match="another request"):
+    with pytest.raises(JobError, match="another request"):
         server.submit(key, seed=2)
 
 

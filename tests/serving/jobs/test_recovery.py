@@ -75,7 +75,7 @@ def test_songs_outlive_the_death_of_their_engine(
     songs = [request(seed=seed, segments=1, max_new_tokens=300) for seed in range(3)]
     submitted = [jobs.submit(job(song)) for song in songs]
     first = submitted[0]
-    assert jobs.wait_until(lambda: first.progress is not None and first.progress.stage == stage, PATIENCE_S)
+    assert jobs.queue.wait_until(lambda: first.progress is not None and first.progress.stage == stage, PATIENCE_S)
     os.kill(engines.started[0].pid, signal.SIGKILL)
     for each, song in zip(submitted, songs, strict=True):
         assert jobs.wait(each, PATIENCE_S)
@@ -86,7 +86,7 @@ def test_songs_outlive_the_death_of_their_engine(
 
 def test_a_song_that_was_cancelled_is_not_sung_after_its_engine_died(jobs: Jobs, engines: Engines) -> None:
     endless = jobs.submit(job(request(max_new_tokens=6_000)))
-    assert jobs.wait_until(lambda: endless.progress is not None, PATIENCE_S)
+    assert jobs.queue.wait_until(lambda: endless.progress is not None, PATIENCE_S)
     os.kill(engines.started[0].pid, signal.SIGSTOP)  # it hears nothing any more
     jobs.cancel(endless.id)
     os.kill(engines.started[0].pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ import pytest
 
 from inference.errors import CheckpointError, DownloadError, EngineError
 from inference.song import Reference, SongRequest
-from serving.http.problems import Problem
+from serving.jobs.errors import JobError
 from serving.jobs.job import Job, now
 from serving.jobs.maintenance import Retention
 from serving.jobs.service import Jobs
@@ -92,10 +92,10 @@ def test_a_full_queue_says_when_to_come_back(held_jobs: Jobs, held_models: FakeM
     held_models.engine.wait_until_begun(1)
     for seed in range(3):
         held_jobs.submit(song(seed))
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(JobError) as caught:
         held_jobs.submit(song())
-    assert caught.value.status == 429
-    assert int(caught.value.headers["Retry-After"]) > 0
+    assert caught.value.kind == "queue-full"
+    assert caught.value.retry_seconds
     assert len(held_jobs.list()) == 4
 
 
@@ -179,7 +179,7 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
 ) -> None:
     first = held_jobs.submit(song())
     for engines in (1, 2):
-        assert held_jobs.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
+        assert held_jobs.queue.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
         held_models.engine.wait_until_begun(1)
         held_models.may_sing = engines == 2  # of the next engine
         held_models.engine.die()
@@ -193,7 +193,7 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
 def test_songs_are_sung_together_as_far_as_the_engine_takes_them(held_jobs: Jobs, held_models: FakeModels) -> None:
     held_models.engine.max_songs = 2
     songs = [held_jobs.submit(song(seed)) for seed in range(3)]
-    assert held_jobs.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
+    assert held_jobs.queue.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
     held_models.engine.sing_on()
     assert [finished(held_jobs, job).state for job in songs] == ["succeeded"] * 3
 
@@ -248,7 +248,7 @@ def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeMo
 
     engine.generate = fail
     error = finished(jobs, jobs.submit(song())).error
-    assert isinstance(error, Problem) and error.status == 500 and "its log has error" in error.detail
+    assert isinstance(error, JobError) and error.kind == "internal-error" and "its log has error" in error.detail
     engine.generate = real_sing
     engine.sing_on()
     assert finished(jobs, jobs.submit(song())).state == "succeeded"
@@ -263,9 +263,9 @@ def test_the_same_request_id_is_the_same_job_even_when_it_is_done(jobs: Jobs, mo
 
 def test_a_request_id_of_another_request_is_a_conflict(jobs: Jobs) -> None:
     jobs.submit(song(1, request_id="a"))
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(JobError) as caught:
         jobs.submit(song(2, request_id="a"))
-    assert caught.value.status == 409
+    assert caught.value.kind == "conflict"
 
 
 def test_who_sends_a_request_id_again_does_not_wait_for_ever_for_the_first(
@@ -281,9 +281,9 @@ def test_who_sends_a_request_id_again_does_not_wait_for_ever_for_the_first(
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(jobs.submit, song(request_id="a"), complete)
         assert reading.wait(SECONDS)
-        with pytest.raises(Problem, match="send this one again") as caught:
+        with pytest.raises(JobError, match="send this one again") as caught:
             jobs.submit(song(request_id="a"))
-        assert caught.value.status == 503 and caught.value.headers["Retry-After"]
+        assert caught.value.kind == "being-accepted" and caught.value.retry_seconds
         read.set()
         accepted = first.result(SECONDS)
     assert jobs.submit(song(request_id="a")).id == accepted.id
@@ -308,9 +308,9 @@ def test_the_oldest_finished_jobs_are_forgotten_by_age(models: FakeModels) -> No
         os.utime(file, (two_hours_ago, two_hours_ago))
     jobs.maintenance.run_round()
     assert [job.id for job in jobs.list()] == [done[2].id]  # the newest stays
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(JobError) as caught:
         jobs.get(done[0].id)
-    assert caught.value.status == 404
+    assert caught.value.kind == "not-found"
     assert jobs.submit(song(0, request_id="0")).id != done[0].id
     jobs.close()
 
@@ -375,7 +375,7 @@ def test_a_song_whose_reference_audio_was_deleted_fails(held_models: FakeModels)
     jobs.submit(song(1))
     job = jobs.submit(Job(SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio")), "tiny"))
     store.storage.delete(f"jobs/{job.id}/reference-mix")
-    jobs.wait_until(lambda: bool(held_models.engines), SECONDS)
+    jobs.queue.wait_until(lambda: bool(held_models.engines), SECONDS)
     held_models.engine.sing_on()
     assert "reference audio is lost" in str(finished(jobs, job).error)
     jobs.close()
@@ -393,7 +393,7 @@ def test_close_gives_every_job_to_the_next_server(held_models: FakeModels) -> No
     assert [job.state for job in left] == ["queued", "queued"]
     assert not held_models.engine.alive
     assert "jobs-dispatcher" not in {thread.name for thread in set(threading.enumerate()) - others}
-    with pytest.raises(Problem, match="stopping"):
+    with pytest.raises(JobError, match="stopping"):
         jobs.submit(song())
     following = Jobs(FakeModels().manager(), JobStore(storage), max_queue=3)
     following.maintenance.run_round()

@@ -63,7 +63,7 @@ def test_whoever_waits_is_told_that_the_jobs_are_gone(
     running = pool.submit(served.predict, INSTANCE)
     served.models.engine.wait_until_begun(1)
     queued = pool.submit(served.predict, {**INSTANCE, "request_id": "key", "wait_seconds": LONG_S})
-    assert jobs.wait_until(lambda: jobs.queue.counts().queued == 1, SECONDS)
+    assert jobs.queue.wait_until(lambda: jobs.queue.counts().queued == 1, SECONDS)
     job_ids = [job.id for job in jobs.queue.living()]
     followed = pool.submit(lambda: served.client.get(f"/jobs/{job_ids[1]}/events").get_data(as_text=True))
     elsewhere = Jobs(FakeModels().manager(), JobStore(Storage.at(folder)), max_queue=3)
@@ -157,7 +157,7 @@ def test_a_storage_that_refuses_is_a_503_that_names_the_job(tmp_path: Path, pool
     jobs = served.app.extensions["yue"].jobs
     jobs._store.storage = storage
     waiting = pool.submit(served.predict, INSTANCE, INSTANCE)
-    assert jobs.wait_until(lambda: jobs.queue.counts().queued == 2, SECONDS)
+    assert jobs.queue.wait_until(lambda: jobs.queue.counts().queued == 2, SECONDS)
     storage.refuses = True
     with pytest.raises(StorageError):
         jobs.maintenance.beat()

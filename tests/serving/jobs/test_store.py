@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
 from inference.song import Reference, SongRequest
-from serving.http.problems import Problem
+from serving.jobs.errors import JobError
 from serving.jobs.job import FINISHED, MOST_ATTEMPTS, Job
 from serving.jobs.layout import Folder
 from serving.jobs.liveness import LOST_SECONDS
@@ -58,11 +58,11 @@ class Servers(RuleBasedStateMachine):
         with self._breaking(at, breaks) as server:
             try:
                 job = server.submit(key, seed)
-            except Problem as problem:
-                if problem.status == 409:
+            except JobError as error:
+                if error.kind == "conflict":
                     assert key and (key not in self.keys or self.keys[key][1] != seed)
                 else:
-                    assert problem.status == 429
+                    assert error.kind == "queue-full"
                 return
             if key in self.keys and self.keys[key] != (job.id, seed):
                 assert self.keys[key][0] in self._ended(), "a song that is not done has lost its key"
@@ -100,8 +100,8 @@ class Servers(RuleBasedStateMachine):
             with self._breaking(at, breaks) as server:
                 try:
                     server.jobs.cancel(job_id)
-                except Problem as problem:
-                    assert problem.status == 404 and job_id in self._ended()
+                except JobError as error:
+                    assert error.kind == "not-found" and job_id in self._ended()
 
     @rule(at=replicas)
     def kill(self, at: int) -> None:
@@ -327,7 +327,7 @@ def test_a_job_of_another_server_is_seen_cancelled_and_found_by_its_key(storage:
     job = one.submit("key")
     assert other.jobs.get(job.id).state == "queued"
     assert other.submit("key").id == job.id
-    with pytest.raises(Problem, match="another request"):
+    with pytest.raises(JobError, match="another request"):
         other.submit("key", seed=2)
     assert other.jobs.cancel(job.id).cancel_requested
     one.run_round()
