@@ -40,6 +40,7 @@ worker_class = "serving.gunicorn.draining.GracefulWorker"
 threads = _settings.threads + SLOW_CONNECTIONS
 worker_connections = 4_096  # open at once, idle ones included, if the limit on open files allows it
 timeout = 0  # a song takes longer than any sensible limit; model_manager.py watches the engine
+sendfile = False  # the system call would wait for a slow client without being counted as a slow connection
 keepalive = 620  # seconds; Google's load balancers keep idle connections for 600
 graceful_timeout = int(_settings.wait_seconds) + _GRACE_SECONDS  # requests that wait for a song still get it
 # The worker's heartbeat is a file, which would stall on a slow disk.

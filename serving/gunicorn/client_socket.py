@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 BYTES_PER_SECOND = 8 * 1024  # half the rate of an MP3 of 128 kbit/s
-FILE_BYTES = 256 * 1024  # read from a file at once
 
 
 class SlowConnections:
@@ -106,15 +105,6 @@ class ClientSocket(socket.socket):
         rest = memoryview(data).cast("B")
         while rest:
             rest = rest[self.send(rest, flags) :]
-
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send `count` bytes of a file, or all, and return the number of bytes sent. Raises TimeoutError."""
-        file.seek(offset)
-        sent = 0
-        while piece := file.read(FILE_BYTES if count is None else min(count - sent, FILE_BYTES)):
-            self.sendall(piece)
-            sent += len(piece)
-        return sent
 
     def _wait(self, event: int) -> None:
         """Wait for `event` within the timeout and the request's remaining time. Raises TimeoutError."""

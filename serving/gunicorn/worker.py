@@ -32,7 +32,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from gunicorn import util
 from gunicorn.http.errors import ParseException
 from gunicorn.workers import gthread
 
@@ -151,10 +150,6 @@ class Connection(gthread.TConn):
         now = time.monotonic()
         self.timeout, has_sent, self.has_sent = now + LINGER_PAUSE_SECONDS, self.has_sent, False
         return has_sent and now < self.linger_until
-
-    def close(self, graceful: bool = False) -> None:
-        """Close the socket at once. gunicorn's own method would block the main loop for 2 s."""
-        util.close(self.sock)
 
 
 class Worker(gthread.ThreadWorker):
