@@ -111,8 +111,8 @@ class SongInProgress:
         self._pipeline = pipeline
         self.composition = self._composition()
         self.pieces: dict[str, list[Piece]] = {track: [] for track in TRACKS}
-        self._codec_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 16 kHz
-        self._vocoder_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # at 44.1 kHz
+        self._codec_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # (samples,), 16 kHz
+        self._vocoder_parts: dict[str, list[np.ndarray]] = {track: [] for track in TRACKS}  # (samples,), 44.1 kHz
         self._decoded_frames = 0
         self.progress.enter("stage1")
 
