@@ -110,7 +110,7 @@ def test_the_next_server_names_the_request_that_made_the_song(kept: Kept) -> Non
     close_app(following.app)
     lines = [line for line in kept.lines if line.get("job_id") == job_id]
     assert [line["message"].split(": ")[1] for line in lines] == [
-        "its server ended; it goes on here",
+        "its server ended; it continues here",
         "running on tiny",
         "succeeded",
     ]
