@@ -295,7 +295,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         if upper.startswith(PREFIX) and upper not in (*known, *OF_OTHERS) and not _is_service_link(upper, value):
             short = upper.removeprefix(PREFIX)
             nearest = [short] if short in known else get_close_matches(upper, known, 1, SIMILAR)
-            lines.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            lines.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     return lines
 
 

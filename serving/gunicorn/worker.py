@@ -40,7 +40,7 @@ from serving.gunicorn.client_socket import ClientSocket, SlowConnections
 
 SLOW_CONNECTIONS = 64
 NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-NOBODY_CAME = (errno.EAGAIN, errno.ECONNABORTED)
+NO_CONNECTION = (errno.EAGAIN, errno.ECONNABORTED)
 IDLE_SECONDS = 0.1  # an idle connection may be closed for a new one after this time
 # Limits for one round of the main loop. The more threads run, the longer a round takes, and the longer a new connection
 # waits to be accepted.
@@ -195,7 +195,7 @@ class Worker(gthread.ThreadWorker):
                 self.log.error("cannot accept a connection: %s", error)
                 if not self._drop_an_idle_one():
                     time.sleep(IDLE_SECONDS)
-            elif error.errno not in NOBODY_CAME:
+            elif error.errno not in NO_CONNECTION:
                 raise
             return False
         sock = ClientSocket(client, self._slow, self.network_seconds)

@@ -1,6 +1,6 @@
 """The contract as one HTML page that needs no network and no script.
 
-It knows OpenAPI, and nothing of this server.
+It depends on OpenAPI alone.
 """
 
 from __future__ import annotations

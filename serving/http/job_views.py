@@ -31,12 +31,12 @@ from serving.http.problems import problem_of
 from serving.http.response_models import (
     AnyJob,
     JobListView,
+    JobWithoutSong,
     ProblemView,
+    SongPrediction,
+    SongTooLarge,
     SucceededJob,
-    SungElsewhere,
-    SungPrediction,
     UnfinishedJob,
-    UnsungJob,
 )
 from serving.jobs.job import FINISHED, QUEUED, SUCCEEDED, Job
 from serving.jobs.wait_estimates import WaitEstimate
@@ -64,14 +64,14 @@ def prediction(job: Job) -> Json:
     first, *others = encoded
     song = _song(job, job.song)
     tracks = {**song["tracks"], **{name: {**song["tracks"][name], "audio": encoded[name]} for name in others}}
-    return SungPrediction.of(**{**_common(job, SUCCEEDED), **song, "tracks": tracks, "audio": encoded[first]}).as_json()
+    return SongPrediction.of(**{**_common(job, SUCCEEDED), **song, "tracks": tracks, "audio": encoded[first]}).as_json()
 
 
 def prediction_elsewhere(job: Job, omitted: str, places: Mapping[str, str]) -> Json:
     """A finished job whose audio is too large for the answer; `places` says where the first track can be read."""
     assert job.song, "no song"
     members = {**_common(job, SUCCEEDED), **_song(job, job.song), **places, "audio_omitted": omitted}
-    return SungElsewhere.of(**members).as_json()
+    return SongTooLarge.of(**members).as_json()
 
 
 def audio_path(job_id: str, track: str, audio_format: str) -> str:
@@ -85,7 +85,7 @@ def _answer(job: Job, wait_estimate: WaitEstimate | None, more: Mapping[str, obj
     if state == SUCCEEDED and job.song:
         return SucceededJob.of(**common, **_song(job, job.song))
     if state in FINISHED and job.error:
-        return UnsungJob.of(**common, error=ProblemView.unchecked(**problem_of(job.error).as_dict()))
+        return JobWithoutSong.of(**common, error=ProblemView.unchecked(**problem_of(job.error).as_dict()))
     if state == QUEUED:
         expected = wait_estimate.expected_seconds if wait_estimate else None
         seconds = None if expected is None else round(expected, 1)

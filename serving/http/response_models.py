@@ -188,14 +188,14 @@ class SucceededJob(_Job):
     timings: dict[str, Number] = Field(description="the seconds of each stage")
 
 
-class UnsungJob(_Job):
+class JobWithoutSong(_Job):
     """A job that ended without a song."""
 
     status: Literal["failed", "cancelled", "interrupted"]
     error: ProblemView
 
 
-class SungPrediction(SucceededJob):
+class SongPrediction(SucceededJob):
     """A finished song."""
 
     audio: Base64 = Field(description="the first track's file, base64")
@@ -205,7 +205,7 @@ class SungPrediction(SucceededJob):
     )
 
 
-class SungElsewhere(SucceededJob):
+class SongTooLarge(SucceededJob):
     """A finished song that is too large for an answer."""
 
     audio_omitted: str = Field(description="why, and how to get it")
@@ -233,7 +233,7 @@ class RefusedView(_Answer):
     error: ProblemView
 
 
-AnyJob = UnfinishedJob | SucceededJob | UnsungJob
+AnyJob = UnfinishedJob | SucceededJob | JobWithoutSong
 
 
 class JobListView(_Answer):
@@ -365,7 +365,7 @@ class Readiness(_Answer):
 
 
 Prediction = (
-    SungPrediction | SungElsewhere | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | RefusedView
+    SongPrediction | SongTooLarge | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | RefusedView
 )
 
 

@@ -1,9 +1,7 @@
-"""The threads that run jobs: as many songs together as the engine takes, in the order of the queue.
+"""The threads that run jobs: as many songs at once as the engine takes, in the order of the queue.
 
-Independent of HTTP, of how jobs come in, and of how models are loaded and songs generated.
-
-A job stays queued while the models are loaded for it; where that fails, all jobs that wait for them fail with it.
-A song whose engine ended under it is queued once more, ahead of all others.
+A job stays queued while the models load. If loading fails, all waiting jobs fail. A song whose engine process ended is
+queued once more, ahead of all others.
 """
 
 from __future__ import annotations
@@ -26,21 +24,21 @@ from storage import StorageError
 
 log = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 2.0  # between two tries to write that a song begins
+RETRY_SECONDS = 2.0  # between two attempts to store the start of a song
 
 
 class Models(Protocol):
-    """Where the engine comes from: a ModelManager."""
+    """The source of the engine: a ModelManager."""
 
     def borrowed(self) -> AbstractContextManager[LoadedModel]:
-        """The models, once they are ready, for as long as a song takes."""
+        """Wait for the models and lend them for one song."""
 
     def close(self) -> None:
-        """End them; whoever waits gets an error."""
+        """Close the models. Callers that wait get an error."""
 
 
 class Dispatcher:
-    """Takes jobs from the queue to their end. The steps of one song are `begin` and `end`."""
+    """Runs the jobs of the queue. The steps of one song are `begin` and `end`."""
 
     def __init__(self, models: Models, queue: JobQueue, store: JobStore) -> None:
         self._models, self._queue, self._store = models, queue, store
@@ -48,20 +46,20 @@ class Dispatcher:
         queue.on_demand = self._start_threads
 
     def join(self) -> None:
-        """Wait until all threads have ended; the queue is closed, and the models."""
+        """Wait until all threads have ended, after the queue and the models are closed."""
         for thread in self._threads:
             thread.join()
 
     def begin(self, job: Job, engine: Engine) -> Future[Song] | None:
-        """Write that the song begins, since what is not written cannot be counted, and give it to the engine.
+        """Store that the song starts, so that its attempts can be counted, and pass it to the engine.
 
-        None where the job has ended instead. Raises StorageError, after which it may be called again.
+        Return None if the job has ended instead. Raises StorageError, after which it may be called again.
         """
         try:
             if job.cancel_requested or not self._is_started(job):
-                raise Cancelled("the song was cancelled before it began")
+                raise Cancelled("the song was cancelled before it started")
             future = engine.generate(job.id, self._completed(job), self._observer(job))
-            if job.cancel_requested or not self._queue.has(job):  # it came before the engine knew the song
+            if job.cancel_requested or not self._queue.has(job):  # cancelled before the engine knew the song
                 engine.cancel(job.id)
             return future
         except StorageError:
@@ -71,16 +69,16 @@ class Dispatcher:
             return None
 
     def end(self, job: Job, engine: Engine, future: Future[Song]) -> None:
-        """Bring the job to its end, or back into the queue, once the engine has generated the song."""
+        """Wait for the song, then finish the job or queue it again."""
         try:
             song = future.result()
-        except Exception as error:  # of any kind: the job must end, and the next one must get its turn
+        except Exception as error:  # of any kind: the job must end, and the next one must run
             self._fail(job, engine, error)
         else:
             self._queue.finish(job, records.succeeded(song))
 
     def _start_threads(self, songs: int) -> None:
-        """A thread for each song that could run now, none before there is one. The queue's lock is held."""
+        """Start a thread for each song that could run now. The caller holds the queue's lock."""
         while len(self._threads) < songs:
             thread = threading.Thread(target=self._dispatch, name="jobs-dispatcher", daemon=True)
             self._threads.append(thread)
@@ -95,32 +93,32 @@ class Dispatcher:
                         with about(job):
                             log.info("job %s: running on %s", job.id, job.model)
                             self._run(job, loaded.engine)
-            except Exception as error:  # no engine for those who waited for it; later songs try again
+            except Exception as error:  # no engine for the waiting jobs; later songs try again
                 ended = records.cancelled if isinstance(error, Cancelled) else records.failed
                 count = self._queue.finish_waiting(ended(error))
-                log.error("no models for the songs that waited, %d of them: %s", count, error)
+                log.error("no models are available; ended %d queued jobs: %s", count, error)
             finally:
                 self._queue.free_slot()
 
     def _run(self, job: Job, engine: Engine) -> None:
-        """Run one job, to whatever end."""
+        """Run one job until it ends or is queued again."""
         while True:
             try:
                 future = self.begin(job, engine)
                 break
             except StorageError as error:
-                log.warning("job %s: cannot begin yet: %s", job.id, error)
+                log.warning("job %s: cannot start yet: %s", job.id, error)
             self._queue.wait_until(
-                lambda: self._queue.closed or job.cancel_requested or not self._queue.has(job), AGAIN_SECONDS
+                lambda: self._queue.closed or job.cancel_requested or not self._queue.has(job), RETRY_SECONDS
             )
             if self._queue.closed and self._queue.has(job):
-                self._fail(job, engine, EngineError("the server stopped before the song began"))
+                self._fail(job, engine, EngineError("the server stopped before the song started"))
                 return
         if future:
             self.end(job, engine, future)
 
     def _is_started(self, job: Job) -> bool:
-        """True once it is written that the song begins, False if the job is another server's. Raises StorageError."""
+        """Store that the song starts. Return False if another server has taken the job. Raises StorageError."""
         if not self._queue.has(job):
             return False
         if self._store.start(job):
@@ -129,7 +127,7 @@ class Dispatcher:
         return False
 
     def _completed(self, job: Job) -> SongRequest:
-        """The request with its reference audio, which only the store has while a job waits. Raises ReferenceLost."""
+        """Return the request with its reference audio, read from the storage. Raises ReferenceLost."""
         if not job.request.reference:
             return job.request
         return records.with_audio(job.request, self._store.reference(job.id))
@@ -138,7 +136,7 @@ class Dispatcher:
         return lambda progress: self._queue.note_progress(job, progress)
 
     def _fail(self, job: Job, engine: Engine, error: Exception) -> None:
-        """End the job without a song, or queue it again where only its engine ended."""
+        """End the job without a song, or queue it again if only its engine process ended."""
         if isinstance(error, Cancelled):
             self._queue.finish(job, records.cancelled(error))
             return

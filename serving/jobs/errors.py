@@ -97,7 +97,7 @@ class BeingAccepted(JobError):
     """Another request with the same request id is not accepted yet."""
 
     def __init__(self) -> None:
-        detail = "another request with this request_id is being accepted, and takes its time; send this one again"
+        detail = "another request with this request_id is still being accepted; send this one again"
         super().__init__("being-accepted", detail, retry_seconds=RETRY_SECONDS)
 
 
@@ -144,7 +144,7 @@ class FilesLost(JobError):
 
 
 class ReferenceLost(JobError):
-    """The reference audio is gone. A song in another style is not the one that was asked for."""
+    """The reference audio is gone. Without it the song would not be the one that was requested."""
 
     def __init__(self) -> None:
         detail = "the reference audio is lost, so no song was generated; send it again, as a new request"
@@ -165,7 +165,7 @@ class InvalidFields(JobError):
 
 
 class Unforeseen(JobError):
-    """A mistake of ours: it is logged whole, and told by an id only."""
+    """An unexpected error. The log has all of it, the client gets its id."""
 
     def __init__(self, error: BaseException) -> None:
         error_id = uuid.uuid4().hex

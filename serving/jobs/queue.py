@@ -1,4 +1,4 @@
-"""The jobs that this server has to bring to their end: waiting, running, or over but not written yet.
+"""The jobs that this server must finish: waiting, running, or ended but not stored yet.
 
 Independent of models and of HTTP. The queue alone takes its lock, and never holds it while it uses the store.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Counts:
-    """How many jobs wait, run, and are over but could not be written yet."""
+    """The number of jobs that wait, that run, and that have ended but are not stored yet."""
 
     queued: int
     running: int
@@ -44,23 +44,23 @@ class JobQueue:
     def __init__(self, store: JobStore, max_queue: int) -> None:
         self._store, self._max_queue = store, max_queue
         self._changed = threading.Condition()  # guards every attribute, and is notified with every change
-        self._live: dict[str, Job] = {}  # in the order in which they came
+        self._live: dict[str, Job] = {}  # in order of arrival
         self._waiting: deque[Job] = deque()
-        self.draining = self.closed = False  # no song is begun any more; none goes on any more
-        self._slots_taken = 0  # by those who run a job, or are about to take one
+        self.draining = self.closed = False  # draining: no songs start; closed: no songs continue
+        self._slots_taken = 0  # by threads that run a job, or are about to take one
         self._estimator = WaitEstimator()
-        # Called with the number of songs that could run now, whenever it may have grown; the lock is held.
+        # Called under the lock with the number of songs that could run now, when it may have grown.
         self.on_demand: Callable[[int], None] = lambda songs: None
-        self.on_end: Callable[[Job], None] = lambda job: None  # called with every job whose end is written here
+        self.on_end: Callable[[Job], None] = lambda job: None  # called with every job whose end this server has stored
         self._arriving: set[str] = set()  # jobs that are being written
-        self._unsaved: dict[str, End] = {}  # ends that could not be written yet, by job id
-        self._handed: list[Job] = []  # to be given to other servers
+        self._unsaved: dict[str, End] = {}  # ends that are not stored yet, by job id
+        self._handed: list[Job] = []  # to be handed over to other servers
         self._refusal: StorageError | None = None
 
-    # Coming in
+    # Adding jobs
 
     def take_in(self, job: Job) -> bool:
-        """Write the job and queue it; False where its request id has become another's meanwhile.
+        """Store the job and queue it. Return False if another job has taken its request id meanwhile.
 
         Raises QueueFull, DeadlineUnreachable, Stopping and StorageError.
         """
@@ -82,12 +82,12 @@ class JobQueue:
         return accepted
 
     def check_room(self, job: Job) -> None:
-        """Refuse the job as `take_in` would now, before what it lacks is read."""
+        """Refuse the job as `take_in` would now, before its reference audio is read."""
         with self._changed:
             self._admit(job)
 
     def adopt(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs that were another server's ahead of all others: they have waited longest."""
+        """Queue the jobs of a lost server ahead of all others: they have waited longest."""
         with self._changed:
             for job in sorted(jobs, key=lambda job: job.created_at, reverse=True):
                 with about(job):
@@ -95,7 +95,7 @@ class JobQueue:
                 self._enter(job, ahead=True)
 
     def requeue(self, job: Job) -> bool:
-        """Queue a job again whose engine ended; False where it had its last attempt, or is not here any more."""
+        """Queue a job again after its engine ended. Return False if it has no attempts left or has left the queue."""
         with self._changed:
             if not self.has(job) or (not self.draining and job.attempts >= MOST_ATTEMPTS):
                 return False
@@ -105,14 +105,14 @@ class JobQueue:
         return True
 
     def _admit(self, job: Job) -> None:
-        """Raises QueueFull, DeadlineUnreachable and Stopping. The lock is held."""
+        """Raise QueueFull, DeadlineUnreachable or Stopping if the job cannot wait here. The caller holds the lock."""
         if self.draining:
             raise Stopping
         waiting = len(self._waiting) + len(self._arriving)
         self._estimator.check_room(self._running_seconds(), waiting, self._max_queue, records.seconds_left(job))
 
     def _enter(self, job: Job, ahead: bool = False) -> None:
-        """Queue it. The lock is held."""
+        """Queue the job. The caller holds the lock."""
         self._live[job.id] = job
         if self.draining:
             self._handed.append(job)
@@ -124,76 +124,76 @@ class JobQueue:
         self._changed.notify_all()
 
     def _demand(self) -> None:
-        """Say how many songs could run now. The lock is held."""
+        """Report how many songs could run now. The caller holds the lock."""
         if not self.draining:
             self.on_demand(min(self._estimator.max_songs, self._slots_taken + len(self._waiting)))
 
-    # What is here
+    # Looking at jobs
 
     def counts(self) -> Counts:
-        """How many jobs are here."""
+        """Return the numbers of jobs in memory."""
         with self._changed:
             running = sum(job.state == RUNNING for job in self._live.values())
             return Counts(len(self._waiting) + len(self._arriving), running, len(self._unsaved))
 
     def room(self) -> int:
-        """How many more jobs may come."""
+        """Return how many more jobs may wait."""
         with self._changed:
             return 0 if self.draining else self._max_queue - len(self._waiting) - len(self._arriving)
 
     def knows(self, job_id: str) -> bool:
-        """True while the job is here, or on its way in."""
+        """Return True while the job is in memory or being stored."""
         with self._changed:
             return job_id in self._live or job_id in self._arriving
 
     def living(self) -> list[Job]:
-        """All jobs that are here."""
+        """Return all jobs in memory."""
         with self._changed:
             return list(self._live.values())
 
     def find(self, job_id: str) -> Job | None:
-        """That job, if it is this server's to end."""
+        """Return the job if this server must finish it."""
         with self._changed:
             return self._live.get(job_id)
 
     def has(self, job: Job) -> bool:
-        """True while the job is this server's to end."""
+        """Return True while this server must finish the job."""
         return self._live.get(job.id) is job
 
     def wait_estimates(self) -> dict[str, WaitEstimate]:
-        """What each job that waits can expect, by job id."""
+        """Return the estimates of the waiting jobs, by job id."""
         with self._changed:
             return self._estimator.estimates(self._running_seconds(), [job.id for job in self._waiting])
 
     def note_duration(self, seconds: float) -> None:
-        """A song took so long from its start to its end."""
+        """Record a song's duration, from its start to its end."""
         with self._changed:
             self._estimator.note(seconds)
 
     def _running_seconds(self) -> list[float]:
-        """How long each song has been running. The lock is held."""
+        """Return how long each song has been running. The caller holds the lock."""
         now_s = time.monotonic()
         return [now_s - job.began for job in self._live.values() if job.state == RUNNING and job.began is not None]
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until a change makes `condition` true, so long at most; return its last value."""
+        """Wait up to `seconds` until a change makes `condition` true. Return its last value."""
         with self._changed:
             return self._changed.wait_for(condition, max(0.0, seconds))
 
     def note_refusal(self, error: StorageError | None) -> None:
-        """Remember why the storage refuses this server until somebody acts; None: it does not any more."""
+        """Record why the storage refuses this server until an operator acts; None once it works again."""
         with self._changed:
             self._refusal = error
             self._changed.notify_all()
 
     def refusal_of(self, job: Job) -> StorageError | None:
-        """Why a job of this server is stuck: its song has not begun, and its start cannot be written."""
+        """Return why a job is stuck: its song has not started, and its start cannot be stored."""
         return self._refusal if self.has(job) and not job.finished and job.progress is None else None
 
     # Running
 
     def take_slot(self) -> bool:
-        """Wait until a song waits and the engine has a slot for it; False once no song is begun any more."""
+        """Wait until a song waits and the engine has a free slot. Return False once the queue drains."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.draining or (self._may_begin() and self._slots_taken < self._estimator.max_songs)
@@ -204,13 +204,13 @@ class JobQueue:
             return True
 
     def free_slot(self) -> None:
-        """Give back a slot that was taken."""
+        """Release a slot."""
         with self._changed:
             self._slots_taken -= 1
             self._changed.notify_all()
 
     def start_next(self, loaded: LoadedModel) -> Job | None:
-        """Take the next job to run it on that model; None where none waits any more, or it wants another model."""
+        """Take the next job to run on the loaded model. Return None if none waits or it wants another model."""
         self.expire()
         with self._changed:
             self._estimator.max_songs = loaded.max_songs
@@ -218,7 +218,7 @@ class JobQueue:
             if not self._may_begin():
                 return None
             job = self._waiting.popleft()
-            fits = job.wanted_model in (None, loaded.model.name)  # it may have been replaced while the job waited
+            fits = job.wanted_model in (None, loaded.model.name)  # the model may have been replaced meanwhile
             if fits:
                 job.model = loaded.model.name
                 job.attempts += 1
@@ -231,23 +231,23 @@ class JobQueue:
         return None
 
     def note_progress(self, job: Job, progress: Progress) -> None:
-        """The song is that far."""
+        """Record a song's progress."""
         with self._changed:
             job.progress = progress
             self._changed.notify_all()
 
     def _may_begin(self) -> bool:
-        """True while a song waits, and none is here that could not be written: memory would fill with them."""
+        """True if a song waits and no finished song is still unsaved, or memory would fill with them."""
         return bool(self._waiting) and not self._unsaved
 
-    # Ending early
+    # Ending jobs early
 
     def expire(self) -> None:
-        """End what waits and had to begin by now."""
+        """Fail waiting jobs whose deadline has passed."""
         self.finish_waiting(records.failed(DeadlinePassed()), late_at=time.monotonic())
 
     def finish_waiting(self, end: End, late_at: float | None = None) -> int:
-        """End every job that waits, or those whose deadline is at that moment or before; return how many did."""
+        """End all waiting jobs, or those with a deadline up to `late_at`. Return their number."""
         with self._changed:
             jobs = [job for job in self._waiting if late_at is None or (job.deadline or math.inf) <= late_at]
             for job in jobs:
@@ -257,7 +257,7 @@ class JobQueue:
         return len(jobs)
 
     def cancel(self, job: Job) -> bool:
-        """Cancel a job of this server; True where that is its end. In the engine a song ends a little later."""
+        """Cancel a job of this server. Return True if it ended at once; in the engine a song ends a little later."""
         with self._changed:
             queued = job in self._waiting
             if self.has(job) and not job.finished:
@@ -267,13 +267,13 @@ class JobQueue:
             engine = job.engine
             self._changed.notify_all()
         if queued:
-            self.finish(job, records.cancelled(Cancelled("the song was cancelled before it began")))
+            self.finish(job, records.cancelled(Cancelled("the song was cancelled before it started")))
         if engine:
-            engine.cancel(job.id)  # by its id, so that it can never reach the next song
+            engine.cancel(job.id)  # by its id, so it can never hit the next song
         return queued
 
     def drain(self) -> None:
-        """Take no more songs and begin none; `save` gives those that are queued to other servers."""
+        """Accept and start no more songs. `save` hands the queued ones over to other servers."""
         with self._changed:
             self.draining = True
             self._handed += self._waiting
@@ -281,17 +281,18 @@ class JobQueue:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let no song go on."""
+        """Let no song continue."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
 
-    # Going out
+    # Ending and removing jobs
 
     def finish(self, job: Job, end: End) -> None:
-        """The one exit: every job that ends here passes through. The end is written first, and again if that fails.
+        """End a job. Every end on this server is decided here: succeeded, failed, cancelled or interrupted.
 
-        A job that is not here any more is another server's; what was made of it here is dropped.
+        The end is stored first; `save` tries again if that fails. The result of a job that another server has taken
+        over is dropped.
         """
         if not self.has(job):
             return
@@ -301,20 +302,20 @@ class JobQueue:
             self._write(job, end)
         except StorageError as error:
             with about(job):
-                log.error("job %s: %s, but that cannot be written yet: %s", job.id, end.state, error)
+                log.error("job %s: %s, but that cannot be stored yet: %s", job.id, end.state, error)
             with self._changed:
                 self._unsaved[job.id] = end
                 end.apply_to(job)
                 self._changed.notify_all()
 
     def finish_recovered(self, job: Job, end: End) -> None:
-        """End a job that was another server's, and is this one's now, without queueing it."""
+        """End a job that this server has taken over from a lost one, without queueing it."""
         with self._changed:
             self._live[job.id] = job
         self.finish(job, end)
 
     def _write(self, job: Job, end: End) -> None:
-        """Write the end. Where another server has written one before, that is the end. Raises StorageError."""
+        """Store the end. If another server has stored one before, that one counts. Raises StorageError."""
         with about(job):
             if self._store.end(job, end):
                 end.apply_to(job)
@@ -326,12 +327,12 @@ class JobQueue:
                 self._leave(job)
 
     def _count(self, job: Job) -> None:
-        """Count and log an end, once and by the server that has written it."""
+        """Count and log an end, once, on the server that has stored it."""
         self.on_end(job)
         log.info("job %s: %s", job.id, job.state)
 
     def refresh(self, job: Job) -> bool:
-        """Tell a job that is not here how it is now; False where it is nowhere. Raises StorageError."""
+        """Update a job of another server from the storage. Return False if its files are gone. Raises StorageError."""
         found = self._store.read(job.id)
         with self._changed:
             if found:
@@ -344,14 +345,14 @@ class JobQueue:
     def _try_to_refresh(self, job: Job) -> bool:
         try:
             return self.refresh(job)
-        except StorageError as error:  # whoever waits for the job looks again
+        except StorageError as error:  # threads that wait for the job try again
             log.warning("job %s: cannot be read: %s", job.id, error)
             return True
 
     def save(self) -> None:
-        """Write the ends that could not be written, and hand over what other servers are to run: each job by itself.
+        """Store the ends that are not stored yet, and hand jobs over to other servers, each job by itself.
 
-        Raises StorageError, after all were tried.
+        Raises StorageError after trying all of them.
         """
         with self._changed:
             unsaved = [(self._live[job_id], end) for job_id, end in self._unsaved.items()]
@@ -366,7 +367,7 @@ class JobQueue:
             self._leave(job)
 
     def let_go(self, job: Job) -> None:
-        """Forget that job, which is another's by now, or gone with its files."""
+        """Remove a job that another server has taken over, or whose files are gone."""
         with self._changed:
             if not self.has(job):
                 return
@@ -382,7 +383,7 @@ class JobQueue:
                 self._count(job)
 
     def _leave(self, job: Job) -> None:
-        """Have nothing more to do with it. The lock is held."""
+        """Remove the job from memory. The caller holds the lock."""
         self._live.pop(job.id, None)
         self._unsaved.pop(job.id, None)
         if job in self._waiting:
@@ -390,10 +391,10 @@ class JobQueue:
         self._changed.notify_all()
 
     def _undo(self, job: Job) -> None:
-        """Remove all traces of what was refused. With a request id it may have been accepted: maintenance finds out."""
+        """Remove the files of a refused job. With a request id it may have been accepted: maintenance finds out."""
         if job.request_id:
             return
         try:
             self._store.withdraw(job.id)
         except StorageError as error:
-            log.warning("job %s: was refused, and may run all the same: %s", job.id, error)
+            log.warning("job %s: was refused but could not be withdrawn, so it may still run: %s", job.id, error)

@@ -61,7 +61,7 @@ def parsed(content: bytes) -> Json:
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError("is JSON, but no object")
+        raise ValueError("is not a JSON object")
     try:
         json.dumps(record, allow_nan=False)
     except ValueError as error:

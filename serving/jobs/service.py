@@ -79,7 +79,7 @@ class Jobs:
                 if self._queue.take_in(job):
                     words = {"genres": job.request.genres, "lyrics": job.request.lyrics}
                     with about(job):
-                        log.info("job %s: queued", job.id, extra=words)  # logged only if a setting says so
+                        log.info("job %s: queued", job.id, extra=words)  # logged only with YUE_LOG_LYRICS
                     return job
             return known
 
@@ -87,7 +87,7 @@ class Jobs:
         """The job. Raises NotFound."""
         job = self._queue.find(job_id) or self._store.read(job_id)
         if job is None:
-            raise NotFound(f"no job {job_id!r} is here; finished ones are forgotten in time", {"job_id": job_id})
+            raise NotFound(f"no job {job_id!r} is here; finished jobs are deleted after a while", {"job_id": job_id})
         return job
 
     def page(self, query: JobQuery) -> Page:
@@ -154,7 +154,7 @@ class Jobs:
         job = self.get(job_id)
         if not job.finished and not self._queue.cancel(job):
             job.cancel_requested = True
-            self._store.request_cancel(job_id)  # it outlives this server and reaches others
+            self._store.request_cancel(job_id)  # the request outlives this server and reaches others
         return job
 
     def delete(self, job_id: str) -> tuple[Job, bool]:
@@ -163,7 +163,7 @@ class Jobs:
         if not job.finished:
             return self.cancel(job_id), False
         if self._queue.has(job):
-            raise StorageError(f"job {job_id} has ended, but that cannot be written yet", "unavailable")
+            raise StorageError(f"job {job_id} has ended, but that cannot be stored yet", "unavailable")
         self._store.delete(job_id)
         with about(job):
             log.info("job %s: deleted", job_id)
@@ -213,7 +213,7 @@ class Jobs:
             self._store.keys.release(job.request_id, key)
         elif key.fingerprint != job.fingerprint:
             detail = f"request_id {job.request_id!r} belongs to another request; a new request needs a new request_id"
-            raise Conflict(detail, {"field": "request_id"})  # not its id, which gives access to it
+            raise Conflict(detail, {"field": "request_id"})  # without the job's id, which gives access to it
         return known
 
     def _read_if_possible(self, job_id: str) -> Job | None:

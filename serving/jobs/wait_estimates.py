@@ -1,6 +1,6 @@
-"""How long songs take here, and with it when those that wait will begin and be done.
+"""Estimates when queued songs start and finish, from the durations of recent songs.
 
-It asks nobody: the songs that wait and run, and the time, are arguments.
+Pure computation: queue, running songs and time are arguments.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from serving.jobs.errors import DeadlineUnreachable, QueueFull
 
-REMEMBERED_SONGS = 16  # the last ones; the next ones are expected to take as long
+REMEMBERED_SONGS = 16  # the mean of their durations is the estimate
 
 
 @dataclass(frozen=True)
 class WaitEstimate:
-    """What a song that waits can expect: its `position`, 1 for the next, and the seconds until it is done.
+    """The estimate for a waiting song: its `position`, 1 for the next, and the seconds until it is finished.
 
-    `expected_seconds` is None while nothing has been measured.
+    `expected_seconds` is None until a song has been measured.
     """
 
     position: int
@@ -27,23 +27,23 @@ class WaitEstimate:
 
 
 class WaitEstimator:
-    """A running estimate. Whoever calls it holds the lock under which it is kept."""
+    """The running estimate. The caller holds the queue's lock."""
 
     def __init__(self) -> None:
         self.max_songs = 1  # songs that the engine runs at once, as far as is known
         self._taken: deque[float] = deque(maxlen=REMEMBERED_SONGS)
 
     def note(self, seconds: float) -> None:
-        """A song took so long from its start to its end, beside as many others as there were."""
+        """Record a song's duration, whatever ran beside it."""
         self._taken.append(seconds)
 
     @property
     def song_seconds(self) -> float | None:
-        """How long a song takes; None while none has been generated."""
+        """The expected duration of a song; None until one has been measured."""
         return sum(self._taken) / len(self._taken) if self._taken else None
 
     def check_room(self, running: Sequence[float], waiting: int, max_queue: int, left: float | None) -> None:
-        """Raises QueueFull where so many wait already, and DeadlineUnreachable where a song would take longer."""
+        """Raise QueueFull at the limit, and DeadlineUnreachable if the song would finish later."""
         begins = self.start_times(running, waiting + 1)
         expected = begins[-1] + (self.song_seconds or 0.0) if begins else None
         if waiting >= max_queue:
@@ -52,18 +52,18 @@ class WaitEstimator:
             raise DeadlineUnreachable(left, waiting + 1, expected)
 
     def estimates(self, running: Sequence[float], job_ids: Sequence[str]) -> dict[str, WaitEstimate]:
-        """What each job that waits can expect, by its id; they are given in the order of the queue."""
+        """Return the estimates by job id. `job_ids` are in the order of the queue."""
         taken, begins = self.song_seconds, self.start_times(running, len(job_ids))
         ends: Sequence[float | None] = [begin + (taken or 0.0) for begin in begins] or [None] * len(job_ids)
         waiting = enumerate(zip(job_ids, ends, strict=True), start=1)
         return {job_id: WaitEstimate(position, end) for position, (job_id, end) in waiting}
 
     def start_times(self, running: Sequence[float], songs: int) -> list[float]:
-        """For each of the next songs the seconds until it begins; nothing while nothing has been measured.
+        """Return the seconds until each of the next songs starts; empty until a song has been measured.
 
-        `running` has the seconds for which each song has been running.
+        `running`: for how many seconds each song has been running.
 
-            slot 1: |--running--|--first--|--third--|         a song begins where a slot is free first
+            slot 1: |--running--|--first--|--third--|         a song starts where a slot is free first
             slot 2: |----running----|--second--|
         """
         taken = self.song_seconds

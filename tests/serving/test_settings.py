@@ -248,4 +248,4 @@ def test_no_setting_is_read_under_a_second_name(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_who_sets_another_name_is_told_the_right_one(name: str, meant: str) -> None:
-    assert unknown_variables({name: "8081"}) == [f"{name} is no setting; did you mean {meant}?"]
+    assert unknown_variables({name: "8081"}) == [f"{name} is not a setting; did you mean {meant}?"]

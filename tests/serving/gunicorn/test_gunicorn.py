@@ -182,8 +182,8 @@ def test_a_wrong_setting_ends_it_with_one_clear_line() -> None:
 
 def test_a_misspelt_setting_is_named(start: Start) -> None:
     log = start(YUE_LODING="startup", YUE_COLOUR="blue", YUE_URL="http://127.0.0.1:8080").log()
-    assert "YUE_LODING is no setting; did you mean YUE_LOADING?" in log
-    assert "YUE_COLOUR is no setting" in log and "YUE_URL" not in log
+    assert "YUE_LODING is not a setting; did you mean YUE_LOADING?" in log
+    assert "YUE_COLOUR is not a setting" in log and "YUE_URL" not in log
 
 
 @pytest.mark.parametrize(("model", "warned"), [("en-cot", True), ("tiny", False)])

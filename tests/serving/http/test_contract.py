@@ -202,9 +202,9 @@ def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
     answers += [
         (response_models.Predictions, broken),
         (response_models.ProblemView, broken["predictions"][0]["error"]),
-        (response_models.SungPrediction, broken["predictions"][1]),
+        (response_models.SongPrediction, broken["predictions"][1]),
         (response_models.JobListView, ask.get("/jobs").json),
-        (response_models.UnsungJob, ask.get(f"/jobs/{cancelled}").json),
+        (response_models.JobWithoutSong, ask.get(f"/jobs/{cancelled}").json),
         (response_models.ProblemView, served.predict({**INSTANCE, "lyrics": "no tag"}).json),
         (response_models.ProblemView, served.predict({**INSTANCE, "top_p": 2, "seed": -2}).json),
     ]

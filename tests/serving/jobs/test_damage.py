@@ -205,7 +205,7 @@ def test_an_end_that_nobody_can_read_is_an_end(storage: Storage, clock: FakeCloc
 NO_JSON = {
     b"": "is not JSON: EOF",
     b"{": "is not JSON",
-    b"[]": "is JSON, but no object",
+    b"[]": "is not a JSON object",
     b"\xff\xfe\x00": "is not JSON",
 }
 
