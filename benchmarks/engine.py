@@ -57,7 +57,7 @@ class Measurement:
     stage2_s: float
     decode_s: float
     first_audio_s: float
-    floor_s: float  # that reading the weights and the live caches takes by itself
+    floor_s: float  # lower bound: the time to read the weights and the live caches once a step
     memory_gb: float
     steps: str  # how they were taken: "plain" where none are recorded, "recorded", or what came in between
 

@@ -108,7 +108,7 @@ def stream(port: int, content: bytes, seconds: float, per_second: int) -> None:
 
 
 def reset(port: int, content: bytes, seconds: float, per_second: int) -> None:
-    """So many a second, each over a connection that is reset behind it."""
+    """Send `content` so many times a second, each over a connection that is reset afterwards."""
     for due in ticks(seconds, per_second):
         with connect(port) as connection:
             send(connection, content)

@@ -35,7 +35,7 @@ class Error:
     relative_rms: float  # of the logits' error, each step's mean taken out of both, which changes no chance
     mean_divergence_nats: float  # Kullback-Leibler, from float32's distribution
     worst_divergence_nats: float
-    same_likeliest: float  # share of the steps
+    top1_agreement: float  # share of the steps
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         name = str(dtype).removeprefix("torch.") + (", int8 weights" if quantized else "")
         divergence = f"{error.mean_divergence_nats:.1e} | {error.worst_divergence_nats:.1e}"
         print(
-            f"| {name} | {error.relative_rms:.2%} | {divergence} | {error.same_likeliest:.1%} "
+            f"| {name} | {error.relative_rms:.2%} | {divergence} | {error.top1_agreement:.1%} "
             f"| {_sizes(dtype, quantized)} |"
         )
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.soak_audit import audit_folder, audit_places, audit_process
-from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, Berth, Client, Found, Json
+from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, ServerSlot, Client, Found, Json
 from tests.support.light_engine import audio_of
 from tests.support.real_server import descendants, until
 
@@ -38,9 +38,9 @@ MEMORY_FACTOR = 1.1  # of that server's memory in the end, over that in the begi
 class Killer(threading.Thread):
     """Ends servers in every way, one after the other, and starts them again, but for those that are spared."""
 
-    def __init__(self, berths: Sequence[Berth], found: Found, seed: int, pause: tuple[float, float]) -> None:
+    def __init__(self, slots: Sequence[ServerSlot], found: Found, seed: int, pause: tuple[float, float]) -> None:
         super().__init__(name="killer")
-        self._berths, self._found, self._pause = list(berths), found, pause
+        self._berths, self._found, self._pause = list(slots), found, pause
         self._busy = threading.Lock()
         self._draw = random.Random(f"{seed}-killer")
         self._done = threading.Event()
@@ -48,46 +48,46 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while not self._done.wait(self._draw.uniform(*self._pause)):
             with self._busy:
-                berth = self._draw.choice(self._berths)
+                slot = self._draw.choice(self._berths)
                 way = self._draw.choice((self.kill, self.kill_worker, self.stop, self.stop, self.kill_engine))
                 try:
-                    way(berth)
+                    way(slot)
                     self._found.count(f"kills: {way.__name__}")
                 except Exception as error:
-                    self._found.violation(f"{way.__name__}: {error!r}\n{berth.server.log()[-2_000:]}")
+                    self._found.violation(f"{way.__name__}: {error!r}\n{slot.server.log()[-2_000:]}")
                     return
 
-    def spare(self, berth: Berth) -> None:
+    def spare(self, slot: ServerSlot) -> None:
         """Leave that server running from now on."""
         with self._busy:
-            self._berths.remove(berth)
+            self._berths.remove(slot)
 
     def finish(self) -> None:
         self._done.set()
         self.join()
 
-    def kill(self, berth: Berth) -> None:
-        berth.server.kill()
-        berth.leave()
-        berth.start()
+    def kill(self, slot: ServerSlot) -> None:
+        slot.server.kill()
+        slot.leave()
+        slot.start()
 
-    def kill_worker(self, berth: Berth) -> None:
-        _signal(berth.worker, signal.SIGKILL)
-        berth.server.wait_until_answered()
+    def kill_worker(self, slot: ServerSlot) -> None:
+        _signal(slot.worker, signal.SIGKILL)
+        slot.server.wait_until_answered()
 
-    def kill_engine(self, berth: Berth) -> None:
-        for pid in berth.engines:
+    def kill_engine(self, slot: ServerSlot) -> None:
+        for pid in slot.engines:
             _signal(pid, signal.SIGKILL)
 
-    def stop(self, berth: Berth) -> None:
-        left = descendants(berth.server.process.pid)
-        code = berth.server.end()
+    def stop(self, slot: ServerSlot) -> None:
+        left = descendants(slot.server.process.pid)
+        code = slot.server.end()
         if code != 0:
             self._found.violation(f"SIGTERM ended the server with code {code}")
         if any(Path(f"/proc/{pid}").exists() for pid in left):
             until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), ASK_SECONDS)
-        berth.leave()
-        berth.start()
+        slot.leave()
+        slot.start()
 
 
 def soak(folder: Path, songs: int, seconds: float, seed: int, tiny: bool = False) -> Found:
@@ -98,32 +98,32 @@ def soak(folder: Path, songs: int, seconds: float, seed: int, tiny: bool = False
     app = None if tiny else LIGHT_APP
     temporary = folder / "tmp"
     temporary.mkdir()
-    berths = [
-        Berth(name, {**settings, "TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}, app)
+    slots = [
+        ServerSlot(name, {**settings, "TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}, app)
         for name in ("one", "other")
     ]
     try:
         began = time.monotonic()
         spared_from = songs - songs // SPARED_SHARE
-        with _troubled(berths, found, seed, (8.0, 20.0) if tiny else (0.5, 2.5)) as killer:
-            _send(berths, found, range(spared_from), seconds / songs, seed)
-            killer.spare(berths[0])
-            with weighed(berths[0], found):
-                _send(berths, found, range(spared_from, songs), seconds / songs, seed)
+        with _troubled(slots, found, seed, (8.0, 20.0) if tiny else (0.5, 2.5)) as killer:
+            _send(slots, found, range(spared_from), seconds / songs, seed)
+            killer.spare(slots[0])
+            with weighed(slots[0], found):
+                _send(slots, found, range(spared_from, songs), seconds / songs, seed)
         print(f"  all songs were sent after {time.monotonic() - began:.0f} s", flush=True)
-        _judge(berths, found, data, songs, seed, tiny)
+        _judge(slots, found, data, songs, seed, tiny)
     finally:
-        for berth in berths:
-            if berth.server.process.poll() is None and berth.server.end() != 0:
+        for slot in slots:
+            if slot.server.process.poll() is None and slot.server.end() != 0:
                 found.violation("a server did not end well")
-            berth.leave()
-    _judge_leavings(berths, found, temporary)
+            slot.leave()
+    _judge_leavings(slots, found, temporary)
     return found
 
 
 @contextmanager
-def _troubled(berths: Sequence[Berth], found: Found, seed: int, pause: tuple[float, float]) -> Iterator[Killer]:
-    killer = Killer(berths, found, seed, pause)
+def _troubled(slots: Sequence[ServerSlot], found: Found, seed: int, pause: tuple[float, float]) -> Iterator[Killer]:
+    killer = Killer(slots, found, seed, pause)
     killer.start()
     try:
         yield killer
@@ -132,13 +132,13 @@ def _troubled(berths: Sequence[Berth], found: Found, seed: int, pause: tuple[flo
 
 
 @contextmanager
-def weighed(berth: Berth, found: Found) -> Iterator[None]:
+def weighed(slot: ServerSlot, found: Found) -> Iterator[None]:
     """Until the end of `with` the server must live, and its memory must not grow."""
-    worker = berth.worker
+    worker = slot.worker
     begin_bytes = resident_bytes(worker)
     yield
     end_bytes = resident_bytes(worker)
-    if not end_bytes or berth.worker != worker:
+    if not end_bytes or slot.worker != worker:
         found.violation("the server that was spared has ended by itself")
     found.counts["MB of the spared server, in the beginning"] = round(begin_bytes / 1e6)
     found.counts["MB of the spared server, in the end"] = round(end_bytes / 1e6)
@@ -146,10 +146,10 @@ def weighed(berth: Berth, found: Found) -> Iterator[None]:
         found.violation(f"the spared server's memory grew from {begin_bytes / 1e6:.0f} to {end_bytes / 1e6:.0f} MB")
 
 
-def _send(berths: Sequence[Berth], found: Found, songs: Iterable[int], pause_s: float, seed: int) -> None:
+def _send(slots: Sequence[ServerSlot], found: Found, songs: Iterable[int], pause_s: float, seed: int) -> None:
     """Request the songs, one in each pause, by clients that each follow theirs."""
     numbers: queue.Queue[int | None] = queue.Queue()
-    client = Client(berths, found, seed)
+    client = Client(slots, found, seed)
     threads = [threading.Thread(target=client.take_all, args=(numbers,)) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
@@ -162,14 +162,14 @@ def _send(berths: Sequence[Berth], found: Found, songs: Iterable[int], pause_s: 
         thread.join()
 
 
-def _judge(berths: Sequence[Berth], found: Found, data: Path, songs: int, seed: int, tiny: bool) -> None:
+def _judge(slots: Sequence[ServerSlot], found: Found, data: Path, songs: int, seed: int, tiny: bool) -> None:
     """Read every song from both servers, and check what is left."""
-    client = Client(berths, found, seed)
+    client = Client(slots, found, seed)
     acknowledged = set(found.jobs)
     states: dict[str, str] = {}
     for number in range(songs):
         try:
-            state = _same_at_both(client, berths, number, tiny)
+            state = _same_at_both(client, slots, number, tiny)
         except Exception as error:
             found.violation(f"song {number}: {error!r}")
             continue
@@ -178,26 +178,26 @@ def _judge(berths: Sequence[Berth], found: Found, data: Path, songs: int, seed: 
     found.counts["accepted under the servers' deaths"] = len(acknowledged)
     if len(set(found.jobs.values())) != len(found.jobs):
         found.violation("two keys have the same job")
-    found.violations += audit_folder(data, states, servers=len(berths))
-    for berth in berths:
-        found.violations += audit_places(berth.server)
-        found.violations += audit_process(berth.server, berth.worker)
+    found.violations += audit_folder(data, states, servers=len(slots))
+    for slot in slots:
+        found.violations += audit_places(slot.server)
+        found.violations += audit_process(slot.server, slot.worker)
 
 
-def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bool) -> str:
+def _same_at_both(client: Client, slots: Sequence[ServerSlot], number: int, tiny: bool) -> str:
     """The state in which the song ended. Both servers must return the same, with the same audio."""
 
     def ended() -> Json | None:
-        known = client.submit(number, berths[0], WAIT_SECONDS)
-        job = berths[0].server.ask(f"/jobs/{known['job_id']}")[1]
+        known = client.submit(number, slots[0], WAIT_SECONDS)
+        job = slots[0].server.ask(f"/jobs/{known['job_id']}")[1]
         return job if job["status"] in ENDED else None
 
     job: Json = until(ended)
     job_id = job["job_id"]
-    other = berths[1].server.ask(f"/jobs/{job_id}")[1]
+    other = slots[1].server.ask(f"/jobs/{job_id}")[1]
     assert other == job, f"one server says {job}, the other {other}"
-    assert client.submit(number, berths[1], 0)["job_id"] == job_id
-    answers = [berth.server.generate(job_id=job_id, operation="result") for berth in berths]
+    assert client.submit(number, slots[1], 0)["job_id"] == job_id
+    answers = [slot.server.generate(job_id=job_id, operation="result") for slot in slots]
     assert answers[0][0] == answers[1][0], f"one server says {answers[0]}, the other {answers[1]}"
     if job["status"] == "succeeded":
         one, two = (base64.b64decode(answer["audio"]) for _, answer in answers)
@@ -208,16 +208,16 @@ def _same_at_both(client: Client, berths: Sequence[Berth], number: int, tiny: bo
     return str(job["status"])
 
 
-def _judge_leavings(berths: Sequence[Berth], found: Found, temporary: Path) -> None:
+def _judge_leavings(slots: Sequence[ServerSlot], found: Found, temporary: Path) -> None:
     """Check that nothing is left when all servers have ended, and no unexpected error in their logs."""
     left = sorted(path.name for path in temporary.iterdir())
     if left:
         found.violation(f"temporary files are left: {left}")
-    for berth in berths:
-        for log in berth.logs:
+    for slot in slots:
+        for log in slot.logs:
             for line in log.splitlines():
                 if "unforeseen error" in line or "Exception in thread" in line or "AssertionError" in line:
-                    found.violation(f"server {berth.name} logged: {line}")
+                    found.violation(f"server {slot.name} logged: {line}")
 
 
 def resident_bytes(pid: int) -> int:

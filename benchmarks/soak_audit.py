@@ -103,7 +103,7 @@ def _audit_job(folder: Path, state: str) -> list[str]:
 
 
 def _abandoned(data: Path, job_id: str) -> bool:
-    """Whether the job was given up because its server was killed before it was accepted: that is kept as a word."""
+    """Return True if job.json marks the job as abandoned: its server was killed before the job was accepted."""
     names = [path.name for path in (data / "jobs" / job_id).rglob("*")]
     return names == ["job.json"] and "abandoned" in json.loads((data / "jobs" / job_id / "job.json").read_bytes())
 

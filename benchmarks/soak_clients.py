@@ -53,8 +53,8 @@ class Found:
                 self.violations.append(f"song {number}: its key was job {known}, and is job {job_id} now")
 
 
-class Berth:
-    """A place for a server, which is started anew whenever it has ended."""
+class ServerSlot:
+    """One server of the soak test, started again whenever it has ended."""
 
     def __init__(self, name: str, settings: Json, app: str | None) -> None:
         self._settings, self._app = settings, app
@@ -85,8 +85,8 @@ class Berth:
 class Client:
     """Clients, one after the other, each with a habit."""
 
-    def __init__(self, berths: Sequence[Berth], found: Found, seed: int) -> None:
-        self._berths, self._found, self._seed = berths, found, seed
+    def __init__(self, slots: Sequence[ServerSlot], found: Found, seed: int) -> None:
+        self._berths, self._found, self._seed = slots, found, seed
 
     def take_all(self, numbers: queue.Queue[int | None]) -> None:
         """Request the songs of the queue until there is a None."""
@@ -99,12 +99,12 @@ class Client:
     def _order(self, number: int) -> None:
         draw = random.Random(f"{self._seed}-{number}")
         habit = HABITS[number % len(HABITS)]
-        berth = draw.choice(self._berths)
+        slot = draw.choice(self._berths)
         self._found.count(f"who {habit}")
         if habit == "disconnects":
-            disconnect(berth, self.body(number, WAIT_SECONDS), draw.choice((0.0, 0.05, 0.3)), draw.random() < 0.3)
+            disconnect(slot, self.body(number, WAIT_SECONDS), draw.choice((0.0, 0.05, 0.3)), draw.random() < 0.3)
             return
-        first = self.submit(number, berth, 0 if habit == "cancels" else WAIT_SECONDS)
+        first = self.submit(number, slot, 0 if habit == "cancels" else WAIT_SECONDS)
         other = draw.choice(self._berths)
         if habit == "asks again":
             self._found.count("retries")
@@ -113,9 +113,9 @@ class Client:
             time.sleep(draw.choice((0.0, 0.2, 0.5)))
             self.persist(other, f"/jobs/{first['job_id']}/cancel", method="POST")
 
-    def submit(self, number: int, berth: Berth, wait_seconds: float) -> Json:
+    def submit(self, number: int, slot: ServerSlot, wait_seconds: float) -> Json:
         """Send the song, with its key, until it is accepted; what is known of it then."""
-        answer = self.persist(berth, "/predict", self.body(number, wait_seconds), accept=number)
+        answer = self.persist(slot, "/predict", self.body(number, wait_seconds), accept=number)
         prediction = answer.get("predictions", [answer])[0]
         prediction = prediction.get("error", prediction)
         self._found.accepted(number, prediction["job_id"])
@@ -126,16 +126,21 @@ class Client:
         return {"instances": [{**SONG, "seed": number, "request_id": key, "wait_seconds": wait_seconds}]}
 
     def persist(
-        self, berth: Berth, path: str, body: Json | None = None, method: str | None = None, accept: int | None = None
+        self,
+        slot: ServerSlot,
+        path: str,
+        body: Json | None = None,
+        method: str | None = None,
+        accept: int | None = None,
     ) -> Json:
         """Ask until there is an answer that is no refusal, at that server or, when it does not answer, the other."""
         end = time.monotonic() + ASK_SECONDS
         while time.monotonic() < end:
             try:
-                status, answer = berth.server.ask(path, body, method)
+                status, answer = slot.server.ask(path, body, method)
             except (OSError, http.client.HTTPException, ValueError):
                 self._found.count("no connection")
-                berth = next(each for each in self._berths if each is not berth)
+                slot = next(each for each in self._berths if each is not slot)
             else:
                 if status < 300 or (accept is not None and "job_id" in answer):  # the job's own end
                     return dict(answer)
@@ -146,7 +151,7 @@ class Client:
         raise AssertionError(f"{path} was not answered in {ASK_SECONDS} s")
 
 
-def disconnect(berth: Berth, body: Json, seconds: float, half: bool) -> None:
+def disconnect(slot: ServerSlot, body: Json, seconds: float, half: bool) -> None:
     """Send the request, or half of it, and hang up."""
     content = json.dumps(body).encode()
     head = (
@@ -154,7 +159,7 @@ def disconnect(berth: Berth, body: Json, seconds: float, half: bool) -> None:
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     try:
-        with socket.create_connection(("127.0.0.1", berth.server.port), ASK_SECONDS) as connection:
+        with socket.create_connection(("127.0.0.1", slot.server.port), ASK_SECONDS) as connection:
             connection.sendall(head.encode() + content[: len(content) // 2 if half else len(content)])
             time.sleep(seconds)
     except OSError:

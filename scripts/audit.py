@@ -28,18 +28,18 @@ def main(arguments: list[str]) -> int:
     if report is None:
         print(f"NOT AUDITED: the advisory service did not answer about any of the {len(wanted)} packages")
         return 0
-    weak = [package for package in report if package.get("vulns")]
-    for package in weak:
-        for weakness in package["vulns"]:
-            mended = ", ".join(weakness["fix_versions"]) or "no version yet"
-            print(f"{package['name']} {package['version']}: {weakness['id']}, fixed in {mended}")
+    vulnerable = [package for package in report if package.get("vulns")]
+    for package in vulnerable:
+        for advisory in package["vulns"]:
+            fixed = ", ".join(advisory["fix_versions"]) or "no version yet"
+            print(f"{package['name']} {package['version']}: {advisory['id']}, fixed in {fixed}")
     unknown = [package["name"] for package in report if "skip_reason" in package]
     if unknown:
         print(f"NOT AUDITED, as the advisory service does not know them: {', '.join(unknown)}")
     print(
-        f"{len(report) - len(unknown)} of {len(wanted)} packages were audited, {len(weak)} have known vulnerabilities"
+        f"{len(report) - len(unknown)} of {len(wanted)} packages were audited, {len(vulnerable)} have known vulnerabilities"
     )
-    return 1 if weak else 0
+    return 1 if vulnerable else 0
 
 
 def installed(lines: list[str]) -> dict[str, str]:

@@ -297,7 +297,7 @@ class Deployment:
         try:
             answer = self.cloud.rest("GET", f"{self.api}/endpoints/{endpoint}/operations")
         except Refused as error:
-            return warn(f"whether an operation is running already could not be seen: {error}")
+            return warn(f"cannot list the running operations: {error}")
         for operation in answer.get("operations", ()):
             if not operation.get("done"):
                 print("# An operation is running already")
@@ -333,7 +333,7 @@ class Deployment:
             try:
                 self._join_running_operations(endpoint)
             except Failed as error:
-                warn(f"{error}; what there is is removed all the same")
+                warn(f"{error}; the removal continues")
             deployed = list(deployed_on(self._describe(endpoint)))
         elif not self.cloud.dry_run:
             return print("# There is none")

@@ -57,15 +57,15 @@ environment: YUE_URL, YUE_ENDPOINT, PROJECT_ID, REGION and YUE_API_KEY stand for
 
 
 def run(program: str = "yue") -> int:
-    """Run as a program of that name; the exit code."""
+    """Run the command line and return its exit code."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are removed
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+        stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     return main(program=program)
 
 
 def main(argv: Sequence[str] | None = None, clock: Clock = time, program: str = "client.py") -> int:
-    """Do one command; its exit code. `program` is the name under which help and errors speak of it."""
+    """Run one command and return its exit code. `program` is its name in help and errors."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, progress = "--json" in words, Progress(sys.stderr, "--quiet" in words)
     try:

@@ -97,7 +97,7 @@ def _words(reason: object) -> str:
     if isinstance(reason, ssl.SSLError):
         return "it does not speak TLS" if reason.reason in NO_TLS else f"no TLS with it ({reason.reason or reason})"
     if isinstance(reason, http.client.BadStatusLine) and not isinstance(reason, http.client.RemoteDisconnected):
-        return "what it answers is no HTTP"
+        return "its answer is not HTTP"
     return (getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).rstrip(".")
 
 

@@ -102,7 +102,7 @@ def add_server(one: Parser) -> None:
     where.add_argument("--region", help="of the endpoint")
     hint = "better in YUE_API_KEY, where nobody sees it"
     where.add_argument("--api-key", type=values.api_key, metavar="KEY", help=hint)
-    hint = "send a request again for so long while the server is away or busy (default: %(default)g)"
+    hint = "retry for up to SECONDS while the server is unavailable or busy (default: %(default)g)"
     where.add_argument("--retry-seconds", type=values.seconds, metavar="SECONDS", help=hint)
 
 

@@ -132,7 +132,7 @@ class Tracks:
 def _download(get: Get, address: str, file: BinaryIO) -> None:
     """Write the file at that address. An interrupted transfer resumes where it stopped."""
     while not get(address, {"Range": f"bytes={file.tell()}-"} if file.tell() else {}, _reads(file)):
-        """Each answer, even a cut one, added something."""
+        pass  # each answer, even an interrupted one, adds bytes
 
 
 def _reads(file: BinaryIO) -> Callable[[http.client.HTTPResponse], bool]:
