@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.soak_audit import audit_folder, audit_places, audit_process
-from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, ServerSlot, Client, Found, Json
+from benchmarks.soak_clients import ASK_SECONDS, WAIT_SECONDS, Client, Found, Json, ServerSlot
 from tests.support.light_engine import audio_of
 from tests.support.real_server import descendants, until
 
@@ -40,7 +40,7 @@ class Killer(threading.Thread):
 
     def __init__(self, slots: Sequence[ServerSlot], found: Found, seed: int, pause: tuple[float, float]) -> None:
         super().__init__(name="killer")
-        self._berths, self._found, self._pause = list(slots), found, pause
+        self._slots, self._found, self._pause = list(slots), found, pause
         self._busy = threading.Lock()
         self._draw = random.Random(f"{seed}-killer")
         self._done = threading.Event()
@@ -48,7 +48,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while not self._done.wait(self._draw.uniform(*self._pause)):
             with self._busy:
-                slot = self._draw.choice(self._berths)
+                slot = self._draw.choice(self._slots)
                 way = self._draw.choice((self.kill, self.kill_worker, self.stop, self.stop, self.kill_engine))
                 try:
                     way(slot)
@@ -60,7 +60,7 @@ class Killer(threading.Thread):
     def spare(self, slot: ServerSlot) -> None:
         """Leave that server running from now on."""
         with self._busy:
-            self._berths.remove(slot)
+            self._slots.remove(slot)
 
     def finish(self) -> None:
         self._done.set()

@@ -86,7 +86,7 @@ class Client:
     """Clients, one after the other, each with a habit."""
 
     def __init__(self, slots: Sequence[ServerSlot], found: Found, seed: int) -> None:
-        self._berths, self._found, self._seed = slots, found, seed
+        self._slots, self._found, self._seed = slots, found, seed
 
     def take_all(self, numbers: queue.Queue[int | None]) -> None:
         """Request the songs of the queue until there is a None."""
@@ -99,13 +99,13 @@ class Client:
     def _order(self, number: int) -> None:
         draw = random.Random(f"{self._seed}-{number}")
         habit = HABITS[number % len(HABITS)]
-        slot = draw.choice(self._berths)
+        slot = draw.choice(self._slots)
         self._found.count(f"who {habit}")
         if habit == "disconnects":
             disconnect(slot, self.body(number, WAIT_SECONDS), draw.choice((0.0, 0.05, 0.3)), draw.random() < 0.3)
             return
         first = self.submit(number, slot, 0 if habit == "cancels" else WAIT_SECONDS)
-        other = draw.choice(self._berths)
+        other = draw.choice(self._slots)
         if habit == "asks again":
             self._found.count("retries")
             self.submit(number, other, 0)
@@ -140,7 +140,7 @@ class Client:
                 status, answer = slot.server.ask(path, body, method)
             except (OSError, http.client.HTTPException, ValueError):
                 self._found.count("no connection")
-                slot = next(each for each in self._berths if each is not slot)
+                slot = next(each for each in self._slots if each is not slot)
             else:
                 if status < 300 or (accept is not None and "job_id" in answer):  # the job's own end
                     return dict(answer)

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.soak import report, resident_bytes, soak, weighed
 from benchmarks.soak_audit import LATE_SECONDS, PLACES, audit_folder, audit_places, audit_process
-from benchmarks.soak_clients import Berth, Found
+from benchmarks.soak_clients import Found, ServerSlot
 from inference.song import SongRequest
 from serving.jobs.job import Job
 from serving.jobs.records import cancelled
@@ -97,7 +97,7 @@ class IdleServer(RealServer):
         return {**dict.fromkeys(PLACES, 0.0), **self._metrics}
 
 
-class SparedBerth(Berth):
+class SparedServer(ServerSlot):
     """Its servers are those processes, one after the other."""
 
     def __init__(self, *workers: int) -> None:
@@ -164,7 +164,7 @@ def test_a_place_that_stays_taken_is_noticed(place: str) -> None:
 
 def test_memory_that_grows_while_a_server_is_spared_is_noticed() -> None:
     found = Found()
-    with weighed(SparedBerth(os.getpid()), found):
+    with weighed(SparedServer(os.getpid()), found):
         kept = b"x" * resident_bytes(os.getpid())
     assert kept and "memory grew from" in "".join(found.violations)
     before, after = (found.counts[f"MB of the spared server, in the {when}"] for when in ("beginning", "end"))
@@ -173,6 +173,6 @@ def test_memory_that_grows_while_a_server_is_spared_is_noticed() -> None:
 
 def test_a_spared_server_that_ends_is_noticed() -> None:
     found = Found()
-    with weighed(SparedBerth(os.getpid(), os.getppid()), found):
+    with weighed(SparedServer(os.getpid(), os.getppid()), found):
         pass
     assert found.violations == ["the server that was spared has ended by itself"]
