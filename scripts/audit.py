@@ -36,9 +36,8 @@ def main(arguments: list[str]) -> int:
     unknown = [package["name"] for package in report if "skip_reason" in package]
     if unknown:
         print(f"NOT AUDITED, as the advisory service does not know them: {', '.join(unknown)}")
-    print(
-        f"{len(report) - len(unknown)} of {len(wanted)} packages were audited, {len(vulnerable)} have known vulnerabilities"
-    )
+    audited = f"{len(report) - len(unknown)} of {len(wanted)} packages were audited"
+    print(f"{audited}, {len(vulnerable)} have known vulnerabilities")
     return 1 if vulnerable else 0
 
 
