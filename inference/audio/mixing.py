@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import soxr
-from scipy.signal import lfilter
 
 from inference.audio.file_formats import recognised
 from inference.errors import EngineError, InvalidField
@@ -38,6 +37,7 @@ LOUDEST_PEAK = 16.0  # 24 dB above full scale; the networks would make no number
 PEAK = 0.99
 CROSSOVER_HZ = 5_500.0
 CROSSOVER_Q = 0.707
+RESPONSE_SAMPLES = 72  # of a filter at the crossover: after so many it has faded below float64's rounding
 SILENCE_RMS = 1e-9  # far below the last bit of 24: there is nothing to match the loudness of
 RESAMPLING_QUALITY = "VHQ"
 
@@ -255,12 +255,12 @@ def _cut_to_shortest(*waveforms: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def _low_pass(waveform: np.ndarray) -> np.ndarray:
     cosine, denominator = _biquad()
-    return lfilter(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
+    return _filtered(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
 
 
 def _high_pass(waveform: np.ndarray) -> np.ndarray:
     cosine, denominator = _biquad()
-    return lfilter(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
+    return _filtered(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
 
 
 def _biquad() -> tuple[float, np.ndarray]:
@@ -268,6 +268,15 @@ def _biquad() -> tuple[float, np.ndarray]:
     angle = 2 * math.pi * CROSSOVER_HZ / VOCODER_RATE_HZ
     alpha, cosine = math.sin(angle) / (2 * CROSSOVER_Q), math.cos(angle)
     return cosine, np.array([1 + alpha, -2 * cosine, 1 - alpha])
+
+
+def _filtered(numerator: np.ndarray, denominator: np.ndarray, waveform: np.ndarray) -> np.ndarray:
+    """The waveform behind a filter of second order: convolved with the filter's impulse response."""
+    response = np.concatenate([[0.0, 0.0], numerator, np.zeros(RESPONSE_SAMPLES - len(numerator))])
+    for i in range(2, len(response)):
+        response[i] -= denominator[2] * response[i - 2] + denominator[1] * response[i - 1]
+        response[i] /= denominator[0]
+    return np.convolve(waveform, response[2:])[: len(waveform)]
 
 
 # --- files ---
