@@ -20,6 +20,8 @@ import soundfile
 
 from tests.support.checkout import ROOT, short_checkout
 
+pytestmark = pytest.mark.slow
+
 LONGEST_LINE = 2000  # characters on a terminal; base64 of a song is far longer
 PATIENCE_S = 240
 NOT_HERE = {  # what cannot be typed in this test -> why

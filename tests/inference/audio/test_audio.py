@@ -261,6 +261,7 @@ def test_a_file_sounds_like_the_waveform(format: str, gain: float, min_db: float
     assert signal_to_difference_db(waveform, again / actual_gain) >= min_db
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_ten_minutes_are_written_whole(format: str) -> None:
     waveform = np.tile(tone(1, VOCODER_RATE_HZ, gain=0.3), 600)

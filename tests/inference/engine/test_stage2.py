@@ -13,6 +13,8 @@ from inference.models.llama import Llama
 from inference.vocabulary import CODEBOOK_SIZE, N_CODEBOOKS, code_ids
 from tests.support.language_models import parity_llama, seeded
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def llama() -> Llama:
