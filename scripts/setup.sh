@@ -65,6 +65,8 @@ install_requirements() {
   fi
   echo "Installing $requirements (the first time this takes minutes)"
   read -r -a pip_args <<<"${YUE_PIP_ARGS:-}" || true
+  # Most modules are never imported, and the others are compiled when they are, where that may be written.
+  [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]] || pip_args+=(--no-compile)
   touch .venv/incomplete
   # The odd expansion is for bash 3.2, to which an empty array is an unset one.
   "$python" -m pip install --disable-pip-version-check ${pip_args[@]+"${pip_args[@]}"} -r "$requirements" ||

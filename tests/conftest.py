@@ -21,6 +21,7 @@ from tests.deploy.cloud.person import Person
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
+LONGEST_FIRST = ("container", "slow")  # the markers, by how long their files take
 
 
 def pytest_configure() -> None:
@@ -30,6 +31,15 @@ def pytest_configure() -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: a worker that began one of them last would be waited for."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        marked = [LONGEST_FIRST.index(mark.name) for mark in item.iter_markers() if mark.name in LONGEST_FIRST]
+        ranks[item.path] = min([*marked, ranks.get(item.path, len(LONGEST_FIRST))])
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +63,17 @@ def tokenizer_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
-    """The tiny model, written once for the whole run."""
-    return model_files.ensure(tmp_path_factory.mktemp("weights"))
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for XDG_CACHE_HOME in which a server finds the tiny model, written once for the whole run."""
+    cache = tmp_path_factory.mktemp("cache")
+    model_files.ensure(cache / "yue-server")
+    return cache
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_cache: Path) -> ModelFiles:
+    """The tiny model's files."""
+    return model_files.ensure(tiny_cache / "yue-server")
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 import soxr
-from scipy.signal import lfilter
 
 from inference.vocabulary import CODEC_RATE_HZ, VOCODER_RATE_HZ
 
 PEAK = 0.99
 CROSSOVER_HZ = 5_500.0
 CROSSOVER_Q = 0.707
+RESPONSE_SAMPLES = 72  # of the filters at the crossover: after these, the response is below float64's rounding
 SILENCE_RMS = 1e-9  # far below the last bit of 24: there is no loudness to match
 RESAMPLING_QUALITY = "VHQ"
 
@@ -71,12 +71,12 @@ def _resample_to_44k(waveform: np.ndarray) -> np.ndarray:
 
 def _low_pass(waveform: np.ndarray) -> np.ndarray:
     cosine, denominator = _biquad()
-    return lfilter(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
+    return _filtered(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
 
 
 def _high_pass(waveform: np.ndarray) -> np.ndarray:
     cosine, denominator = _biquad()
-    return lfilter(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
+    return _filtered(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
 
 
 def _biquad() -> tuple[float, np.ndarray]:
@@ -84,3 +84,12 @@ def _biquad() -> tuple[float, np.ndarray]:
     angle = 2 * math.pi * CROSSOVER_HZ / VOCODER_RATE_HZ
     alpha, cosine = math.sin(angle) / (2 * CROSSOVER_Q), math.cos(angle)
     return cosine, np.array([1 + alpha, -2 * cosine, 1 - alpha])
+
+
+def _filtered(numerator: np.ndarray, denominator: np.ndarray, waveform: np.ndarray) -> np.ndarray:
+    """Filter the waveform (samples,) with a second-order section, by convolution with its impulse response."""
+    response = np.concatenate([[0.0, 0.0], numerator, np.zeros(RESPONSE_SAMPLES - len(numerator))])
+    for i in range(2, len(response)):
+        response[i] -= denominator[2] * response[i - 2] + denominator[1] * response[i - 1]
+        response[i] /= denominator[0]
+    return np.convolve(waveform, response[2:])[: len(waveform)]

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 from tests.support.paths import PROJECT
 from tests.support.threaded import answering
+
+pytestmark = pytest.mark.slow
 
 AUDIT = PROJECT / "scripts" / "audit.py"
 NOTHING: dict[str, Any] = {}

@@ -40,6 +40,8 @@ from tests.support.vertex import (
     free_port,
 )
 
+pytestmark = pytest.mark.slow
+
 ENTRYPOINT = str(PROJECT / "entrypoint.sh")
 PATIENCE_S = 120.0  # an end to waiting where something is broken
 BINDS_S = 10.0

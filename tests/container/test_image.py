@@ -28,6 +28,7 @@ def substitutions_of(person: Person) -> str:
     return substitutions
 
 
+@pytest.mark.slow
 def test_weights_are_put_into_the_image_when_asked_for(person: Person) -> None:
     person.deploy("deploy_with_entrypoint.sh", "--bake-weights", "yes")
     assert substitutions_of(person).endswith("server:v1-en-cot,_BAKE_MODEL=en-cot")
@@ -120,6 +121,7 @@ def test_health_is_asked_for_where_the_server_listens(variables: tuple[str, ...]
     assert subprocess.run(healthy, env=environment | ports, stderr=subprocess.DEVNULL).returncode
 
 
+@pytest.mark.slow
 def test_the_stage_that_fetches_the_weights_holds_what_that_needs_and_no_more(tmp_path: Path) -> None:
     stage = tmp_path / "app"
     copied = copy_weights_stage(stage)

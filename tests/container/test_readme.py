@@ -20,6 +20,8 @@ import soundfile
 
 from tests.support.checkout import ROOT, short_checkout
 
+pytestmark = pytest.mark.slow
+
 LONGEST_LINE = 2000  # characters on a terminal; base64 of a song is far longer
 DEADLINE_S = 240
 # Those whose commands are typed, in this order; the first command of all starts the server.

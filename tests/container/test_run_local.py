@@ -22,6 +22,8 @@ from tests.support.job_server import AUDIO
 from tests.support.paths import PROJECT as ROOT
 from tests.support.paths import SUPPORT
 
+pytestmark = pytest.mark.slow
+
 JOB_SERVER = SUPPORT / "job_server.py"
 PATIENCE_S = 300  # an end to waiting where something is broken
 ENGINE_ENDS_S = 10  # it ends by itself when the server is gone
@@ -284,6 +286,16 @@ def test_a_machine_without_python_is_told_what_to_install(project: Path, tmp_pat
 
 @pytest.mark.parametrize("broken", ["ruff check", "ruff format", "mypy", "hadolint", "audit", "pytest", ""])
 def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, project: Path) -> None:
+    ran, done = run_tests(project, broken, "-k", "lyrics")
+    tests = "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -k lyrics"
+    checks = ["-m ruff check", "-m ruff format --check", "hadolint Dockerfile", tests, "-m mypy", "scripts/audit.py"]
+    assert ran == checks
+    assert done.returncode == (1 if broken else 0), done.stderr
+    assert not broken or broken in done.stderr
+
+
+def run_tests(project: Path, broken: str, *arguments: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
+    """What is run by run_tests.sh, in the order in which it is shown, where one of the tools finds something wrong."""
     shutil.copy(ROOT / "run_tests.sh", project)
     (project / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", project / ".ci")
@@ -293,14 +305,26 @@ def test_run_tests_runs_everything_and_fails_when_anything_fails(broken: str, pr
     python.chmod(0o755)
     shutil.copy(python, python.with_name("hadolint"))
     python.with_name("hadolint").write_text(python.read_text().replace("$*", "hadolint $*"))
-    command = [str(project / "run_tests.sh"), "-k", "lyrics"]
+    command = [str(project / "run_tests.sh"), *arguments]
     done = subprocess.run(command, env=os.environ | {"YUE_VENV": "venv"}, capture_output=True, text=True)
-    ran = [line for line in done.stdout.splitlines() if line.startswith("ran")]
-    tests = "-m pytest --numprocesses auto --dist loadfile -k lyrics"
-    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "hadolint Dockerfile", "scripts/audit.py", tests]
-    assert [line for line in ran if "-c" not in line.split()] == [f"ran {check}" for check in checks]
+    ran = [line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran")]
+    return [line for line in ran if "-c" not in line.split()], done
+
+
+@pytest.mark.parametrize("broken", ["mypy", "pytest", ""])
+def test_the_quick_tests_fail_when_anything_fails(broken: str, project: Path) -> None:
+    ran, done = run_tests(project, broken, "--quick", "-k", "lyrics")
+    tests = (
+        "-m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m not container and not slow -k lyrics"
+    )
+    assert ran == ["-m ruff check", "-m ruff format --check", tests, "-m mypy"]
     assert done.returncode == (1 if broken else 0), done.stderr
     assert not broken or broken in done.stderr
+
+
+def test_run_tests_tells_its_options_and_runs_nothing(project: Path) -> None:
+    ran, done = run_tests(project, "", "--help")
+    assert not ran and done.returncode == 0 and "--quick" in done.stdout and "YUE_VENV" in done.stdout
 
 
 def test_the_real_server_sings_end_to_end_at_any_address_with_any_keys(

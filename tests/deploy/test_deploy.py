@@ -17,6 +17,8 @@ from serving.http.request_models import Instance, JobOperation, ModelsOperation,
 from serving.settings import Settings
 from tests.deploy.cloud.person import DRY_RUN_TOOLS, ROOT, Person, changes_of, gpus, only
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = ROOT / "docs" / "deploy.md"
 DEPLOY_SCRIPTS = ("deploy_on_demand.sh", "deploy_with_entrypoint.sh")
 SCRIPTS = (*DEPLOY_SCRIPTS, "undeploy.sh")

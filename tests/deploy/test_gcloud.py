@@ -14,7 +14,10 @@ import pytest
 from tests.deploy.cloud.gcloud_check import library, refusals
 from tests.deploy.cloud.person import ROOT, Person
 
-pytestmark = pytest.mark.skipif(library() is None, reason="gcloud is not installed: nothing checks what is printed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(library() is None, reason="gcloud is not installed: nothing checks what is printed"),
+]
 
 Words = tuple[str, ...]
 DOCUMENTS = ("README.md", "docs/api.md", "docs/deploy.md")

@@ -6,6 +6,8 @@ import pytest
 
 from tests.deploy.cloud.person import Person, gpus
 
+pytestmark = pytest.mark.slow
+
 
 def test_undeploy_removes_what_is_paid_for_and_keeps_the_results(deployed: Person) -> None:
     done = deployed.run("undeploy.sh", "--yes")

@@ -1,17 +1,14 @@
 """A light engine in a real process of its own, and a whole server over it: songs take moments and weigh what is wanted.
 
-It knows nothing of what is tested with it. Run as a program, it is the engine's process: JSON lines in, JSON lines out.
+It knows nothing of what is tested with it. The process runs `light_engine_process.py`: JSON lines in, JSON lines out.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,8 +26,6 @@ from server import create_app
 from tests.support.fakes import FakeModels
 from tests.support.paths import PROJECT
 
-STEPS = 5
-STEP_SECONDS = 0.05
 SONG_BYTES = 20_000
 
 
@@ -56,7 +51,7 @@ class LightEngine:
         self._orders: dict[str, _Order] = {}
         self._dead = False
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.light_engine"],
+            [sys.executable, "-m", "tests.support.light_engine_process"],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -144,50 +139,3 @@ def light_app(size_bytes: int = SONG_BYTES) -> Flask:
 
     manager = ModelManager(catalog.find("tiny"), FakeModels().fetch, start_engine)
     return create_app(manager=manager)
-
-
-class _Process:
-    """What the child does: one step of one song after the other, with an ear for its parent."""
-
-    def __init__(self) -> None:
-        self._heard: queue.Queue[dict[str, str]] = queue.Queue()
-        self._waiting: list[str] = []
-        self._cancelled: set[str] = set()
-
-    def run(self) -> None:
-        threading.Thread(target=self._listen, daemon=True).start()
-        while True:
-            self._take(block=not self._waiting)
-            if self._waiting:
-                self._sing(self._waiting.pop(0))
-
-    def _sing(self, song_id: str) -> None:
-        for step in range(STEPS):
-            time.sleep(STEP_SECONDS)
-            self._take(block=False)
-            if song_id in self._cancelled:
-                self._say(song_id, state="cancelled")
-                return
-            self._say(song_id, state="sings", fraction=(step + 1) / STEPS)
-        self._say(song_id, state="sung")
-
-    def _take(self, block: bool) -> None:
-        while block or not self._heard.empty():
-            word = self._heard.get()
-            block = False
-            if "sing" in word:
-                self._waiting.append(word["sing"])
-            else:
-                self._cancelled.add(word["cancel"])
-
-    def _listen(self) -> None:
-        for line in sys.stdin:
-            self._heard.put(json.loads(line))
-        os._exit(0)  # the parent is gone
-
-    def _say(self, song_id: str, **words: object) -> None:
-        print(json.dumps({"song": song_id, **words}), flush=True)
-
-
-if __name__ == "__main__":
-    _Process().run()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.signal import butter, sosfiltfilt
+from scipy.signal import butter, lfilter, sosfiltfilt
 
 from inference.audio import mixing
 from inference.audio.mixing import PEAK, merge_bands, mix_16k, mix_44k
@@ -76,6 +76,17 @@ def test_the_mix_ends_with_the_shorter_track() -> None:
 def test_a_loud_mix_stays_within_the_peak() -> None:
     mix = merge_bands(*(tone(0.5, rate, gain=5) for rate in (16_000, 16_000, 44_100, 44_100)))
     assert np.abs(mix).max() <= PEAK
+
+
+def test_the_high_band_is_what_a_recursive_filter_passes() -> None:
+    high = np.random.default_rng(0).normal(0, 0.1, 44_100)
+    angle = 2 * np.pi * 5_500 / VOCODER_RATE_HZ
+    alpha, cosine = np.sin(angle) / (2 * 0.707), np.cos(angle)
+    passed = lfilter(
+        np.array([1, -2, 1]) * (1 + cosine) / 2, np.array([1 + alpha, -2 * cosine, 1 - alpha]), high.astype(np.float64)
+    )
+    mix = merge_bands(np.zeros(16_000), np.zeros(16_000), high, np.zeros(44_100))
+    np.testing.assert_allclose(mix, passed, rtol=0, atol=1e-7)
 
 
 def test_a_single_frame_can_be_mixed() -> None:

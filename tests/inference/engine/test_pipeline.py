@@ -17,6 +17,8 @@ from inference.song import STAGES, Progress, Reference
 from inference.vocabulary import VOCODER_RATE_HZ
 from tests.support.songs import hear, request, tone
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_device_that_is_not_there_is_named_and_never_tried_again(tiny_files: ModelFiles) -> None:
     missing = f"cuda:{torch.cuda.device_count()}"

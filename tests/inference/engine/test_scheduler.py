@@ -25,6 +25,8 @@ from inference.text.prompt import Prompt
 from tests.support.language_models import small_llama
 from tests.support.songs import request, tone
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small(tiny_pipeline: Pipeline) -> Pipeline:

@@ -18,6 +18,8 @@ from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FIRST_CODE_ID
 from tests.support.language_models import parity_llama, parity_network
 from tests.support.stages import compose
 
+pytestmark = pytest.mark.slow
+
 CASES = ("two_segments", "reference", "window_slicing", "reference_penalised", "window_twice", "natural_end")
 # "[start_of_segment]", tokenised on its own by YuE's tokenizer.
 START_MARKER = [518, 2962, 29918, 974, 29918, 28192, 29962]

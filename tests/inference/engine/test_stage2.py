@@ -13,6 +13,8 @@ from inference.vocabulary import CODEBOOK_SIZE, N_CODEBOOKS, code_ids
 from tests.support.language_models import parity_llama, seeded
 from tests.support.stages import upsample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def llama() -> Llama:

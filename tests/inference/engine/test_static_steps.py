@@ -29,7 +29,10 @@ from tests.support.language_models import PARITY_CONFIG, parity_llama, parity_ne
 from tests.support.stages import compose, upsample
 
 # Without a compiler torch says that its flexible attention is slow, which is no fault here.
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
+]
 CPU = torch.device("cpu")
 SHORT = 1_024  # positions; what is read of a cache is its whole length without a compiler
 

@@ -16,6 +16,8 @@ from inference.models.codec import CHECKPOINT, CHECKPOINT_KEY, SEMANTIC_CONFIG, 
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, N_CODEBOOKS, TRACKS
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 HUBERT_BASE = {"model_type": "hubert", "architectures": ["HubertModel"], "hidden_size": 768, "num_hidden_layers": 12}
 

@@ -20,6 +20,8 @@ from tests.support.hub_server import HubServer, serve_tiny
 from tests.support.real_server import SECONDS, RealServer, descendants, is_running, until
 from tests.support.songs import SHORTEST_BUDGET
 
+pytestmark = pytest.mark.slow
+
 SONG = {"genres": "pop", "lyrics": "[verse]\nla", "max_new_tokens": SHORTEST_BUDGET, "format": "wav"}
 STAGE_1 = catalog.find("en-cot").stage1.name
 OTHER_STAGE_1 = catalog.find("zh-cot").stage1.name

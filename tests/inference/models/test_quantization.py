@@ -21,6 +21,8 @@ from inference.song import Song
 from tests.support.language_models import seeded
 from tests.support.songs import request
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -23,6 +23,8 @@ from inference.process.engine_process import PROJECT, EngineProcess, EngineSerie
 from inference.song import Progress
 from tests.support.songs import request
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60.0
 ON_CPU = EngineOptions("cpu", "float32")
 

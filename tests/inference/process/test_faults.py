@@ -32,6 +32,8 @@ from tests.support.faulty_worker import FaultyEngine
 from tests.support.language_models import small_llama
 from tests.support.songs import request
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 120.0
 RUNS = 200
 POOL = 8  # different songs

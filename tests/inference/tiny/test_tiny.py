@@ -136,6 +136,7 @@ def test_tracks_are_audible_and_within_full_scale(files: ModelFiles) -> None:
         assert waveform.square().mean().sqrt() > 0.01  # -40 dB
 
 
+@pytest.mark.slow
 def test_a_section_ends_by_itself(files: ModelFiles) -> None:
     """Long before its budget, but not at the first chance."""
     llama = Llama(load_llama(files.stage1, torch.device("cpu"), torch.float32))
@@ -216,6 +217,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_at_once(tmp_path: Path, files: ModelFiles) -> None:
     program = "import sys, pathlib, inference.tiny.model_files as t; t.ensure(pathlib.Path(sys.argv[1]))"
     writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]

@@ -24,6 +24,8 @@ from inference.weights.download import PARTS, DownloadProcess, cache_folder, fet
 from tests.support.hub_server import HubServer, serve_tiny
 from tests.support.socks_server import SocksServer
 
+pytestmark = pytest.mark.slow
+
 EN_COT = catalog.find("en-cot")
 ZH_COT = catalog.find("zh-cot")  # not pinned: its default branch is resolved
 STAGE_1 = ZH_COT.stage1.name

@@ -20,6 +20,8 @@ from serving.gunicorn.worker import SLOW_CONNECTIONS
 from tests.support.light_engine import audio_of
 from tests.support.real_server import RealServer, until
 
+pytestmark = pytest.mark.slow
+
 THREADS = 17
 ALL_THREADS = THREADS + SLOW_CONNECTIONS
 SECONDS = 60.0

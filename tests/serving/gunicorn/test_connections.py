@@ -21,6 +21,8 @@ import requests
 from serving.gunicorn.client_socket import BYTES_PER_SECOND, ClientSocket, SlowConnections
 from tests.support.real_server import RealServer, until
 
+pytestmark = pytest.mark.slow
+
 LIGHT_APP = "tests.support.light_engine:light_app()"
 KEY = "a-key-that-is-long-enough"
 SONG = {"genres": "pop", "lyrics": "[verse]\nla la la", "seed": 1}

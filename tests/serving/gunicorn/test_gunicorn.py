@@ -24,6 +24,8 @@ from tests.support.fakes import INSTANCE
 from tests.support.real_server import PROJECT, SECONDS, RealServer, is_running, until
 from tests.support.songs import tone
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., RealServer]
 DEFAULT_THREADS = Settings.model_fields["threads"].default
 

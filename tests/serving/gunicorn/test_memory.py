@@ -15,6 +15,8 @@ import soundfile
 from tests.support.fakes import INSTANCE
 from tests.support.real_server import RealServer, command_line, descendants
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 16
 SECONDS, RATE_HZ = 120, 192_000  # the most that a reference may have
 LEFT_BYTES = 100_000_000

@@ -31,6 +31,8 @@ from tests.support.fakes import INSTANCE, Served, new_folder, problem
 from tests.support.paths import TESTS
 from tests.support.threaded import answering
 
+pytestmark = pytest.mark.slow
+
 PROJECT = TESTS.parent
 REQUESTS = 20  # of each operation, besides those that try every limit of every field
 LONGEST_RUN_SECONDS = 300

@@ -15,6 +15,8 @@ import pytest
 from serving.jobs.job import FINISHED
 from tests.support.real_server import RealServer, until
 
+pytestmark = pytest.mark.slow
+
 LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
 SHORT = {"genres": "pop", "lyrics": LYRICS, "segments": 1, "max_new_tokens": 200, "wait_seconds": 0}
 PATIENCE_S = 240.0  # for a few songs on a busy machine
@@ -22,12 +24,12 @@ Start = Callable[..., RealServer]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, tiny_cache: Path) -> Iterator[Start]:
     """Starts real servers with the tiny model, all on one folder."""
     with ExitStack() as servers:
 
         def start(**settings: str) -> RealServer:
-            here = {"YUE_DATA": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path), "YUE_DEVICE": "cpu"}
+            here = {"YUE_DATA": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tiny_cache), "YUE_DEVICE": "cpu"}
             server = servers.enter_context(
                 RealServer({**here, "YUE_DTYPE": "float32", "YUE_MAX_SONGS": "1", **settings})
             )

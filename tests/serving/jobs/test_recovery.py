@@ -22,6 +22,8 @@ from serving.models.states import Fetch
 from storage import Storage
 from tests.support.songs import request
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 90.0
 
 

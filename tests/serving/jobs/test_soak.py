@@ -22,6 +22,8 @@ from serving.jobs.store import JobStore
 from storage import Storage
 from tests.support.real_server import RealServer
 
+pytestmark = pytest.mark.slow
+
 SONGS = 40
 SECONDS = 35.0
 

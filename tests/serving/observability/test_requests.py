@@ -19,6 +19,8 @@ from serving.settings import Settings
 from tests.support.fakes import INSTANCE, Served, new_folder
 from tests.support.real_server import RealServer
 
+pytestmark = pytest.mark.slow
+
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 JSON_LOG = {"YUE_LOG_FORMAT": "json"}
 Line = dict[str, Any]
