@@ -84,7 +84,7 @@ def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_pipeline: Pipeline) -> Scheduler:
-    """The tiny model, ready to sing."""
+    """The tiny model, loaded."""
     return Scheduler(tiny_pipeline)
 
 

@@ -44,12 +44,12 @@ def manager(models: FakeModels) -> Iterator[ModelManager]:
 
 
 def waits_for_the_song(manager: ModelManager) -> bool:
-    """Whether the next model is held up by the song that is being sung."""
+    """True while the next model waits for the running song."""
     next_model: Any = manager.status().get("next", {})
     return next_model.get("loading") == "waiting for the running song"
 
 
-def sing(manager: ModelManager) -> Song:
+def generate_song(manager: ModelManager) -> Song:
     with manager.borrowed() as loaded:
         return loaded.engine.generate("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
 
@@ -142,11 +142,11 @@ def test_a_dead_engine_is_replaced(manager: ModelManager, models: FakeModels) ->
     assert manager.ensure_models_available() is not first
 
 
-def test_the_old_model_sings_until_the_new_one_is_ready(manager: ModelManager, models: FakeModels) -> None:
+def test_the_old_model_is_used_until_the_new_one_is_ready(manager: ModelManager, models: FakeModels) -> None:
     manager.ensure_models_available()
     models.may_fetch.clear()
     outcome = manager.load("en-cot")
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
     status = manager.status()
     assert (status["status"], status["model"]) == ("ready", "tiny")
     assert status["next"]["model"] == "en-cot"
@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(manager: ModelManager,
     assert isinstance(manager.load("en-cot").exception(SECONDS), DownloadError)
     assert manager.status()["status"] == "ready"
     assert (manager.status()["last_error"]["detail"], manager.status()["last_error"]["model"]) == ("gated", "en-cot")
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
 
 
 @pytest.mark.parametrize("model", [None, "tiny", "en-cot"])
@@ -311,7 +311,7 @@ def test_a_cancel_while_loading_leaves_the_old_engine(manager: ModelManager, mod
     assert isinstance(outcome.exception(SECONDS), Cancelled)
     models.may_start.set()
     assert manager.ensure_models_available() is old
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
     assert manager.load("zh-cot").result(SECONDS).model.name == "zh-cot"
     assert len(models.engines) == 2  # en-cot's start was ended before it had one
 
@@ -358,17 +358,17 @@ def test_songs_are_refused_for_ever_longer_while_engines_end_by_themselves(
     manager: ModelManager, models: FakeModels
 ) -> None:
     models.crash(1)
-    assert sing(manager).seed == 1  # the first time at once
+    assert generate_song(manager).seed == 1  # the first time at once
     models.engine.die()
     models.crash(2)  # the pauses so far: none, 5 s, 10 s, 20 s
     models.notice_the_end()
     for engines, pause_s in ((4, 20), (5, 40), (6, 80)):
         with pytest.raises(EngineCrashed, match=f"SIGKILL; that was the end of {engines} engines") as refused:
-            sing(manager)
+            generate_song(manager)
         assert refused.value.retry_seconds == pause_s
         assert len(models.engines) == engines
         models.clock.advance(pause_s)
-        assert sing(manager).seed == 1
+        assert generate_song(manager).seed == 1
         models.engine.die()
         models.notice_the_end()
 
@@ -383,7 +383,7 @@ def test_a_short_pause_is_waited_out_and_ends_early_when_a_person_asks(
 ) -> None:
     models.crash(2)
     with ThreadPoolExecutor(1) as pool:
-        song = pool.submit(sing, manager)
+        song = pool.submit(generate_song, manager)
         until(lambda: manager._guard._waiters)  # type: ignore[attr-defined]
         assert len(models.engines) == 2 and not song.done()
         manager.load()
@@ -396,14 +396,14 @@ def test_a_pause_that_is_waited_out_ends_by_itself(models: FakeModels, monkeypat
     models.clock = time.monotonic  # type: ignore[assignment]
     manager = models.manager()
     models.crash(2)
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
     manager.close()
 
 
 def test_who_waits_for_a_pause_is_told_when_the_server_stops(manager: ModelManager, models: FakeModels) -> None:
     models.crash(2)
     with ThreadPoolExecutor(1) as pool:
-        song = pool.submit(sing, manager)
+        song = pool.submit(generate_song, manager)
         until(lambda: manager._guard._waiters)  # type: ignore[attr-defined]
         manager.stop()
         assert "stopping" in str(song.exception(SECONDS))
@@ -414,17 +414,17 @@ def test_an_engine_that_cannot_be_started_makes_songs_wait_too(manager: ModelMan
     for _ in range(3):
         assert manager.load().exception(SECONDS)
     with pytest.raises(EngineCrashed, match="3 engines"):
-        sing(manager)
+        generate_song(manager)
 
 
 def test_a_download_that_fails_after_crashes_makes_no_song_wait(manager: ModelManager, models: FakeModels) -> None:
     models.crash(4)
     models.errors.append(DownloadError("no network"))
     assert isinstance(manager.load().exception(SECONDS), DownloadError)
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
 
 
-def test_crashes_are_forgotten_when_an_engine_sang_for_long(manager: ModelManager, models: FakeModels) -> None:
+def test_crashes_are_forgotten_when_an_engine_ran_for_long(manager: ModelManager, models: FakeModels) -> None:
     models.crash(4)
     manager.load().result(SECONDS)
     assert (manager.status()["crashes"], manager.status()["next_try_seconds"]) == (4, None)
@@ -432,14 +432,14 @@ def test_crashes_are_forgotten_when_an_engine_sang_for_long(manager: ModelManage
     assert manager.status()["crashes"] == 0
     models.engine.die()
     assert manager.status()["crashes"] == 1
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
 
 
 def test_crashes_are_forgotten_with_another_model(manager: ModelManager, models: FakeModels) -> None:
     models.crash(4)
     manager.load("en-cot").result(SECONDS)
     models.engine.die()
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
 
 
 def test_status_tells_a_crash_loop(manager: ModelManager, models: FakeModels) -> None:
@@ -455,13 +455,13 @@ def test_status_tells_a_crash_loop(manager: ModelManager, models: FakeModels) ->
 # -- stopping
 
 
-def test_after_stop_nothing_is_loaded_but_an_engine_sings_on(manager: ModelManager, models: FakeModels) -> None:
+def test_after_stop_nothing_is_loaded_but_an_engine_goes_on(manager: ModelManager, models: FakeModels) -> None:
     manager.ensure_models_available()
     models.may_fetch.clear()
     outcome = manager.load("en-cot")
     manager.stop()
     assert isinstance(outcome.exception(SECONDS), ServerStopping)
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1
     with pytest.raises(ServerStopping):
         manager.load("en-cot")
 
@@ -492,7 +492,7 @@ def test_on_a_gpu_the_old_engine_is_closed_before_the_new_one_starts(
     assert outcome.result(SECONDS).model.name == "en-cot"
 
 
-def test_on_a_gpu_the_old_engine_sings_until_the_new_files_are_here(
+def test_on_a_gpu_the_old_engine_is_used_until_the_new_files_are_here(
     manager: ModelManager, models: FakeModels, gpu: FakeEngine
 ) -> None:
     models.errors.append(DownloadError("gated"))
@@ -510,7 +510,7 @@ def test_on_a_gpu_the_old_model_is_started_again_when_the_new_one_fails(
     outcome = manager.load("en-cot")
     assert models.starting.wait(SECONDS)
     with ThreadPoolExecutor(1) as pool:
-        song = pool.submit(sing, manager)  # it comes while no engine is there
+        song = pool.submit(generate_song, manager)  # it comes while no engine is there
         models.may_start.set()
         assert isinstance(outcome.exception(SECONDS), EngineError)
         assert song.result(SECONDS).seed == 1
@@ -529,4 +529,4 @@ def test_on_a_gpu_a_cancel_leaves_the_old_engine_that_was_to_make_room(
         manager.cancel()
         assert isinstance(outcome.exception(SECONDS), Cancelled)
     assert manager.ensure_models_available() is gpu
-    assert sing(manager).seed == 1
+    assert generate_song(manager).seed == 1

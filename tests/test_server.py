@@ -36,7 +36,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def held() -> Iterator[Served]:
     """Its engine begins songs, but ends none until told."""
-    served = Served(may_sing=False, threads=RESERVED_THREADS + 1)
+    served = Served(may_generate=False, threads=RESERVED_THREADS + 1)
     served.client.post("/download-models")
     yield served
     close_app(served.app)
@@ -50,7 +50,7 @@ def test_neither_importing_nor_building_the_app_imports_torch() -> None:
     subprocess.run([sys.executable, "-c", check], cwd=PROJECT, check=True, timeout=60)
 
 
-def test_predict_sings(served: Served) -> None:
+def test_predict_generates_a_song(served: Served) -> None:
     prediction = served.one(seed=7, tracks=["mix", "vocal"])
     assert prediction["status"] == "succeeded"
     assert base64.b64decode(prediction["audio"]) == audio_of(SongRequest("pop", LYRICS, 7), "mix")
@@ -62,8 +62,8 @@ def test_predict_sings(served: Served) -> None:
 def test_predictions_keep_the_order_of_the_instances(served: Served) -> None:
     instances = [{**INSTANCE, "genres": genres} for genres in ("a", "b", "c")]
     predictions = served.predict(*instances, parameters={"seed": 1}).json["predictions"]
-    sung = [base64.b64decode(prediction["audio"]) for prediction in predictions]
-    assert sung == [b"mix of a 1", b"mix of b 1", b"mix of c 1"]
+    generated = [base64.b64decode(prediction["audio"]) for prediction in predictions]
+    assert generated == [b"mix of a 1", b"mix of b 1", b"mix of c 1"]
 
 
 def test_a_bad_instance_does_not_stop_the_good_ones(served: Served) -> None:
@@ -140,7 +140,7 @@ def test_a_song_that_fails_is_a_problem_with_its_job(served: Served, error: Exce
     assert served.client.get(f"/jobs/{answer['job_id']}").json["status"] == "failed"
 
 
-def test_after_a_failed_download_the_next_request_sings(served: Served) -> None:
+def test_after_a_failed_download_the_next_request_generates(served: Served) -> None:
     served.models.errors.append(DownloadError("no network; check the connection"))
     response = served.predict(INSTANCE)
     assert "no network" in problem(response, 503)["detail"]
@@ -152,7 +152,7 @@ def test_a_song_that_takes_longer_is_answered_with_its_job(held: Served) -> None
     prediction = held.one(wait_seconds=0)
     assert prediction["status"] in ("queued", "running")
     assert "audio" not in prediction
-    held.models.engine.sing_on()
+    held.models.engine.release()
     held.wait_for(prediction["job_id"])
     result = held.predict({"job_id": prediction["job_id"], "operation": "result"}).json["predictions"][0]
     assert base64.b64decode(result["audio"]).startswith(b"mix of pop")
@@ -186,7 +186,7 @@ def test_the_accept_header_chooses_between_json_and_bytes(served: Served, accept
     assert (response.status_code, response.mimetype) == (200, mimetype)
 
 
-def test_what_cannot_be_accepted_is_refused_before_it_is_sung(served: Served) -> None:
+def test_what_cannot_be_accepted_is_refused_before_it_is_generated(served: Served) -> None:
     answer = problem(served.predict({**INSTANCE, "format": "wav"}, headers=MP3), 406)
     assert "audio/wav" in answer["allowed"]
     problem(served.predict(INSTANCE, INSTANCE, headers=MP3), 406)
@@ -208,10 +208,10 @@ def test_those_who_wait_never_take_the_last_threads(held: Served) -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(held.one)
         held.models.engine.wait_until_begun(1)
-        assert held.one()["status"] == "queued"  # the only seat is taken: answered at once
-        held.models.engine.sing_on()
+        assert held.one()["status"] == "queued"  # the only slot is taken: answered at once
+        held.models.engine.release()
         assert first.result(SECONDS)["status"] == "succeeded"
-    assert held.one()["status"] == "succeeded"  # the seat is free again
+    assert held.one()["status"] == "succeeded"  # the slot is free again
 
 
 def test_a_song_or_an_operation_may_be_the_whole_body(served: Served) -> None:
@@ -233,7 +233,7 @@ def test_a_drawn_seed_is_told_and_the_same_request_is_the_same_song(served: Serv
     assert served.one(request_id="drawn") == served.one(seed=-1, request_id="drawn") == drawn
 
 
-def test_the_same_request_id_sings_once(served: Served) -> None:
+def test_the_same_request_id_generates_once(served: Served) -> None:
     first, second = served.one(request_id="a"), served.one(request_id="a")
     assert first == second
 
@@ -310,7 +310,7 @@ def test_audio_is_served_whole_and_in_ranges(served: Served) -> None:
 def test_audio_that_was_not_made_is_a_problem(held: Served) -> None:
     job_id = held.one(wait_seconds=0)["job_id"]
     problem(held.client.get(f"/jobs/{job_id}/audio/mix.mp3"), 409)
-    held.models.engine.sing_on()
+    held.models.engine.release()
     held.wait_for(job_id)
     assert problem(held.client.get(f"/jobs/{job_id}/audio/mix.wav"), 404)["allowed"] == ["mix.mp3"]
     assert problem(held.client.get(f"/jobs/{job_id}/audio/vocal.mp3"), 404)["allowed"] == ["mix.mp3"]
@@ -346,7 +346,7 @@ def test_a_folder_that_cannot_be_written_refuses_songs_and_leaves_the_rest_alive
     assert served.one()["status"] == "succeeded"
 
 
-def test_a_full_disk_refuses_songs_before_they_are_sung(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_songs_before_they_are_generated(tmp_path: Path) -> None:
     served = Served(data=tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # bytes, less than a job takes

@@ -70,7 +70,7 @@ def test_on_a_terminal_one_line_moves(output: Path) -> None:
     assert shown.count("\n") == 2, "one for the bar's end, one for the warning"
 
 
-def test_what_is_wished_for_is_asked_for(tmp_path: Path) -> None:
+def test_given_options_are_sent(tmp_path: Path) -> None:
     server = JobServer()
     sing(server, "--segments", "2", "--seed", "5", "--out", str(tmp_path / "song.flac"))
     asked = server.instances[0]
@@ -111,7 +111,7 @@ def test_models_that_are_not_told_of_hold_no_song_up(output: Path) -> None:
     assert sing(JobServer(models=[closed]), "--out", str(output)) == 0
 
 
-def test_what_is_not_wished_for_is_left_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_are_not_given_are_left_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     server = JobServer()
     sing(server)
@@ -205,7 +205,7 @@ def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"job {JOB_ID}: cancelled" in capsys.readouterr().out
 
 
-def test_a_song_that_is_still_sung_is_cancelled_soon(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_song_that_is_still_generated_is_cancelled_soon(capsys: pytest.CaptureFixture[str]) -> None:
     class Busy(JobServer):
         def prediction(self, instance: Json) -> Json:
             return {**running("stage1", 0.2, 1), "cancel_requested": True}

@@ -68,7 +68,7 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("cut", [0, 30, 400], ids=["before the answer", "in its head", "in its body"])
-def test_a_song_whose_submission_is_cut_is_sung_once(cut: int, out: Path) -> None:
+def test_a_song_whose_submission_is_cut_is_generated_once(cut: int, out: Path) -> None:
     served = Served()
     with listening(served) as server, CuttingProxy(server.server_port, [cut]) as proxy:
         assert client.main([*SING, "--url", proxy.url, "--out", str(out)], FakeClock()) == 0
@@ -98,9 +98,9 @@ def test_a_file_that_is_cut_goes_on_where_it_was_cut(out: Path) -> None:
     assert out.read_bytes() == SONG
 
 
-def test_a_server_that_is_started_again_sings_the_song_it_had_accepted(out: Path) -> None:
+def test_a_server_that_is_started_again_generates_the_song_it_had_accepted(out: Path) -> None:
     data = new_folder()
-    first = Served(may_sing=False, data=data)
+    first = Served(may_generate=False, data=data)
     with listening(first) as server:
         port = server.server_port
         second: list[Any] = []
@@ -119,7 +119,7 @@ def test_a_server_that_is_started_again_sings_the_song_it_had_accepted(out: Path
 
 
 def test_a_server_that_has_forgotten_the_song_is_asked_for_it_again(out: Path) -> None:
-    first = Served(may_sing=False)
+    first = Served(may_generate=False)
     with listening(first) as server:
         port = server.server_port
         second: list[Any] = []
@@ -137,10 +137,10 @@ def test_a_server_that_has_forgotten_the_song_is_asked_for_it_again(out: Path) -
 
 
 def test_a_full_queue_is_waited_out_as_long_as_it_says(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    served = Served(may_sing=False, max_queue=1)
+    served = Served(may_generate=False, max_queue=1)
     with listening(served) as server:
         _fill(served)
-        clock = ActingClock(lambda: _sing_on(served))
+        clock = ActingClock(lambda: _release(served))
         assert client.main([*SING, "--url", url(server), "--out", str(out)], clock) == 0
     assert clock.slept[0] == 30
     assert "songs are waiting already; try again later; again in 30 s" in capsys.readouterr().err
@@ -148,15 +148,15 @@ def test_a_full_queue_is_waited_out_as_long_as_it_says(out: Path, capsys: pytest
 
 
 def test_a_queue_that_stays_full_is_code_3(out: Path) -> None:
-    served = Served(may_sing=False, max_queue=1)
+    served = Served(may_generate=False, max_queue=1)
     with listening(served) as server:
         _fill(served)
         assert client.main([*SING, "--url", url(server), "--out", str(out), "--retry-seconds", "60"], FakeClock()) == 3
-        served.models.engine.sing_on()
+        served.models.engine.release()
 
 
 def test_ctrl_c_cancels_the_one_song(out: Path) -> None:
-    served = Served(may_sing=False)
+    served = Served(may_generate=False)
     with listening(served) as server:
         command = [sys.executable, str(CLIENT), *SING, "--url", url(server), "--out", str(out), "--json"]
         singing = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -277,16 +277,16 @@ def test_models_are_fetched_and_loaded(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def _fill(served: Served) -> None:
-    """One song is sung, one waits, and no more may."""
+    """One song runs, one waits, and no more may."""
     served.one(seed=1, wait_seconds=0)
     assert served.manager.load().result(SECONDS)
     served.models.engine.wait_until_begun(1)
     served.one(seed=2, wait_seconds=0)
 
 
-def _sing_on(served: Served) -> None:
+def _release(served: Served) -> None:
     waiting = [job["job_id"] for job in jobs(served)]
-    served.models.engine.sing_on()
+    served.models.engine.release()
     for job_id in waiting:
         served.wait_for(job_id)
 

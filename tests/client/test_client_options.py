@@ -116,7 +116,7 @@ def test_options_stand_before_or_behind_the_command(here: Path) -> None:
     assert (song["genres"], song["lyrics"], song["seed"]) == ("sing", "models", -1)
 
 
-def test_words_that_look_like_paths_are_sung(here: Path) -> None:
+def test_words_that_look_like_paths_are_sent(here: Path) -> None:
     with answering(JobServer()) as server:
         command = [
             "sing",

@@ -194,14 +194,14 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("token_file")
-def test_a_song_is_sung_behind_vertex(out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_song_is_generated_behind_vertex(out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with vertex(AppDeployment(Served()), certificate, monkeypatch, SHARED):
         assert client.main([*SING, "--tracks", "mix", "vocal", "--out", str(out)], FakeClock()) == 0
     assert (out.read_bytes(), out.with_name("song-vocal.mp3").read_bytes()) == (SONG, b"vocal of pop 7")
 
 
 @pytest.mark.usefixtures("token_file")
-def test_a_song_that_the_platform_cuts_off_is_sung_once(
+def test_a_song_that_the_platform_cuts_off_is_generated_once(
     out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = AppDeployment(Served())
@@ -318,8 +318,8 @@ def posted(endpoint: Endpoint, certificate: Path, method: str) -> tuple[int, byt
 def test_every_path_is_reached_by_post_where_the_endpoint_invokes(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = Served(may_sing=False, aip_mode="PREDICTION")
-    sung, cancelled = (served.one(seed=seed, wait_seconds=0)["job_id"] for seed in (7, 8))
+    served = Served(may_generate=False, aip_mode="PREDICTION")
+    generated, cancelled = (served.one(seed=seed, wait_seconds=0)["job_id"] for seed in (7, 8))
     with vertex(AppDeployment(served, invoked=True), certificate, monkeypatch) as endpoint:
 
         def asked(path: str) -> Any:
@@ -327,22 +327,22 @@ def test_every_path_is_reached_by_post_where_the_endpoint_invokes(
             assert status == 200, body
             return json.loads(body)
 
-        assert {job["job_id"] for job in asked("/jobs")["jobs"]} == {sung, cancelled}
+        assert {job["job_id"] for job in asked("/jobs")["jobs"]} == {generated, cancelled}
         assert asked("/models/status")["model"] == "tiny"
         asked(f"/jobs/{cancelled}/cancel")
         assert asked(f"/jobs/{cancelled}")["status"] == "cancelled"
         served.manager.load().result(SECONDS)
-        served.models.engine.sing_on()
-        served.wait_for(sung)
-        assert asked(f"/jobs/{sung}")["status"] == "succeeded"
-        assert posted(endpoint, certificate, f"/invoke/jobs/{sung}/audio/mix.mp3") == (200, SONG)
+        served.models.engine.release()
+        served.wait_for(generated)
+        assert asked(f"/jobs/{generated}")["status"] == "succeeded"
+        assert posted(endpoint, certificate, f"/invoke/jobs/{generated}/audio/mix.mp3") == (200, SONG)
         refused = ["/invoke", "/invoke/", ":predict", ":rawPredict", "/invoke/nowhere", "/jobs"]
         assert {posted(endpoint, certificate, method)[0] for method in refused} == {404}
 
 
 @pytest.mark.usefixtures("token_file")
 @pytest.mark.parametrize("name", [[f"{NAME}/invoke"], ["4211/invoke", "--project", "123456", "--region", "here"]])
-def test_the_command_line_sings_where_the_endpoint_invokes(
+def test_the_command_line_generates_where_the_endpoint_invokes(
     name: list[str], out: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = Served(aip_mode="PREDICTION")

@@ -29,14 +29,14 @@ BASE = "localhost/yue-server-base"
 IMAGE = "localhost/yue-server-test"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 USER_ID = 10001
-PATIENCE_S = 120.0
+DEADLINE_S = 120.0
 BUILD_S = 900.0
 PROBES = Probes(liveness_period_s=0.5, liveness_tries=80, health_period_s=0.5)
 PIP_FILE = "/etc/pip.conf"
 TOOLS = ("buildah", "debootstrap")
 
 
-def buildah(*arguments: str, folder: Path = PROJECT, timeout_s: float = PATIENCE_S) -> str:
+def buildah(*arguments: str, folder: Path = PROJECT, timeout_s: float = DEADLINE_S) -> str:
     """Its output. It works without a daemon and without namespaces, so also inside a container."""
     done = subprocess.run(
         ["buildah", *arguments],
@@ -120,7 +120,7 @@ def closed_copy(folder: Path) -> Path:
 def host_mounts(folder: Path) -> list[str]:
     """What this machine's pip is set up with, at the same places: its settings, and the files they name."""
     listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True, timeout=DEADLINE_S
     ).stdout
     settings = {}
     for line in listed.splitlines():
@@ -192,13 +192,13 @@ def test_weights_belong_to_a_group_that_may_write_them(container: str) -> None:
 
 
 @pytest.mark.parametrize(("loading", "user"), [("on_demand", f"{USER_ID}:{USER_ID}"), ("startup", "123456:0")])
-def test_it_sings_on_vertex_ai_in_both_modes(loading: str, user: str, container: str) -> None:
+def test_it_generates_songs_on_vertex_ai_in_both_modes(loading: str, user: str, container: str) -> None:
     """Once as a user that the image does not know, as OpenShift runs it."""
     command = run_command(container, loading, user)
     deployment = Deployment(command, buildah_environment(), PROBES, find_main=main_process)
     with deployment, endpoint(deployment, SHARED) as shared:
-        assert deployment.wait_until_alive(PATIENCE_S)
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_alive(DEADLINE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         assert ask_models(shared.url)["status"] == ("ready" if loading == "startup" else "not_loaded")
         assert predict(shared.url, SONG)["status"] == "succeeded"
         assert deployment.starts == 1

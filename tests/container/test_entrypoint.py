@@ -43,7 +43,7 @@ from tests.support.vertex import (
 pytestmark = pytest.mark.slow
 
 ENTRYPOINT = str(PROJECT / "entrypoint.sh")
-PATIENCE_S = 120.0  # an end to waiting where something is broken
+DEADLINE_S = 120.0  # an end to waiting where something is broken
 BINDS_S = 10.0
 ENDS_S = 5.0
 # The platform's numbers of tries, but in quick succession; a real server gets its 40 s before it is restarted.
@@ -61,9 +61,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("command", ["serve", "download"])
 def test_an_environment_without_the_requirements_is_told_in_one_line(tmp_path: Path, command: str) -> None:
     bare = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=PATIENCE_S)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=DEADLINE_S)
     environment = clean_environment(tmp_path / "cache") | {"PATH": f"{bare}/bin:{os.environ['PATH']}"}
-    done = subprocess.run([ENTRYPOINT, command], env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run([ENTRYPOINT, command], env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and str(bare) in line and "requirements.txt" in line
 
@@ -87,7 +87,7 @@ def entrypoint(
     environment: dict[str, str], *arguments: str, folder: Path = PROJECT
 ) -> subprocess.CompletedProcess[str]:
     command = [ENTRYPOINT, *arguments]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 def test_help_tells_the_commands_and_starts_nothing(environment: dict[str, str]) -> None:
@@ -220,7 +220,7 @@ def test_on_demand_it_is_healthy_at_once_and_the_first_song_brings_the_models(en
         raw = post(f"{shared.url}:rawPredict", body_of(SONG))
         (same,) = json.loads(raw.body)["predictions"]
         assert raw.content_type == "application/json"
-        assert same["audio"] == song["audio"], "the same seed sings the same song"
+        assert same["audio"] == song["audio"], "the same seed gives the same song"
 
         wrong = post(f"{shared.url}:rawPredict", b"no json")
         assert (wrong.status, wrong.content_type) == (400, "application/problem+json")
@@ -241,12 +241,12 @@ def test_at_startup_it_gets_no_requests_until_the_models_are_ready(environment: 
     ):
         assert deployment.wait_until_alive(BINDS_S)
         assert deployment.wait_until_health(503, BINDS_S)
-        assert held.reached.wait(PATIENCE_S)
+        assert held.reached.wait(DEADLINE_S)
         assert post(f"{dedicated.url}:predict", body_of(SONG)).status == 503
         assert not deployment.routed
 
         held.release()
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         assert ask_models(dedicated.url)["status"] == "ready"
         assert predict(dedicated.url, SONG)["status"] == "succeeded"
 
@@ -263,7 +263,7 @@ def test_what_was_downloaded_is_served_without_a_network(environment: dict[str, 
         assert last["event"] == "done" and Path(last["files"]["stage1"]).is_dir()
     offline = settings | {"HF_HUB_OFFLINE": "1"}  # and the Hub is gone
     with Deployment([ENTRYPOINT], offline, PATIENT) as deployment, endpoint(deployment, SHARED) as shared:
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         assert ask_models(shared.url)["model"] == "en-cot"
 
 
@@ -301,7 +301,7 @@ def begin_download(command: list[str], environment: dict[str, str], hub: HubServ
     begun = subprocess.Popen(
         command, env=environment | port | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert held.reached.wait(PATIENCE_S)
+    assert held.reached.wait(DEADLINE_S)
     return begun
 
 
@@ -348,7 +348,7 @@ def health(tmp_path: Path) -> Path:
 def told(health: Path) -> Iterator[Deployment]:
     environment = dict(os.environ) | {"PYTHONPATH": str(PROJECT)}
     with Deployment([sys.executable, __file__, str(health)], environment, PATIENT) as deployment:
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         yield deployment
 
 
@@ -392,12 +392,12 @@ def test_four_failed_probes_stop_the_requests_and_one_good_one_brings_them_back(
         Deployment([sys.executable, __file__, str(health)], environment, probes) as deployment,
         endpoint(deployment, SHARED) as shared,
     ):
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         health.write_text("503")
-        assert deployment.wait_until_routed(PATIENCE_S, routed=False)
+        assert deployment.wait_until_routed(DEADLINE_S, routed=False)
         assert post(f"{shared.url}:predict", body_of({})).status == 503
         health.write_text("200")
-        assert deployment.wait_until_routed(PATIENCE_S)
+        assert deployment.wait_until_routed(DEADLINE_S)
         assert post(f"{shared.url}:predict", body_of({})).status == 200
         assert deployment.starts == 1, "bad health is no reason for a restart"
 
@@ -405,7 +405,7 @@ def test_four_failed_probes_stop_the_requests_and_one_good_one_brings_them_back(
 @pytest.mark.parametrize("program", ["import time; time.sleep(600)", "pass"])
 def test_what_does_not_listen_or_has_ended_is_started_again(program: str) -> None:
     with Deployment([sys.executable, "-c", program], dict(os.environ), QUICK) as deployment:
-        assert deployment.wait_until_restarted(3, PATIENCE_S)
+        assert deployment.wait_until_restarted(3, DEADLINE_S)
         assert not deployment.routed
 
 
@@ -419,7 +419,7 @@ def body_of(instance: dict[str, object]) -> bytes:
 def post(url: str, body: bytes, content_type: str = "application/json") -> Answer:
     address = urllib.parse.urlsplit(url)
     assert address.hostname is not None
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=DEADLINE_S)
     try:
         connection.request("POST", address.path, body, {"Content-Type": content_type})
         response = connection.getresponse()

@@ -25,7 +25,7 @@ from tests.support.paths import SUPPORT
 pytestmark = pytest.mark.slow
 
 JOB_SERVER = SUPPORT / "job_server.py"
-PATIENCE_S = 300  # an end to waiting where something is broken
+DEADLINE_S = 300  # an end to waiting where something is broken
 ENGINE_ENDS_S = 10  # it ends by itself when the server is gone
 
 
@@ -65,7 +65,7 @@ def played(environment: dict[str, str], tmp_path: Path, port: int) -> dict[str, 
 
 def run_local(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "run_local.sh"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 def test_help_tells_the_options_and_starts_nothing(environment: dict[str, str]) -> None:
@@ -115,12 +115,14 @@ def test_an_environment_that_lacks_the_tools_is_told_in_one_line(
 ) -> None:
     venv.create(tmp_path / "bare")
     bare = environment | {"YUE_VENV": str(tmp_path / "bare")}
-    done = subprocess.run([str(ROOT / script)], env=bare, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run([str(ROOT / script)], env=bare, capture_output=True, text=True, timeout=DEADLINE_S)
     (line,) = (done.stdout + done.stderr).splitlines()
     assert done.returncode == 1 and tool in line and f"{tmp_path}/bare/bin/python -m pip install -r {file}" in line
 
 
-def test_a_first_song_is_sung_and_the_server_stopped(played: dict[str, str], tmp_path: Path, temporary: Path) -> None:
+def test_a_first_song_is_generated_and_the_server_stopped(
+    played: dict[str, str], tmp_path: Path, temporary: Path
+) -> None:
     output = tmp_path / "song.mp3"
     done = run_local(played, "--once", "--output", str(output))
     assert done.returncode == 0, done.stderr
@@ -163,7 +165,7 @@ def test_the_line_that_activates_the_environment_is_told(played: dict[str, str],
 
 def test_output_is_taken_from_where_the_caller_stands(played: dict[str, str], tmp_path: Path) -> None:
     command = [str(ROOT / "run_local.sh"), "--once", "--output=here.mp3"]
-    subprocess.run(command, env=played, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(command, env=played, cwd=tmp_path, check=True, capture_output=True, timeout=DEADLINE_S)
     assert (tmp_path / "here.mp3").read_bytes() == AUDIO
 
 
@@ -174,7 +176,7 @@ def test_without_output_the_song_is_where_the_caller_stands_and_overwrites_none(
     here.mkdir()
     (here / "song.mp3").write_bytes(b"dear")
     done = subprocess.run(
-        [str(ROOT / "run_local.sh"), "--once"], env=played, cwd=here, capture_output=True, text=True, timeout=PATIENCE_S
+        [str(ROOT / "run_local.sh"), "--once"], env=played, cwd=here, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in here.iterdir()} == {"song.mp3": b"dear", "song-2.mp3": AUDIO}
@@ -191,7 +193,7 @@ def test_a_server_that_dies_shows_its_log(environment: dict[str, str], tmp_path:
 
 
 def test_a_song_that_fails_gives_its_exit_code(environment: dict[str, str], tmp_path: Path) -> None:
-    """A server that is none answers /health, and cannot sing."""
+    """A server that answers /health and generates no songs."""
     venv = _venv(tmp_path, f"exec {_python()} -m http.server {environment['PORT']}")
     done = run_local(environment | {"YUE_VENV": str(venv)}, "--output", str(tmp_path / "song.mp3"))
     assert done.returncode == 1
@@ -226,7 +228,7 @@ def end_when(environment: dict[str, str], sign: str, way: signal.Signals, *argum
         assert any(sign in line for line in script.stdout)
         os.killpg(script.pid, way)
         script.stdout.read()  # ends when the last process that holds it ends
-        return script.wait(PATIENCE_S)
+        return script.wait(DEADLINE_S)
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ def prepare(project: Path) -> subprocess.CompletedProcess[str]:
         'set -euo pipefail; source scripts/setup.sh; prepare_environment requirements.txt; "$python" -m pip --version'
     )
     command = ["bash", "-c", script]
-    return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 def test_the_environment_is_made_once_and_mended_when_broken(project: Path) -> None:
@@ -327,13 +329,13 @@ def test_run_tests_tells_its_options_and_runs_nothing(project: Path) -> None:
     assert not ran and done.returncode == 0 and "--quick" in done.stdout and "YUE_VENV" in done.stdout
 
 
-def test_the_real_server_sings_end_to_end_at_any_address_with_any_keys(
+def test_the_real_server_generates_end_to_end_at_any_address_with_any_keys(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "song.mp3"
     command = [str(short_checkout(tmp_path / "checkout") / "run_local.sh"), "--once", "--output", str(output)]
     own = environment | {"YUE_HOST": "127.0.0.2", "YUE_API_KEY": "of-the-first-user,of-the-second-user"}
-    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     song = soundfile.info(output)
     assert (song.format, song.samplerate, song.channels) == ("MP3", 44_100, 1)

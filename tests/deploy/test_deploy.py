@@ -1,4 +1,4 @@
-"""The deploy scripts, from nothing to an endpoint that sings and back, with a stand-in for Google Cloud."""
+"""The deploy scripts, from nothing to a working endpoint and back, with a stand-in for Google Cloud."""
 
 from __future__ import annotations
 

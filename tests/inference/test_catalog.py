@@ -62,7 +62,7 @@ def test_the_tiny_model_names_no_repository_of_the_hub() -> None:
     assert {model.stage1.name, model.stage2.name, model.codec.name} == {"tiny"}
 
 
-def test_only_the_files_that_sing_are_wanted() -> None:
+def test_only_the_files_that_are_needed_are_wanted() -> None:
     wants = catalog.STAGE_2.wants
     assert all(map(wants, ["config.json", "tokenizer.model", "model-1.safetensors", "model.safetensors.index.json"]))
     assert not any(map(wants, ["README.md", "pytorch_model.bin", "old/model.safetensors", "old/config.json"]))
@@ -70,6 +70,6 @@ def test_only_the_files_that_sing_are_wanted() -> None:
     assert not catalog.CODEC.wants("decoder_131000.pth")
 
 
-def test_files_without_which_nobody_sings_are_missed() -> None:
+def test_files_that_are_needed_are_missed() -> None:
     assert catalog.STAGE_2.lacking(["config.json", "model.safetensors"]) == ["tokenizer.model"]
     assert catalog.STAGE_2.lacking(["config.json", "model.safetensors", "tokenizer.model"]) == []

@@ -16,7 +16,7 @@ LONGEST = 20_000 - len(TAG)
 
 @schemathesis.hook
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Lyrics begin with a tag, which no schema can say: else hardly a song would be sung."""
+    """Lyrics begin with a tag, which no schema can say: otherwise hardly a song would be generated."""
     parts = [body, body.get("parameters"), *_instances(body)] if isinstance(body, dict) else []
     for part in parts:
         words = part.get("lyrics") if isinstance(part, dict) else None

@@ -37,20 +37,20 @@ INSTANCE = {"genres": "pop", "lyrics": LYRICS}
 
 
 def audio_of(request: SongRequest, track: str) -> bytes:
-    """What the fake engine sings: it shows which song and track it is."""
+    """The fake engine's audio: it shows which song and track it is."""
     return f"{track} of {request.genres} {request.seed}".encode()
 
 
 class FakeEngine:
-    """Sings one song after the other in a thread of its own, each as soon as `may_sing` is set."""
+    """Generates one song after the other in a thread of its own, each as soon as `may_generate` is set."""
 
     max_songs = 1  # that it says it takes max_songs
 
-    def __init__(self, may_sing: bool = True, memory_bytes: int | None = None) -> None:
+    def __init__(self, may_generate: bool = True, memory_bytes: int | None = None) -> None:
         self.memory_bytes = memory_bytes
-        self.may_sing = threading.Event()
+        self.may_generate = threading.Event()
         self.closed = threading.Event()
-        self.sung: list[str] = []  # the ids of the songs that were begun, in order
+        self.generated: list[str] = []  # the ids of the songs that were started, in order
         self.cancelled: list[str] = []
         self.requests: list[SongRequest] = []  # all that it was asked for
         self.error: YueError | None = None  # what the next songs end in
@@ -59,8 +59,8 @@ class FakeEngine:
         self._orders: queue.Queue[tuple[str, SongRequest, Callable[[Progress], None], Future[Song]] | None]
         self._orders = queue.Queue()
         self._dead = False
-        if may_sing:
-            self.may_sing.set()
+        if may_generate:
+            self.may_generate.set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -102,26 +102,30 @@ class FakeEngine:
             self._dead = True
             self._wake.notify_all()
 
-    def sing_on(self) -> None:
+    def release(self) -> None:
         """Let every song through from here on."""
         with self._wake:
-            self.may_sing.set()
+            self.may_generate.set()
             self._wake.notify_all()
 
     def wait_until_begun(self, songs: int) -> None:
         """Until that many songs were begun."""
         with self._began:
-            assert self._began.wait_for(lambda: len(self.sung) >= songs, SECONDS), f"only {self.sung} were begun"
+            assert self._began.wait_for(lambda: len(self.generated) >= songs, SECONDS), (
+                f"only {self.generated} were started"
+            )
 
     def _run(self) -> None:
         while order := self._orders.get():
             song_id, request, on_progress, future = order
             on_progress(Progress("stage1", section=1, sections=2, fraction=0.25))
             with self._began:
-                self.sung.append(song_id)
+                self.generated.append(song_id)
                 self._began.notify_all()
             with self._wake:
-                self._wake.wait_for(lambda: self._dead or self.may_sing.is_set() or self.sung[-1] in self.cancelled)
+                self._wake.wait_for(
+                    lambda: self._dead or self.may_generate.is_set() or self.generated[-1] in self.cancelled
+                )
             self._end(song_id, request, future)
 
     def _end(self, song_id: str, request: SongRequest, future: Future[Song]) -> None:
@@ -185,7 +189,7 @@ class FakeClock:
 class FakeModels:
     """Makes fetches and engines for a ModelManager, and remembers them."""
 
-    def __init__(self, may_fetch: bool = True, may_sing: bool = True) -> None:
+    def __init__(self, may_fetch: bool = True, may_generate: bool = True) -> None:
         self.clock = FakeClock()
         self.may_fetch = threading.Event()
         self.errors: list[YueError] = []  # each ends one fetch
@@ -193,7 +197,7 @@ class FakeModels:
         self.fetches: list[FakeFetch] = []
         self.forced: list[bool] = []  # of each fetch, whether it had to prove everything anew
         self.engines: list[FakeEngine] = []
-        self.may_sing = may_sing  # of engines to come
+        self.may_generate = may_generate  # of engines to come
         self.on_a_gpu = False  # the engines to come
         self.starting = threading.Event()  # set: an engine is in its loading
         self.may_start = threading.Event()  # unset: engines stay in their loading
@@ -219,7 +223,7 @@ class FakeModels:
         on_loading("stage2")
         if self.start_errors:
             raise self.start_errors.pop(0)
-        self.engines.append(FakeEngine(self.may_sing, 1_000 if self.on_a_gpu else None))
+        self.engines.append(FakeEngine(self.may_generate, 1_000 if self.on_a_gpu else None))
         return self.engine
 
     def manager(self, model: str = "tiny") -> ModelManager:
@@ -241,8 +245,8 @@ class FakeModels:
 class Served:
     """An app over fakes, and a client for it."""
 
-    def __init__(self, may_fetch: bool = True, may_sing: bool = True, **settings: Any) -> None:
-        self.models = FakeModels(may_fetch, may_sing)
+    def __init__(self, may_fetch: bool = True, may_generate: bool = True, **settings: Any) -> None:
+        self.models = FakeModels(may_fetch, may_generate)
         self.manager = self.models.manager()
         self.app: Flask = create_app(Settings(**{"aip_mode": None, "data": new_folder(), **settings}), self.manager)
         self.client: FlaskClient = self.app.test_client()
@@ -251,7 +255,7 @@ class Served:
         return self.client.post("/predict", json={"instances": list(instances), **body}, headers=headers)
 
     def one(self, **fields: object) -> Any:
-        """The prediction of one instance that is sung."""
+        """The prediction of one instance whose song is finished."""
         response = self.predict({**INSTANCE, **fields})
         body: Any = response.json
         assert response.status_code == 200, body
@@ -278,8 +282,8 @@ def new_folder() -> str:
 class ChildEngine(FakeEngine):
     """A fake engine with a process of its own, as the real one has."""
 
-    def __init__(self, may_sing: bool = True) -> None:
-        super().__init__(may_sing)
+    def __init__(self, may_generate: bool = True) -> None:
+        super().__init__(may_generate)
         self._child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
     def info(self) -> dict[str, object]:
@@ -291,27 +295,27 @@ class ChildEngine(FakeEngine):
         self._child.communicate()
 
 
-def fake_app(may_fetch: bool = True, may_sing: bool = True) -> Flask:
+def fake_app(may_fetch: bool = True, may_generate: bool = True) -> Flask:
     """A whole server but for its models, for gunicorn to run; its settings come from the environment.
 
-    Two more routes are for the test: /sing-on lets every song through, /waiters tells how many requests wait.
+    Two more routes are for the test: /release lets every song through, /waiters tells how many requests wait.
     """
     models = FakeModels(may_fetch)
     engines: list[ChildEngine] = []
 
     def start_engine(files: ModelFiles, on_loading: Callable[[str], None]) -> ChildEngine:
-        engines.append(ChildEngine(may_sing))
+        engines.append(ChildEngine(may_generate))
         return engines[-1]
 
     app = create_app(manager=ModelManager(catalog.find("tiny"), models.fetch, start_engine))
     services = app.extensions["yue"]
 
-    def sing_on() -> Response:
+    def release() -> Response:
         for engine in engines:
-            engine.sing_on()
+            engine.release()
         return jsonify(engines=len(engines))
 
-    app.add_url_rule("/sing-on", "sing-on", sing_on, methods=["POST"])
+    app.add_url_rule("/release", "release", release, methods=["POST"])
     app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.wait_slots.free))
     return app
 

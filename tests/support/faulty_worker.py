@@ -1,6 +1,6 @@
 """The engine's process with a fault built in: one of its stages breaks on its way.
 
-It does not know which songs are sung. Run as a program with a fault, a stage and the pipe's descriptor.
+Run as a program with a fault, a stage and the pipe's descriptor.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class TinyHub(HubServer):
         ]
         for repository, folder in folders:
             shutil.copytree(folder, root / repository.name, copy_function=_link)
-            (root / repository.name / "README.md").write_text("Not needed to sing.\n")
+            (root / repository.name / "README.md").write_text("Not needed to generate songs.\n")
         super().__init__(root, {to.name: to.revision for to, _ in folders if to.revision is not None})
 
     def __exit__(self, *reason: object) -> None:

@@ -64,7 +64,7 @@ class LightEngine:
         future: Future[Song] = Future()
         with self._lock:
             self._orders[song_id] = _Order(request, on_progress, future)
-        if not self._tell(sing=song_id):
+        if not self._tell(generate=song_id):
             self._end(song_id, error=EngineError("the engine's process has ended"))
         return future
 
@@ -113,7 +113,7 @@ class LightEngine:
             order = self._orders.get(song_id)
         if order is None:
             return
-        if word["state"] == "sings":
+        if word["state"] == "running":
             order.on_progress(Progress("stage1", 1, 1, fraction=word["fraction"]))
         elif word["state"] == "cancelled":
             self._end(song_id, error=Cancelled("the song was cancelled"))

@@ -26,24 +26,24 @@ class _Process:
         while True:
             self._take(block=not self._waiting)
             if self._waiting:
-                self._sing(self._waiting.pop(0))
+                self._generate(self._waiting.pop(0))
 
-    def _sing(self, song_id: str) -> None:
+    def _generate(self, song_id: str) -> None:
         for step in range(STEPS):
             time.sleep(STEP_SECONDS)
             self._take(block=False)
             if song_id in self._cancelled:
                 self._say(song_id, state="cancelled")
                 return
-            self._say(song_id, state="sings", fraction=(step + 1) / STEPS)
-        self._say(song_id, state="sung")
+            self._say(song_id, state="running", fraction=(step + 1) / STEPS)
+        self._say(song_id, state="generated")
 
     def _take(self, block: bool) -> None:
         while block or not self._heard.empty():
             word = self._heard.get()
             block = False
-            if "sing" in word:
-                self._waiting.append(word["sing"])
+            if "generate" in word:
+                self._waiting.append(word["generate"])
             else:
                 self._cancelled.add(word["cancel"])
 

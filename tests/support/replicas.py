@@ -116,7 +116,7 @@ class Replica:
         self.engine = HandEngine()
         self._loaded = LoadedModel(TINY, ModelFiles("tiny", "", *[Path()] * 3), self.engine, 0.0)
         self._starting: Job | None = None  # its start is not written yet
-        self.sung: list[str] = []
+        self.generated: list[str] = []
 
     def submit(self, key: str | None, seed: int = 1) -> Job:
         request = SongRequest("pop", LYRICS, seed)
@@ -136,7 +136,7 @@ class Replica:
         """Finish the first song that was begun."""
         for job in self.queue.living():
             if job.id in self.engine.begun:
-                self.sung.append(job.id)
+                self.generated.append(job.id)
                 distinct_moment.wait()
                 future = self.engine.end(job.id, f"{job.id} by {self.store.replica}".encode())
                 self.jobs.dispatcher.end(job, self.engine, future)

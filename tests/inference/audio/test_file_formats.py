@@ -48,5 +48,5 @@ def test_what_is_not_known_gets_no_name(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"ID3", b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f"])
-def test_a_tag_that_is_cut_off_is_no_trouble(content: bytes) -> None:
+def test_a_tag_that_is_cut_off_is_no_error(content: bytes) -> None:
     assert recognised(content)

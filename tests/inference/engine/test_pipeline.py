@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_engine:
     assert first.seed == 3
 
 
-def test_only_the_sections_asked_for_are_sung(tiny_engine: Scheduler) -> None:
+def test_only_the_sections_asked_for_are_generated(tiny_engine: Scheduler) -> None:
     song = tiny_engine.generate(request(segments=2))
     assert [span.tag for span in song.segments] == ["verse", "chorus"]
     assert hear(song.audio["mix"]).seconds == 2.0
@@ -123,7 +123,9 @@ def test_warnings_of_the_lyrics_reach_the_song(tiny_engine: Scheduler) -> None:
         ({"reference": Reference(mix=b"not audio")}, "reference.audio"),
     ],
 )
-def test_what_cannot_be_sung_is_refused_by_name(tiny_engine: Scheduler, changes: dict[str, object], field: str) -> None:
+def test_what_cannot_be_generated_is_refused_by_name(
+    tiny_engine: Scheduler, changes: dict[str, object], field: str
+) -> None:
     with pytest.raises(InvalidField) as refusal:
         tiny_engine.generate(request(**changes))
     assert refusal.value.field == field

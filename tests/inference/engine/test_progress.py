@@ -24,7 +24,7 @@ class Run:
     """A song as an engine makes it, by a clock of its own: sections of these tokens, so many tokens a second.
 
     `rest` is how long everything behind stage 1 takes for each second of it, `piece` how much of that the first piece
-    takes, `slower_from` the share of stage 1 from which on other songs sing along.
+    takes, `slower_from` the share of stage 1 from which on other songs run beside it.
     """
 
     sections: Sequence[int]
@@ -32,7 +32,7 @@ class Run:
     rest: float = 0.2
     piece: float = 0.2
     learned: float | None = None  # what earlier songs took
-    words: float = 8.0  # seconds that each section's words take to sing
+    words: float = 8.0  # expected seconds of each section's words
     slower_from: float = 2.0
     waits: float = 0.0  # seconds for a place
 
@@ -63,10 +63,10 @@ class Run:
         return FIRST_PIECE / sum(self.sections) * self.piece if sum(self.sections) > FIRST_PIECE else 0.0
 
     def _sing(self, progress: ProgressTracker, clock: FakeClock) -> None:
-        total, sung, paused = sum(self.sections), 0, False
+        total, generated, paused = sum(self.sections), 0, False
         for number, section in enumerate(self.sections, start=1):
             for inside in range(TOKENS_A_STEP, section + TOKENS_A_STEP, TOKENS_A_STEP):
-                tokens = sung + min(inside, section)
+                tokens = generated + min(inside, section)
                 clock.advance(TOKENS_A_STEP / self.rate * (2 if tokens > self.slower_from * total else 1))
                 progress.composed(number, tokens)
                 progress.upsampled(0, 0, 0)
@@ -78,7 +78,7 @@ class Run:
                         progress.upsampled(
                             0, step, step / 10 * FIRST_PIECE / max(progress.expected_tokens, FIRST_PIECE)
                         )
-            sung += section
+            generated += section
 
     def _fill_in(self, progress: ProgressTracker, clock: FakeClock, seconds: float, first: float) -> None:
         frames = sum(self.sections)
@@ -155,13 +155,13 @@ def test_a_still_bar_beside_a_rising_countdown_is_not_shown() -> None:
 
 
 def windows(shown: list[tuple[float, Progress]], seconds: float) -> list[list[Progress]]:
-    """What was shown in each stretch of so many seconds, while the song was sung."""
-    sung = [(now, progress) for now, progress in shown if progress.stage == "stage1" and progress.tokens]
+    """What was shown in each stretch of so many seconds, while the song was generated."""
+    generated = [(now, progress) for now, progress in shown if progress.stage == "stage1" and progress.tokens]
     return [
         inside
-        for begin, _ in sung
-        if begin + seconds <= sung[-1][0]
-        and len(inside := [progress for now, progress in sung if begin <= now <= begin + seconds]) > 1
+        for begin, _ in generated
+        if begin + seconds <= generated[-1][0]
+        and len(inside := [progress for now, progress in generated if begin <= now <= begin + seconds]) > 1
     ]
 
 

@@ -78,12 +78,12 @@ def test_noise_depends_on_the_seed_alone() -> None:
 
 
 def test_noise_is_the_same_however_far_one_looks_ahead() -> None:
-    patient, hasty = Noise(1, 50), Noise(1, 50)
+    whole, stepwise = Noise(1, 50), Noise(1, 50)
     drawn = []
     for looked_at, taken in ((16, 3), (100, 40), (1, 1), (16, 16)):
-        drawn.append(hasty.ahead(looked_at)[:taken])
-        hasty.advance(taken)
-    assert torch.equal(torch.cat(drawn), patient.ahead(60))
+        drawn.append(stepwise.ahead(looked_at)[:taken])
+        stepwise.advance(taken)
+    assert torch.equal(torch.cat(drawn), whole.ahead(60))
 
 
 def test_a_single_candidate_is_left_when_top_p_is_tiny() -> None:
@@ -109,7 +109,7 @@ def test_seen_tokens_become_less_likely_whatever_their_sign() -> None:
     assert penalise(scores, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
 
 
-def test_only_what_can_be_sung_counts_as_seen() -> None:
+def test_only_codes_count_as_seen() -> None:
     seen = seen_candidates([5, EOA_ID, FIRST_CODE_ID, FIRST_CODE_ID + 1023, FIRST_CODE_ID + 1024])
     assert seen.nonzero().flatten().tolist() == [EOA_CANDIDATE, 1, 1024]
 

@@ -1,4 +1,4 @@
-"""Many songs at once: each is what it would be alone, whoever else sings and whenever it came."""
+"""Many songs at once: each is what it would be alone, whatever else runs and whenever it came."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None
     assert audio_of(run(engine)["long"]) == alone.audio
 
 
-def test_more_songs_than_places_are_all_sung(tiny_pipeline: Pipeline) -> None:
+def test_more_songs_than_places_are_all_generated(tiny_pipeline: Pipeline) -> None:
     engine = Scheduler(tiny_pipeline, Limits(songs=2, rows=2))
     for i in range(5):
         engine.add(str(i), request(seed=i, segments=1), ignore)
@@ -307,7 +307,9 @@ class HeldEncoder:
         monkeypatch.setattr(SongInProgress, "encode", encode)
 
 
-def test_the_others_are_sung_while_a_song_is_encoded(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_others_are_generated_while_a_song_is_encoded(
+    tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     songs = {"first": request(segments=1), "second": request(seed=1, segments=1)}
     alone = {name: Scheduler(tiny_pipeline).generate(song).audio for name, song in songs.items()}
     encoder = HeldEncoder(monkeypatch)
@@ -408,7 +410,7 @@ def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatc
     assert watch.frames == 2 * SHORT_PIECE
 
 
-def test_songs_that_sing_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_songs_that_generate_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, engine = Watch(monkeypatch), Scheduler(small)
     for name in "abc":
         engine.add(name, in_pieces(4), ignore)
@@ -423,11 +425,11 @@ def test_a_song_that_comes_later_has_its_beginning_early(small: Pipeline, monkey
         engine.step()
     engine.step()
     engine.add("late", in_pieces(3, seed=1), ignore)
-    sung_before = engine._songs["early"].composition.n_tokens
+    before = engine._songs["early"].composition.n_tokens
     while not decoded(engine, "late"):
         engine.step()
     early = engine._songs["early"].composition
     assert not early.finished
-    assert early.n_tokens > sung_before, "the others are not held up"
+    assert early.n_tokens > before, "the others are not held up"
     assert watch.frames >= 2 * SHORT_PIECE
     assert len(run(engine)) == 2

@@ -1,4 +1,4 @@
-"""Stage 1 sings the published algorithm's tokens, in every section, with and without a reference or a window."""
+"""Stage 1 generates the published algorithm's tokens, in every section, with and without a reference or a window."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def recorded_prompt(parity_dir: Path, name: str, n_segments: int) -> Prompt:
     return Prompt(head=case["head"], segments=segments, starts=starts)
 
 
-def sing(llama: Llama, prompt: Prompt, settings: Stage1Settings, seed: int = 0) -> Composition:
+def generate(llama: Llama, prompt: Prompt, settings: Stage1Settings, seed: int = 0) -> Composition:
     song = Composition(prompt, settings, seed, llama.context)
     compose(llama, song, silent)
     return song
@@ -67,7 +67,7 @@ def test_greedy_tokens_equal_the_published_algorithms(
     )
     if "eoa_gain" in case:
         llama = parity_llama("stage1", case["eoa_gain"])
-    song = sing(llama, recorded_prompt(parity_dir, case["prompt"], case["n_segments"]), settings)
+    song = generate(llama, recorded_prompt(parity_dir, case["prompt"], case["n_segments"]), settings)
     assert song.sections == case["new_tokens"]
     vocal, instrumental = tracks(song.sections)
     assert vocal.tolist() == case["vocal"]
@@ -83,32 +83,32 @@ def short_song(parity_dir: Path) -> tuple[Prompt, Stage1Settings]:
     return recorded_prompt(parity_dir, "two_verses", 2), Stage1Settings(max_new_tokens=110)
 
 
-def test_the_same_seed_sings_the_same_and_another_sings_another(llama: Llama, parity_dir: Path) -> None:
+def test_the_same_seed_generates_the_same_and_another_generates_another(llama: Llama, parity_dir: Path) -> None:
     prompt, settings = short_song(parity_dir)
-    first, again, other = (sing(llama, prompt, settings, seed).sections for seed in (7, 7, 8))
+    first, again, other = (generate(llama, prompt, settings, seed).sections for seed in (7, 7, 8))
     assert first == again
     assert first != other
 
 
 def test_a_section_never_ends_before_its_minimum(parity_dir: Path) -> None:
     prompt, settings = short_song(parity_dir)
-    song = sing(parity_llama("stage1", eoa_gain=30.0), prompt, settings)
+    song = generate(parity_llama("stage1", eoa_gain=30.0), prompt, settings)
     assert [len(section) for section in song.sections] == [101, 101]
     assert all(section[-1] == EOA_ID for section in song.sections)
 
 
-def test_every_section_asked_for_is_sung_and_no_other_id_than_a_code_comes(llama: Llama, parity_dir: Path) -> None:
+def test_every_section_asked_for_is_generated_and_no_other_id_than_a_code_comes(llama: Llama, parity_dir: Path) -> None:
     prompt, settings = recorded_prompt(parity_dir, "four_sections", 4), Stage1Settings(max_new_tokens=100)
-    song = sing(llama, prompt, settings)
+    song = generate(llama, prompt, settings)
     assert [len(section) for section in song.sections] == [101] * 4
     assert all(0 <= token - FIRST_CODE_ID < 1024 for section in song.sections for token in section[:-1])
 
 
-def test_without_guidance_one_branch_sings(llama: Llama, parity_dir: Path) -> None:
+def test_without_guidance_one_branch_runs(llama: Llama, parity_dir: Path) -> None:
     prompt, _ = short_song(parity_dir)
     settings = Stage1Settings(Sampling(temperature=0), guidance_scale=(1.0, 1.0), max_new_tokens=100)
     with_guidance = Stage1Settings(Sampling(temperature=0), max_new_tokens=100)
-    assert sing(llama, prompt, settings).sections != sing(llama, prompt, with_guidance).sections
+    assert generate(llama, prompt, settings).sections != generate(llama, prompt, with_guidance).sections
 
 
 class OnlyCodes(LogitsProcessor):
@@ -125,7 +125,7 @@ def test_guidance_off_is_generate_without_a_guidance_scale(llama: Llama, parity_
         Sampling(temperature=0, repetition_penalty=1.1), guidance_scale=(1.0, 1.0), max_new_tokens=100
     )
     one = Prompt(prompt.head, prompt.segments[:1], prompt.starts[:1])
-    (section,) = sing(llama, one, settings).sections
+    (section,) = generate(llama, one, settings).sections
     ids = torch.tensor([one.segments[0]])
     expected = parity_network("stage1").generate(
         ids,

@@ -59,7 +59,7 @@ def aside() -> Iterator[Callable[..., Future[Any]]]:
         yield pool.submit
 
 
-def assert_sings(server: RealServer, model: str = "en-cot") -> None:
+def assert_generates(server: RealServer, model: str = "en-cot") -> None:
     status, prediction = server.generate(**SONG)
     assert (status, prediction.get("status"), prediction.get("model")) == (200, "succeeded", model), prediction
     assert prediction["audio"]
@@ -81,7 +81,7 @@ def test_on_demand_from_nothing_to_a_song(start: Start, hub: HubServer) -> None:
     assert (models["status"], models["model"]) == ("ready", "en-cot")
     assert models["revision"] == catalog.find("en-cot").stage1.revision
     assert (models["engine"]["device"], models["last_error"]) == ("cpu", None)
-    assert_sings(server)
+    assert_generates(server)
 
 
 def test_at_startup_health_is_good_exactly_when_the_models_are_ready(start: Start, hub: HubServer) -> None:
@@ -100,7 +100,7 @@ def test_at_startup_health_is_good_exactly_when_the_models_are_ready(start: Star
         return status == 200
 
     until(ready)
-    assert_sings(server)
+    assert_generates(server)
 
 
 def test_the_settings_reach_the_engine(start: Start) -> None:
@@ -109,7 +109,7 @@ def test_the_settings_reach_the_engine(start: Start) -> None:
     assert server.ask("/download-models", {})[0] == 200
     engine = server.models()["engine"]
     assert (engine["dtype"], engine["quantization"], engine["max_songs"]) == ("bfloat16", "int8", 3)
-    assert_sings(server, "tiny")
+    assert_generates(server, "tiny")
 
 
 def test_force_mends_the_loaded_model(start: Start, hub: HubServer, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_force_mends_the_loaded_model(start: Start, hub: HubServer, tmp_path: Pa
     assert spoiled.read_bytes() == right
     assert until(lambda: [pid for pid in server.children(ENGINE) if pid != old])
     until(lambda: not is_running(old))
-    assert_sings(server)
+    assert_generates(server)
 
 
 @pytest.mark.parametrize("loading", ["on_demand", "startup"])
@@ -159,7 +159,7 @@ def test_a_hundred_first_requests_make_one_download(
     assert len(server.children(ENGINE)) == 1
 
 
-def test_songs_are_sung_before_during_and_after_a_swap(
+def test_songs_are_generated_before_during_and_after_a_swap(
     start: Start, hub: HubServer, aside: Callable[..., Future[Any]]
 ) -> None:
     server = start()
@@ -168,27 +168,27 @@ def test_songs_are_sung_before_during_and_after_a_swap(
     held = hub.fault(f"{OTHER_STAGE_1}/resolve", method="GET", effect="hold")
     enough = Event()
 
-    def sing_on() -> list[tuple[int, Any]]:
-        sung = []
+    def keep_generating() -> list[tuple[int, Any]]:
+        generated = []
         while not enough.is_set():
-            sung.append(server.generate(**SONG))
-        return [*sung, server.generate(**SONG)]
+            generated.append(server.generate(**SONG))
+        return [*generated, server.generate(**SONG)]
 
-    streams = [aside(sing_on) for _ in range(2)]
+    streams = [aside(keep_generating) for _ in range(2)]
     swap = aside(server.ask, "/download-models", {"model": "zh-cot"})
     assert held.reached.wait(SECONDS)
     models = server.models()
     assert (models["status"], models["model"]) == ("ready", "en-cot")
     assert (models["next"]["status"], models["next"]["model"]) == ("downloading", "zh-cot")
-    assert_sings(server, "en-cot")
+    assert_generates(server, "en-cot")
     held.release()
     status, answer = swap.result(SECONDS)
     assert (status, answer["models"]["model"]) == (200, "zh-cot")
-    assert_sings(server, "zh-cot")
+    assert_generates(server, "zh-cot")
     enough.set()
-    sung = [each for stream in streams for each in stream.result(SECONDS)]
-    assert {status for status, _ in sung} == {200}
-    assert {prediction["model"] for _, prediction in sung} == {"en-cot", "zh-cot"}
+    generated = [each for stream in streams for each in stream.result(SECONDS)]
+    assert {status for status, _ in generated} == {200}
+    assert {prediction["model"] for _, prediction in generated} == {"en-cot", "zh-cot"}
     assert until(lambda: len(server.children(ENGINE)) == 1)
 
 
@@ -263,13 +263,13 @@ def test_a_killed_download_and_a_killed_engine_are_told_and_replaced(
     assert waiting.result(SECONDS)[0] == 503
     assert server.models()["status"] == "error"
     hub.heal()
-    assert_sings(server)
+    assert_generates(server)
     (pid,) = server.children(ENGINE)
     os.kill(pid, signal.SIGKILL)
-    trouble = until(lambda: server.models()["last_error"])  # the kernel ends a process's threads one by one
-    assert "ended" in trouble["detail"]
+    error = until(lambda: server.models()["last_error"])  # the kernel ends a process's threads one by one
+    assert "ended" in error["detail"]
     assert server.ask("/health")[0] == 200
-    assert_sings(server)
+    assert_generates(server)
     assert server.models()["last_error"] is None
 
 

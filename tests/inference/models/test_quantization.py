@@ -1,4 +1,4 @@
-"""int8 weights are near the plain ones and half their size; a song sung with them is in company what it is alone."""
+"""int8 weights are close to the plain ones and half their size; a song is the same alone and in a batch."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_decoder_layer_compiles_whole(tiny_files: ModelFiles) -> None:
         )
 
 
-# -- a model that sings
+# -- a whole model
 
 
 def test_stage_2_is_left_as_it_is(int8_pipeline: Pipeline, tiny_pipeline: Pipeline) -> None:
@@ -203,4 +203,4 @@ def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, tiny_pip
             assert isinstance(outcome.result, Song), outcome.result
             together[outcome.song_id] = outcome.result
     assert [together[str(name)].audio for name in range(3)] == alone
-    assert Scheduler(tiny_pipeline, Limits(1, 1)).generate(songs[0]).audio != alone[0]  # so it was int8 that sang
+    assert Scheduler(tiny_pipeline, Limits(1, 1)).generate(songs[0]).audio != alone[0]  # so int8 was used

@@ -25,7 +25,7 @@ from tests.support.songs import request
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 60.0
+DEADLINE_S = 60.0
 ON_CPU = EngineOptions("cpu", "float32")
 
 
@@ -49,98 +49,98 @@ def ignore(progress: Progress) -> None:
 
 
 def long_song(engine: EngineProcess, song_id: str) -> tuple:
-    """A song that goes on for longer than a test, and an event that is set once it is being sung."""
+    """A song that goes on for longer than a test, and an event that is set once it runs."""
     started = threading.Event()
     future = engine.generate(song_id, request(max_new_tokens=6_000), lambda progress: started.set())
     return future, started
 
 
 def test_a_song_from_the_process_is_the_song_of_the_pipeline(engine: EngineProcess, tiny_engine: Scheduler) -> None:
-    song = engine.generate("a", request(format="mp3"), ignore).result(PATIENCE_S)
+    song = engine.generate("a", request(format="mp3"), ignore).result(DEADLINE_S)
     assert song.audio == tiny_engine.generate(request(format="mp3")).audio
 
 
-def test_songs_are_sung_together_and_each_is_its_own(engine: EngineProcess, tiny_engine: Scheduler) -> None:
+def test_songs_are_generated_together_and_each_is_its_own(engine: EngineProcess, tiny_engine: Scheduler) -> None:
     futures = [engine.generate(f"song {seed}", request(segments=1, seed=seed), ignore) for seed in range(3)]
     for seed, future in enumerate(futures):
-        assert future.result(PATIENCE_S).audio == tiny_engine.generate(request(segments=1, seed=seed)).audio
+        assert future.result(DEADLINE_S).audio == tiny_engine.generate(request(segments=1, seed=seed)).audio
 
 
 def test_a_short_song_does_not_wait_for_a_long_one(engine: EngineProcess) -> None:
     running, started = long_song(engine, "endless")
-    assert started.wait(PATIENCE_S)
-    assert engine.generate("short", request(segments=1), ignore).result(PATIENCE_S).audio
+    assert started.wait(DEADLINE_S)
+    assert engine.generate("short", request(segments=1), ignore).result(DEADLINE_S).audio
     assert not running.done()
     engine.cancel("endless")
     with pytest.raises(Cancelled):
-        running.result(PATIENCE_S)
+        running.result(DEADLINE_S)
 
 
 def test_a_process_that_hangs_is_killed(tiny_files: ModelFiles) -> None:
     engine = EngineProcess.start(tiny_files, ON_CPU, stall_seconds=2.0)
     running, started = long_song(engine, "hung")
-    assert started.wait(PATIENCE_S)
+    assert started.wait(DEADLINE_S)
     os.kill(engine.pid, signal.SIGSTOP)
     with pytest.raises(EngineError, match="made no progress with any song"):
-        running.result(PATIENCE_S)
+        running.result(DEADLINE_S)
     assert not engine.alive
     engine.close()
 
 
 def test_progress_reaches_the_parent(engine: EngineProcess) -> None:
     seen: list[Progress] = []
-    engine.generate("watched", request(segments=1), seen.append).result(PATIENCE_S)
+    engine.generate("watched", request(segments=1), seen.append).result(DEADLINE_S)
     assert {progress.stage for progress in seen} >= {"stage1", "stage2"}
 
 
-def test_a_refused_song_raises_its_error_and_the_next_one_is_sung(engine: EngineProcess) -> None:
+def test_a_refused_song_raises_its_error_and_the_next_one_is_generated(engine: EngineProcess) -> None:
     refused = engine.generate("bad", request(lyrics="no tag"), ignore)
     good = engine.generate("good", request(segments=1), ignore)
     with pytest.raises(InvalidField, match="lyrics"):
-        refused.result(PATIENCE_S)
-    assert good.result(PATIENCE_S).audio
+        refused.result(DEADLINE_S)
+    assert good.result(DEADLINE_S).audio
 
 
 def test_cancel_ends_the_running_song_and_no_other(engine: EngineProcess) -> None:
     running, started = long_song(engine, "running")
     waiting = engine.generate("waiting", request(segments=1), ignore)
-    assert started.wait(PATIENCE_S)
+    assert started.wait(DEADLINE_S)
     engine.cancel("running")
     with pytest.raises(Cancelled):
-        running.result(PATIENCE_S)
-    assert waiting.result(PATIENCE_S).audio
+        running.result(DEADLINE_S)
+    assert waiting.result(DEADLINE_S).audio
 
 
 def test_a_waiting_song_can_be_cancelled_and_an_unknown_one_is_ignored(engine: EngineProcess) -> None:
     running, started = long_song(engine, "long")
     waiting = engine.generate("never", request(), ignore)
-    assert started.wait(PATIENCE_S)
+    assert started.wait(DEADLINE_S)
     for name in ("never", "unknown", "long"):
         engine.cancel(name)
     for future in (running, waiting):
         with pytest.raises(Cancelled):
-            future.result(PATIENCE_S)
+            future.result(DEADLINE_S)
 
 
 def test_a_killed_process_fails_its_songs_and_says_how_it_ended(fresh_engine: EngineProcess) -> None:
     running, started = long_song(fresh_engine, "running")
     waiting = fresh_engine.generate("waiting", request(), ignore)
-    assert started.wait(PATIENCE_S)
+    assert started.wait(DEADLINE_S)
     os.kill(fresh_engine.pid, signal.SIGKILL)
     for future in (running, waiting):
         with pytest.raises(EngineError, match="SIGKILL"):
-            future.result(PATIENCE_S)
+            future.result(DEADLINE_S)
     assert not fresh_engine.alive
     with pytest.raises(EngineError):
-        fresh_engine.generate("late", request(), ignore).result(PATIENCE_S)
+        fresh_engine.generate("late", request(), ignore).result(DEADLINE_S)
 
 
 def test_closing_ends_the_process_and_its_songs(fresh_engine: EngineProcess) -> None:
     running, started = long_song(fresh_engine, "running")
-    assert started.wait(PATIENCE_S)
+    assert started.wait(DEADLINE_S)
     fresh_engine.close()
     with pytest.raises(EngineError):
-        running.result(PATIENCE_S)
+        running.result(DEADLINE_S)
     with pytest.raises(ProcessLookupError):
         os.kill(fresh_engine.pid, 0)
 
@@ -167,7 +167,7 @@ def test_an_engine_that_broke_in_a_recording_is_followed_by_one_that_records_not
     series = EngineSeries(ON_CPU, kind)
     first = series.start(tiny_files, lambda part: None)
     with pytest.raises(EngineError, match="recording stage 1 for 8 rows"):
-        long_song(first, "lost")[0].result(PATIENCE_S)
+        long_song(first, "lost")[0].result(DEADLINE_S)
     assert not first.alive
     first.close()
     series.start(tiny_files, lambda part: None).close()
@@ -213,7 +213,7 @@ def test_the_process_ends_when_its_parent_is_killed(tiny_files: ModelFiles) -> N
     parent.wait()
     parent.stdout.close()
     parent.stdin.close()
-    readable, _, _ = select.select([child], [], [], PATIENCE_S)  # a pidfd becomes readable when its process ends
+    readable, _, _ = select.select([child], [], [], DEADLINE_S)  # a pidfd becomes readable when its process ends
     os.close(child)
     assert readable
 

@@ -34,7 +34,7 @@ from tests.support.songs import request
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 120.0
+DEADLINE_S = 120.0
 RUNS = 200
 POOL = 8  # different songs
 Alone = Callable[[int], bytes]
@@ -65,13 +65,13 @@ def small(tiny_pipeline: Pipeline) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def alone(small: Pipeline) -> Alone:
-    """The bytes of a song that is sung by itself."""
+    """The bytes of a song that is generated alone."""
 
     @cache
-    def sung(number: int) -> bytes:
+    def generate_alone(number: int) -> bytes:
         return Scheduler(small, Limits(1, 1)).generate(song_of(number)).audio["mix"]
 
-    return sung
+    return generate_alone
 
 
 class Life:
@@ -107,7 +107,7 @@ class Life:
         return engine
 
     def check(self, alone: Alone) -> None:
-        """Every song has ended, and what was sung is what it would be alone."""
+        """Every song has ended, and what was generated is what it would be alone."""
         assert self.ended.keys() == self.songs.keys()
         for song_id, result in self.ended.items():
             if isinstance(result, Song):
@@ -158,8 +158,8 @@ def numbers_that_are_none(life: Life, llama: Llama, alone: Alone) -> None:
         life.live()
     except EngineError as error:
         assert "not numbers" in str(error)
-        sung_before = life.all_ended(Song)
-        assert sung_before == len(life.ended)
+        before = life.all_ended(Song)
+        assert before == len(life.ended)
     finally:
         weights.copy_(kept)
     life.before_step = lambda step: None
@@ -243,7 +243,7 @@ class EngineInAThread:
 
 def a_killed_process(life: Life, llama: Llama, alone: Alone) -> None:
     limits = Limits(songs=life.dice.randint(1, 3), rows=life.dice.randint(1, 4))
-    lives = iter([life.dice.randint(1, 7)])  # steps of the first engine; the next one sings on
+    lives = iter([life.dice.randint(1, 7)])  # steps of the first engine; the next one continues
 
     def start(files: ModelFiles, on_loading: Callable[[str], None]) -> EngineInAThread:
         return EngineInAThread(life.pipeline, limits, next(lives, -1))
@@ -254,7 +254,7 @@ def a_killed_process(life: Life, llama: Llama, alone: Alone) -> None:
         if unwanted:
             jobs.cancel(unwanted.id)
         for job in submitted:
-            assert jobs.wait(job, PATIENCE_S)
+            assert jobs.wait(job, DEADLINE_S)
             assert job.attempts <= 2
     for job, (song_id, number) in zip(submitted, life.songs.items(), strict=True):
         if job.song:
@@ -339,7 +339,7 @@ def next_engine(tiny_files: ModelFiles) -> Iterator[EngineProcess]:
         ("cuda", "stage2", "illegal memory access"),
     ],
 )
-def test_a_process_that_breaks_is_replaced_and_its_songs_are_sung_once_more(
+def test_a_process_that_breaks_is_replaced_and_its_songs_are_generated_once_more(
     tiny_files: ModelFiles, tiny_engine: Scheduler, next_engine: EngineProcess, fault: str, stage: str, words: str
 ) -> None:
     engines: list[EngineProcess] = []
@@ -352,7 +352,7 @@ def test_a_process_that_breaks_is_replaced_and_its_songs_are_sung_once_more(
     with jobs_over(start, tiny_files) as jobs:
         submitted = [jobs.submit(Job(song, TINY)) for song in songs]
         for job, song in zip(submitted, songs, strict=True):
-            assert jobs.wait(job, PATIENCE_S)
+            assert jobs.wait(job, DEADLINE_S)
             assert job.song is not None, job.error
             assert job.song.audio == tiny_engine.generate(song).audio
         assert words in engines[0].ending

@@ -111,14 +111,14 @@ WITHIN_WORDS = [
 
 
 @pytest.mark.parametrize("line", [*REPEAT_MARKS, *OTHER_BRACKETS, *WITHIN_WORDS])
-def test_any_other_bracket_is_sung(line: str) -> None:
+def test_any_other_bracket_is_kept(line: str) -> None:
     lyrics = parse(f"[verse]\na\n{line}\nb")
     assert [section.body for section in lyrics.sections] == [f"a\n{line}\nb"]
     assert told(f"[verse]\na\n{line}\nb") == ()
 
 
 @pytest.mark.parametrize("mark", [mark for mark in REPEAT_MARKS if mark != "[Repeat Chorus]"])
-def test_a_repeat_mark_behind_a_tag_is_sung(mark: str) -> None:
+def test_a_repeat_mark_after_a_tag_is_kept(mark: str) -> None:
     assert bodies(f"[chorus] {mark}\nla") == [f"{mark}\nla"]
 
 
@@ -236,7 +236,7 @@ def test_marks_around_a_tag_are_dropped(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["- I said", "*la*", "_la_ la", "> la", "1. la", "la;", "-", "…", "♪", "*I* [x2]"])
-def test_marks_elsewhere_are_sung(line: str) -> None:
+def test_marks_elsewhere_are_kept(line: str) -> None:
     assert bodies(f"[verse]\na\n{line}\nb") == [f"a\n{line}\nb"]
 
 
@@ -322,7 +322,7 @@ def test_an_end_without_words_is_no_section(end: str) -> None:
         ),
     ],
 )
-def test_time_stamps_are_left_out_and_their_words_are_sung(stamp: str) -> None:
+def test_time_stamps_are_left_out_and_their_words_are_kept(stamp: str) -> None:
     assert bodies(f"{stamp}[verse]\n{stamp}la {stamp}la\n{stamp} lo\n{stamp}\nlu") == ["la la\nlo\n\nlu"]
     (warning,) = told(f"[verse]\n{stamp}la\n{stamp} la")
     assert warning == "lyrics (lines 2–3): time stamps are left out"
@@ -371,7 +371,7 @@ def test_a_time_stamp_in_a_tag_is_left_out(written: str, tag: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["10:15 on the clock", "at 0:12 we go", "24/7", "la (1:02)", "3:16", "7-11", "1:1"])
-def test_a_time_of_day_is_sung_where_no_line_begins_with_a_time_stamp(words: str) -> None:
+def test_a_time_of_day_is_generated_where_no_line_begins_with_a_time_stamp(words: str) -> None:
     assert bodies(f"[verse]\n{words} la") == [f"{words} la"]
     assert told(f"[verse]\n{words} la") == ()
     assert bodies("[verse]\n0:58 la\n1:02 lo\n10:15 lu") == ["la\nlo\nlu"]
@@ -431,8 +431,8 @@ def test_every_line_of_words_stands_in_exactly_its_section(song: list[tuple[str,
     sections = parse(text + "\n").sections
     assert [section.tag for section in sections] == [tag for tag, _ in song]
     for section, (_, lines) in zip(sections, song, strict=True):
-        sung = [line.strip() for line in section.body.split("\n")]
-        assert [line for line in sung if line] == [line.strip() for line in lines if line.strip()]
+        kept = [line.strip() for line in section.body.split("\n")]
+        assert [line for line in kept if line] == [line.strip() for line in lines if line.strip()]
 
 
 PIECES = st.one_of(
@@ -449,7 +449,7 @@ SPOKEN_OF = (Kind.DIRECTION, Kind.WORDLESS, Kind.NOT_THE_END)
 
 @STEADY
 @given(st.lists(PIECES, max_size=30).map("".join))
-def test_any_text_is_refused_or_its_words_are_sung_or_spoken_of(text: str) -> None:
+def test_any_text_is_refused_or_its_words_are_kept_or_warned_of(text: str) -> None:
     try:
         lyrics = parse(text)
     except InvalidField as error:

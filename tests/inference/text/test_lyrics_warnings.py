@@ -1,4 +1,4 @@
-"""What people are told of their lyrics: each kind once, with its lines, of what is sung."""
+"""What people are told of their lyrics: each kind once, with its lines, about the words that are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.lyrics_page import told
         *("副歌：", "（副歌）", "《副歌》", "サビ", "1절", "후렴:", "Припев:", "(Coro x2)"),
     ],
 )
-def test_a_name_without_a_bracket_is_sung_with_a_warning(line: str) -> None:
+def test_a_name_without_a_bracket_is_kept_with_a_warning(line: str) -> None:
     text = f"[verse]\na\n{line}\nb"
     assert [section.body for section in parse(text).sections] == [f"a\n{line}\nb"]
     (warning,) = told(text)
@@ -99,7 +99,7 @@ def test_warnings_of_one_kind_are_one() -> None:
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 9, None])
-def test_warnings_speak_of_what_is_sung(segments: int | None) -> None:
+def test_warnings_speak_of_what_is_generated(segments: int | None) -> None:
     text = "[verse]\na\n[b, b]\n[Whisper]\nc\n[d, d]\n[chorus]\n" + "la " * 99 + "\n(Chorus)\n[silence]"
     lines = "".join(warning.partition(":")[0] for warning in told(text, segments=segments))
     spoken_of = {number for number in range(1, 11) if f"{number}" in lines.replace("10", "X").replace("X", "10")}
@@ -127,7 +127,7 @@ def test_warnings_speak_of_what_is_sung(segments: int | None) -> None:
         ("山间的风 带我回家", "someone/else", None),
     ],
 )
-def test_a_language_that_another_model_sings_is_warned_of(words: str, model: str, named: str | None) -> None:
+def test_a_language_that_another_model_was_trained_on_is_warned_of(words: str, model: str, named: str | None) -> None:
     given = told(f"[verse]\nla\n[副歌]\n{words}", model)
     if named is None:
         assert given == ()

@@ -106,7 +106,7 @@ def test_starts_point_at_the_start_of_segment_marker(reference: list[int]) -> No
         assert spelled(segment[start:]) == f"[start_of_segment]{section.text}⟨SOA⟩⟨xcodec⟩"
 
 
-def test_last_section_is_sung() -> None:
+def test_last_section_is_generated() -> None:
     assert "[outro]\nc" in spelled(build(SpellingEncoder(), "pop", SECTIONS).segments[-1])
 
 
@@ -128,7 +128,7 @@ def test_more_segments_than_there_are_is_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("n_segments", [-1, 0])
-def test_a_number_of_segments_that_cannot_be_sung_is_refused(n_segments: int) -> None:
+def test_a_number_of_segments_that_cannot_be_generated_is_refused(n_segments: int) -> None:
     with pytest.raises(InvalidField, match="from 1") as caught:
         build(SpellingEncoder(), "pop", SECTIONS, n_segments)
     assert (caught.value.field, caught.value.value) == ("segments", n_segments)

@@ -240,7 +240,7 @@ def test_weights_that_another_program_fetched_are_proven_and_used(
     assert process(ZH_COT, tmp_path / "without records").run() == files
 
 
-# -- trouble that passes
+# -- temporary errors
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_hub_that_stays_busy_is_given_up(hub: HubServer, tmp_path: Path) -> No
     assert EN_COT.stage1.name in str(error) and hub.url in str(error) and "503, 6 times in a row" in str(error)
 
 
-# -- trouble that stays
+# -- permanent errors
 
 
 @pytest.mark.parametrize(

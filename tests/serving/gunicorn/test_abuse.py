@@ -98,7 +98,7 @@ def is_healthy(connection: socket.socket) -> bool:
     return received.startswith(b"HTTP/1.1 200 ") and b'"status":"healthy"' in received
 
 
-def check_that_it_sings(server: RealServer) -> None:
+def check_that_it_generates(server: RealServer) -> None:
     status, song = server.generate(**SONG)
     assert (status, song["status"]) == (200, "succeeded"), song
 
@@ -114,7 +114,7 @@ def test_health_is_answered_while_half_requests_would_hold_every_thread(
     for _ in range(ALL_THREADS + 20):
         connect(server).sendall(HALVES[half])
     assert server.ask("/health")[0] == 200
-    check_that_it_sings(server)
+    check_that_it_generates(server)
 
 
 def test_health_is_answered_while_every_thread_is_stuck(start: Start, connect: Connect) -> None:
@@ -206,7 +206,7 @@ def test_a_thousand_idle_connections_keep_nobody_out(start: Start, connect: Conn
         assert is_healthy(connection)
     silent = [connect(server) for _ in range(1_000)]
     assert server.ask("/health")[0] == 200
-    check_that_it_sings(server)
+    check_that_it_generates(server)
     for connection in (idle[0], idle[-1], silent[-1]):  # and they are served, too
         assert is_healthy(connection)
 
@@ -255,7 +255,7 @@ def test_what_is_no_http_is_refused_and_forgotten(start: Start, connect: Connect
 
 def test_a_full_disk_refuses_songs_and_takes_them_when_there_is_room(start: Start) -> None:
     server = start()
-    check_that_it_sings(server)
+    check_that_it_generates(server)
     worker = worker_of(server)
     limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, limits[1]))  # no file can be written, as on a full disk
@@ -264,7 +264,7 @@ def test_a_full_disk_refuses_songs_and_takes_them_when_there_is_room(start: Star
     assert server.ask("/health")[0] == 200
     assert len(server.ask("/jobs")[1]["jobs"]) == 1  # what is there can be read
     resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
-    check_that_it_sings(server)
+    check_that_it_generates(server)
     assert worker_of(server) == worker
 
 
@@ -275,7 +275,7 @@ def test_a_read_only_folder_refuses_songs_and_shows_those_that_are_there(start: 
         pytest.skip("nothing can be mounted here")
     try:
         server = start()
-        status, sung = server.generate(**SONG)
+        status, generated = server.generate(**SONG)
         assert status == 200
         until(lambda: not list((data / "live" / "open").rglob("*/*")) or not (data / "live" / "open").exists())
         remount = ["mount", "-o", "remount,bind,ro", str(data)]
@@ -283,11 +283,11 @@ def test_a_read_only_folder_refuses_songs_and_shows_those_that_are_there(start: 
         status, refused = server.generate(**SONG)
         assert (status, refused["type"]) == (503, "urn:yue:problem:storage-failed"), refused
         assert server.ask("/health")[0] == 200
-        _, result = server.generate(job_id=sung["job_id"], operation="result")
+        _, result = server.generate(job_id=generated["job_id"], operation="result")
         assert base64.b64decode(result["audio"]) == audio_of(1)
         remount[2] = "remount,bind,rw"
         subprocess.run(remount, check=True)
-        check_that_it_sings(server)
+        check_that_it_generates(server)
         assert server.end() == 0
     finally:
         subprocess.run(["umount", "-l", str(data)], check=True)
@@ -328,7 +328,7 @@ def test_a_clock_that_jumps_ten_years_loses_no_song_and_no_server(start: Start, 
         jobs = {job["job_id"]: job["status"] for job in each.ask("/jobs")[1]["jobs"]}
         assert jobs == {before: "succeeded", after: "succeeded"}
     files[way].unlink()  # and back
-    check_that_it_sings(server)
+    check_that_it_generates(server)
     assert server.end() == 0 and other.end() == 0
 
 
@@ -350,7 +350,7 @@ def created(server: RealServer, job_id: str) -> int:
 
 
 def order(server: RealServer) -> str:
-    """The id of a song that is sung."""
+    """The id of a song that is generated."""
     job_id: str = server.generate(**SONG, wait_seconds=0)[1]["job_id"]
     until(lambda: server.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded")
     return job_id

@@ -101,7 +101,7 @@ def test_few_files_are_kept_for_songs_and_not_given_to_silent_connections(connec
 
 
 def test_with_few_files_those_who_wait_leave_room_for_others(connect: Connect) -> None:
-    with RealServer({}, "tests.support.fakes:fake_app(may_sing=False)", files=80) as server:
+    with RealServer({}, "tests.support.fakes:fake_app(may_generate=False)", files=80) as server:
         server.wait_until_answered()
         for _ in range(60):
             connect(server).sendall(HEAD % len(BODY) + BODY)
@@ -200,7 +200,7 @@ class Pair:
             self.size += len(data)
 
 
-def test_a_seat_is_freed_whatever_timeout_a_socket_was_given() -> None:
+def test_a_slot_is_freed_whatever_timeout_a_socket_was_given() -> None:
     wait_slots = SlowConnections(1)
     with Pair(wait_slots) as silent, Pair(wait_slots) as newcomer:
         silent.server.settimeout(3_600)

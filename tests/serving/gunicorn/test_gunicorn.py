@@ -79,7 +79,7 @@ def test_at_startup_the_models_are_loaded_without_a_request(start: Start) -> Non
 
 @pytest.mark.parametrize("loading", ["on_demand", "startup"])
 def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(start: Start, loading: str) -> None:
-    server = start("tests.support.fakes:fake_app(may_sing=False)", YUE_LOADING=loading)
+    server = start("tests.support.fakes:fake_app(may_generate=False)", YUE_LOADING=loading)
     server.ask("/download-models", {})
     with ThreadPoolExecutor(1) as pool:
         song = pool.submit(server.ask, "/predict", {"instances": [{**INSTANCE, "request_id": "first"}]})
@@ -92,7 +92,7 @@ def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(s
         assert (status, refused["type"]) == (503, "urn:yue:problem:stopping")
         assert server.ask(f"/jobs/{job_id}")[1]["status"] == "running"
         assert server.ask(f"/jobs/{queued}")[1]["status"] == "queued"
-        server.ask("/sing-on", {})
+        server.ask("/release", {})
         status, body = song.result(SECONDS)
     assert (status, body["predictions"][0]["status"]) == (200, "succeeded")
     assert server.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded", "who asks from time to time still gets it"
@@ -100,7 +100,7 @@ def test_a_server_that_stops_refuses_new_work_at_once_and_answers_what_is_open(s
 
 
 def test_when_the_grace_period_is_over_who_waits_is_told_and_the_song_is_left(start: Start) -> None:
-    server = start("tests.support.fakes:fake_app(may_sing=False)", YUE_WAIT_SECONDS="0")
+    server = start("tests.support.fakes:fake_app(may_generate=False)", YUE_WAIT_SECONDS="0")
     with ThreadPoolExecutor(1) as pool:
         song = pool.submit(server.ask, "/predict", {"instances": [{**INSTANCE, "wait_seconds": 3_000}]})
         until(lambda: any(job["status"] == "running" for job in jobs_of(server)))
@@ -111,27 +111,27 @@ def test_when_the_grace_period_is_over_who_waits_is_told_and_the_song_is_left(st
 
 
 def test_a_client_that_goes_away_ends_its_song_unless_it_can_ask_for_it_again(start: Start) -> None:
-    server = start("tests.support.fakes:fake_app(may_sing=False)")
+    server = start("tests.support.fakes:fake_app(may_generate=False)")
     for fields, ends in (({}, True), ({"request_id": "a"}, False), ({"wait_seconds": 100}, False)):
         known = {job["job_id"] for job in jobs_of(server)}
         with hang_up_after(server, "/predict", {"instances": [{**INSTANCE, **fields}]}):
             job_id = until(lambda known=known: next(iter({job["job_id"] for job in jobs_of(server)} - known), None))
         until(lambda: server.ask("/waiters")[1] == 0)
         assert server.ask(f"/jobs/{job_id}")[1]["cancel_requested"] == ends
-    server.ask("/sing-on", {})
+    server.ask("/release", {})
 
 
 def test_on_vertex_ai_a_song_outlives_its_client(start: Start) -> None:
-    server = start("tests.support.fakes:fake_app(may_sing=False)", AIP_MODE="PREDICTION")
+    server = start("tests.support.fakes:fake_app(may_generate=False)", AIP_MODE="PREDICTION")
     with hang_up_after(server, "/predict", {"instances": [INSTANCE]}):
         job_id = until(lambda: next((job["job_id"] for job in jobs_of(server)), None))
     until(lambda: server.ask("/waiters")[1] == 0)
     assert not server.ask(f"/jobs/{job_id}")[1]["cancel_requested"]
-    server.ask("/sing-on", {})
+    server.ask("/release", {})
 
 
-def test_a_listener_that_goes_away_frees_its_seat_and_others_leave_health_its_thread(start: Start) -> None:
-    server = start("tests.support.fakes:fake_app(may_sing=False)", YUE_THREADS=str(RESERVED_THREADS + 2))
+def test_a_listener_that_goes_away_frees_its_slot_and_others_leave_health_its_thread(start: Start) -> None:
+    server = start("tests.support.fakes:fake_app(may_generate=False)", YUE_THREADS=str(RESERVED_THREADS + 2))
     job_id = server.ask("/predict", {"instances": [{**INSTANCE, "wait_seconds": 0}]})[1]["predictions"][0]["job_id"]
     with hang_up_after(server, f"/jobs/{job_id}/events", {}), hang_up_after(server, f"/jobs/{job_id}/events", {}):
         until(lambda: server.ask("/waiters")[1] == 2)
@@ -139,7 +139,7 @@ def test_a_listener_that_goes_away_frees_its_seat_and_others_leave_health_its_th
         assert (status, refused["type"]) == (503, "urn:yue:problem:too-many-waiters")
         assert server.ask("/health")[0] == 200
     until(lambda: server.ask("/waiters")[1] == 0)
-    server.ask("/sing-on", {})
+    server.ask("/release", {})
 
 
 def jobs_of(server: RealServer) -> list[Any]:

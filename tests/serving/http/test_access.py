@@ -161,7 +161,9 @@ def test_who_may_change_models_and_see_all_jobs(settings: dict[str, str], may: b
 
 @pytest.mark.parametrize("settings", [{"host": BEYOND}, {"host": BEYOND, "admin": "off"}])
 @pytest.mark.parametrize("asked", [{}, {"wait": False}, {"model": "tiny"}, {"force": False, "model": None}])
-def test_who_may_sing_may_have_the_model_loaded_that_sings(settings: dict[str, str], asked: dict[str, object]) -> None:
+def test_clients_that_may_generate_may_load_the_configured_model(
+    settings: dict[str, str], asked: dict[str, object]
+) -> None:
     for by_operation in (False, True):
         served = Served(**settings)
         if by_operation:
@@ -174,7 +176,7 @@ def test_who_may_sing_may_have_the_model_loaded_that_sings(settings: dict[str, s
         close_app(served.app)
 
 
-def test_the_model_that_sings_is_the_one_that_administrators_chose() -> None:
+def test_the_loaded_model_is_the_one_that_administrators_chose() -> None:
     served = Served(host=BEYOND)
     served.manager.load("en-cot", "some-branch").result(SECONDS)
     assert (
@@ -197,7 +199,7 @@ def test_a_pause_after_crashes_is_ended_by_administrators_alone() -> None:
     close_app(served.app)
 
 
-def test_a_closed_server_says_how_to_open_it_and_still_sings() -> None:
+def test_a_closed_server_says_how_to_open_it_and_still_generates() -> None:
     served = Served(host=BEYOND)
     refused = problem(ask(served, "DELETE", "/download-models"), 403)
     assert refused["type"] == "urn:yue:problem:forbidden"

@@ -146,15 +146,15 @@ def test_the_limits_of_the_fields_are_in_the_document(document: Any) -> None:
 def test_the_next_song_is_at_position_1_in_the_document_as_in_the_answers(document: Any) -> None:
     position = document["components"]["schemas"]["UnfinishedJob"]["properties"]["position"]
     assert "1 for the next" in position["description"] and position["anyOf"][0] == {"type": "integer", "minimum": 1}
-    served = Served(may_sing=False)
+    served = Served(may_generate=False)
     served.client.post("/download-models")
-    sung, following = (served.one(wait_seconds=0)["job_id"] for _ in range(2))
+    generated, following = (served.one(wait_seconds=0)["job_id"] for _ in range(2))
     served.models.engine.wait_until_begun(1)
     answer = served.client.get(f"/jobs/{following}").json
     assert answer["position"] == 1
     schema_of(document, "UnfinishedJob").validate(answer)
-    served.models.engine.sing_on()
-    served.wait_for(sung)
+    served.models.engine.release()
+    served.wait_for(generated)
     close_app(served.app)
 
 
@@ -179,7 +179,7 @@ def test_the_examples_and_those_of_the_documents_are_requests(served: Served, do
 
 def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
     """Every kind of job and every state of the models, with nothing that is not described."""
-    served = Served(may_fetch=False, may_sing=False, threads=RESERVED_THREADS + 1)
+    served = Served(may_fetch=False, may_generate=False, threads=RESERVED_THREADS + 1)
     ask = served.client
     answers: list[tuple[Any, Any]] = [
         (response_models.Health, ask.get("/health").json),
@@ -192,15 +192,17 @@ def test_no_answer_holds_more_or_less_than_the_contract_says() -> None:
         (response_models.DownloadAnswer, ask.post("/download-models").json),
         (response_models.ModelsStatus, ask.get("/models/status").json),
     ]
-    sung, cancelled, failed = (served.one(wait_seconds=0, request_id=name)["job_id"] for name in "abc")
+    generated, cancelled, failed = (served.one(wait_seconds=0, request_id=name)["job_id"] for name in "abc")
     served.models.engine.wait_until_begun(1)
-    answers.append((response_models.Predictions, served.predict({"job_id": sung, "operation": "status"}).json))
+    answers.append((response_models.Predictions, served.predict({"job_id": generated, "operation": "status"}).json))
     ask.delete(f"/jobs/{cancelled}")
-    served.models.engine.sing_on()
-    served.wait_for(sung)
+    served.models.engine.release()
+    served.wait_for(generated)
     served.wait_for(failed)
     served.models.engine.error = EngineError("it broke")
-    broken = served.predict({**INSTANCE, "tracks": ["mix", "vocal"]}, {"job_id": sung, "operation": "result"}, 3).json
+    broken = served.predict(
+        {**INSTANCE, "tracks": ["mix", "vocal"]}, {"job_id": generated, "operation": "result"}, 3
+    ).json
     answers += [
         (response_models.Predictions, broken),
         (response_models.ProblemView, broken["predictions"][0]["error"]),

@@ -21,7 +21,7 @@ Event = tuple[str, str, Any]  # name, id, data
 
 @pytest.fixture
 def held() -> Iterator[Served]:
-    served = Served(may_sing=False)
+    served = Served(may_generate=False)
     served.client.post("/download-models")
     yield served
     close_app(served.app)
@@ -43,7 +43,7 @@ def test_a_stream_tells_each_change_once_and_ends_with_the_job(held: Served) -> 
     told = read(response.iter_encoded())
     name, _, data = next(told)
     assert (name, data["status"], data["progress"]["stage"]) == ("progress", "running", "stage1")
-    held.models.engine.sing_on()
+    held.models.engine.release()
     rest = list(told)
     response.close()
     assert [name for name, _, _ in rest] == ["end"]
@@ -53,7 +53,7 @@ def test_a_stream_tells_each_change_once_and_ends_with_the_job(held: Served) -> 
 
 
 def test_a_finished_job_tells_its_end_at_once_and_who_has_heard_it_nothing(held: Served) -> None:
-    held.models.engine.sing_on()
+    held.models.engine.release()
     job_id = held.one()["job_id"]
     for method in (held.client.get, held.client.post):
         with method(f"/jobs/{job_id}/events") as response:
@@ -69,20 +69,20 @@ def test_who_comes_back_goes_on_after_the_last_event(held: Served) -> None:
     held.models.engine.wait_until_begun(1)
     jobs = held.app.extensions["yue"].jobs
     _, event_id, _ = next(read(events.stream(jobs, jobs.get(job_id), None, lambda: False)))
-    again = read(events.stream(jobs, jobs.get(job_id), event_id, lambda: held.models.engine.sing_on() or False))
+    again = read(events.stream(jobs, jobs.get(job_id), event_id, lambda: held.models.engine.release() or False))
     assert [name for name, _, _ in again] == ["end"]
 
 
 def test_another_servers_job_is_followed_to_its_end() -> None:
     folder = new_folder()
-    served = Served(may_sing=False, data=folder)
+    served = Served(may_generate=False, data=folder)
     served.client.post("/download-models")
     job_id = served.one(wait_seconds=0)["job_id"]
     served.models.engine.wait_until_begun(1)
     other = Jobs(FakeModels().manager(), JobStore(Storage.at(folder)), max_queue=3)
     told = read(events.stream(other, other.get(job_id), None, lambda: False))
     assert next(told)[2]["job_id"] == job_id
-    served.models.engine.sing_on()
+    served.models.engine.release()
     *_, (name, _, data) = told
     assert (name, data["status"]) == ("end", "succeeded")
     other.close()
@@ -121,8 +121,8 @@ def test_a_stream_ends_when_the_server_leaves_its_job_to_others(held: Served) ->
     assert all(name == "progress" for name, _, _ in told)
 
 
-def test_streams_take_seats_and_a_question_for_the_headers_alone_does_not_keep_one() -> None:
-    served = Served(may_sing=False, threads=RESERVED_THREADS + 1)
+def test_streams_take_slots_and_a_head_request_does_not_keep_one() -> None:
+    served = Served(may_generate=False, threads=RESERVED_THREADS + 1)
     served.client.post("/download-models")
     job_id = served.one(wait_seconds=0)["job_id"]
     served.client.head(f"/jobs/{job_id}/events").close()

@@ -20,13 +20,13 @@ from tests.support.bucket_server import bucket_server
 from tests.support.fakes import INSTANCE, LYRICS, SECONDS, FakeModels, Served, audio_of, problem
 
 LIMIT = 10_000
-LONG = "x" * 990  # the fake engine sings the genres, so these make a large song
+LONG = "x" * 990  # the fake engine's audio repeats the genres, so these make a large song
 MP3 = {"Accept": "audio/mpeg"}
 
 
 @pytest.fixture
 def held() -> Iterator[Served]:
-    served = Served(may_sing=False)
+    served = Served(may_generate=False)
     served.client.post("/download-models")
     yield served
     close_app(served.app)
@@ -77,14 +77,14 @@ def test_a_raw_song_that_is_too_large_is_a_problem_that_names_its_job(large: Ser
     assert answer["type"] == "urn:yue:problem:response-too-large" and answer["job_id"]
 
 
-def test_a_client_that_could_never_get_its_song_is_told_before_it_is_sung(large: Served) -> None:
+def test_a_client_that_could_never_get_its_song_is_told_before_it_is_generated(large: Served) -> None:
     answer = problem(large.predict(INSTANCE), 400)
     assert answer["type"] == "urn:yue:problem:response-too-large" and answer["expected"] > answer["allowed"] == LIMIT
     assert large.client.get("/jobs").json["jobs"] == []
     assert "in pieces" in answer["detail"] or "result" in answer["detail"]
 
 
-def test_songs_that_would_fit_alone_and_not_together_are_told_so_before_they_are_sung(large: Served) -> None:
+def test_songs_that_would_fit_alone_and_not_together_are_told_so_before_they_are_generated(large: Served) -> None:
     expected = problem(large.predict(INSTANCE), 400)["expected"]
     served = Served(max_response_bytes=expected + 1)
     assert served.one()["warnings"] == []
@@ -153,7 +153,7 @@ def test_a_queued_song_tells_its_position_and_when_it_is_expected(held: Served) 
 
 
 def test_a_full_queue_says_when_a_place_is_expected_to_be_free() -> None:
-    served = Served(may_sing=False, max_queue=1)
+    served = Served(may_generate=False, max_queue=1)
     served.client.post("/download-models")
     served.one(wait_seconds=0)
     served.models.engine.wait_until_begun(1)
@@ -180,15 +180,15 @@ def test_what_cannot_meet_its_deadline_is_refused_at_once(held: Served) -> None:
     assert problem(held.predict({**INSTANCE, "deadline_seconds": 0.5}), 400)["field"] == "deadline_seconds"
 
 
-def test_a_song_whose_deadline_passes_while_it_waits_is_not_sung(held: Served) -> None:
+def test_a_song_whose_deadline_passes_while_it_waits_is_not_generated(held: Served) -> None:
     first = held.one(wait_seconds=0)["job_id"]
     held.models.engine.wait_until_begun(1)
     answer = problem(held.predict({**INSTANCE, "deadline_seconds": 1}), 504)
     assert answer["type"] == "urn:yue:problem:deadline-passed"
     assert held.client.get(f"/jobs/{answer['job_id']}").json["status"] == "failed"
-    held.models.engine.sing_on()
+    held.models.engine.release()
     held.wait_for(first)
-    assert held.models.engine.sung == [first]
+    assert held.models.engine.generated == [first]
 
 
 def test_a_deadline_goes_from_server_to_server_as_seconds_left(held: Served) -> None:

@@ -103,7 +103,7 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def as_sung(content: bytes, **span: float) -> np.ndarray:
+def as_used(content: bytes, **span: float) -> np.ndarray:
     return read_reference(Reference(mix=content, **span))[0]
 
 
@@ -143,16 +143,16 @@ def test_of_an_address_only_the_files_name_is_told(served: Served, files: Files)
 
 
 @pytest.mark.parametrize("address", [ADDRESS, OBJECT])
-def test_the_job_holds_the_part_that_is_sung_to_the_bit(served: Served, address: str) -> None:
+def test_the_job_holds_the_part_that_is_generated_to_the_bit(served: Served, address: str) -> None:
     reference = kept(served, ask(served, audio_uri=address, start_seconds=0.5, end_seconds=3))
     assert reference.mix and len(reference.mix) < 2.5 * 16_000 * 4 + 200
-    assert np.array_equal(read_reference(reference)[0], as_sung(tone(), start_seconds=0.5, end_seconds=3))
+    assert np.array_equal(read_reference(reference)[0], as_used(tone(), start_seconds=0.5, end_seconds=3))
 
 
 def test_of_a_file_that_is_sent_the_job_holds_the_same_part(served: Served) -> None:
     reference = kept(served, ask(served, audio=base64_of(tone()), start_seconds=0.5, end_seconds=3))
     assert reference.mix and len(reference.mix) < 2.5 * 16_000 * 4 + 200
-    assert np.array_equal(read_reference(reference)[0], as_sung(tone(), start_seconds=0.5, end_seconds=3))
+    assert np.array_equal(read_reference(reference)[0], as_used(tone(), start_seconds=0.5, end_seconds=3))
 
 
 def test_what_only_decoding_shows_is_told_at_once_and_of_its_instance_alone(served: Served) -> None:

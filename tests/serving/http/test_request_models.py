@@ -243,7 +243,7 @@ def test_no_section_gets_into_the_genres() -> None:
     assert order(genres="folk\n[verse]\nfoo").request.genres == "folk [verse] foo"
 
 
-def test_warnings_are_of_the_sections_that_are_sung() -> None:
+def test_warnings_are_of_the_sections_that_are_generated() -> None:
     assert order(lyrics="[intro]\nla").warnings
     text = "[verse]\nla\n[Whisper]\nla"
     assert order(lyrics=text).warnings and not order({"segments": 1}, lyrics=text).warnings
@@ -368,7 +368,7 @@ def test_the_model_must_be_the_one_that_is_here() -> None:
         order(model="nonsense")
 
 
-def test_the_fingerprint_is_of_what_is_sung() -> None:
+def test_the_fingerprint_is_of_what_is_generated() -> None:
     assert order().fingerprint == order(wait_seconds=3, request_id="a").fingerprint
     assert order().fingerprint == order({"genres": "pop"}).fingerprint
     assert order().fingerprint != order(seed=1).fingerprint

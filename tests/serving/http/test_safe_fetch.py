@@ -320,8 +320,8 @@ def test_bytes_that_drip_are_given_up_in_time(server: FileServer, fetcher: Fetch
             handler.wfile.write(b"x")
 
     server.answers["/drip"] = drip
-    patient = replace(fetcher, seconds=0.4, limit_bytes=1 << 30)
-    assert "longer than 0.4 s" in unreachable(patient, url(server, "/drip"))
+    slow_fetcher = replace(fetcher, seconds=0.4, limit_bytes=1 << 30)
+    assert "longer than 0.4 s" in unreachable(slow_fetcher, url(server, "/drip"))
 
 
 def test_a_server_that_never_speaks_is_given_up(fetcher: Fetcher) -> None:

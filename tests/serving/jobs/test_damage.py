@@ -373,7 +373,7 @@ def damage(chance: random.Random, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_random_damage_is_never_unforeseen_and_never_endless(seed: int, caplog: pytest.LogCaptureFixture) -> None:
-    """One file of every third kind is damaged; the servers go on, sing what is whole, and say what is not."""
+    """One file of every third kind is damaged; the servers go on, generate what is whole, and report what is not."""
     chance = random.Random(seed)
     random.seed(seed)
     *paths, name = whole_storage()

@@ -1,4 +1,4 @@
-"""Whole servers end in every way, and no song that they accepted is lost or sung twice."""
+"""Whole servers end in every way, and no song that they accepted is lost or generated twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
 SHORT = {"genres": "pop", "lyrics": LYRICS, "segments": 1, "max_new_tokens": 200, "wait_seconds": 0}
-PATIENCE_S = 240.0  # for a few songs on a busy machine
+DEADLINE_S = 240.0  # for a few songs on a busy machine
 Start = Callable[..., RealServer]
 
 
@@ -48,17 +48,17 @@ def folders(tmp_path: Path) -> set[str]:
 
 
 def ask_for_songs(server: RealServer) -> dict[str, str]:
-    """Songs that are sung one after the other, the first of them begun: key -> job id."""
+    """Songs that are generated one after the other, the first of them started: key -> job id."""
     songs = {f"key-{seed}": server.generate(**SHORT, seed=seed, request_id=f"key-{seed}")[1] for seed in range(2)}
     ids = {key: song["job_id"] for key, song in songs.items()}
-    until(lambda: status(server, ids["key-0"]) != "queued", PATIENCE_S)
+    until(lambda: status(server, ids["key-0"]) != "queued", DEADLINE_S)
     return ids
 
 
 def check_that_each_is_one_song(server: RealServer, ids: dict[str, str], tmp_path: Path) -> None:
     for seed, (key, job_id) in enumerate(ids.items()):
         assert server.generate(**SHORT, seed=seed, request_id=key)[1]["job_id"] == job_id
-        until(lambda job_id=job_id: status(server, job_id) in FINISHED, PATIENCE_S)
+        until(lambda job_id=job_id: status(server, job_id) in FINISHED, DEADLINE_S)
         song = server.generate(job_id=job_id, operation="result")[1]
         assert song["status"] == "succeeded", song
         assert base64.b64decode(song["audio"])
@@ -91,22 +91,22 @@ def test_a_server_that_is_told_to_stop_leaves_its_songs_to_the_next(start: Start
 def test_two_servers_on_one_folder_answer_for_each_other(start: Start) -> None:
     one, other = start(), start()
     job_id = one.generate(**SHORT, seed=1, request_id="key")[1]["job_id"]
-    until(lambda: status(one, job_id) in FINISHED, PATIENCE_S)
-    sung = one.generate(job_id=job_id, operation="result")[1]
-    result = other.generate(job_id=sung["job_id"], operation="result")[1]
-    assert (result["audio"], result["seed"]) == (sung["audio"], 1)
-    assert other.generate(**SHORT, seed=1, request_id="key")[1]["job_id"] == sung["job_id"]
+    until(lambda: status(one, job_id) in FINISHED, DEADLINE_S)
+    generated = one.generate(job_id=job_id, operation="result")[1]
+    result = other.generate(job_id=generated["job_id"], operation="result")[1]
+    assert (result["audio"], result["seed"]) == (generated["audio"], 1)
+    assert other.generate(**SHORT, seed=1, request_id="key")[1]["job_id"] == generated["job_id"]
     refused, problem = other.generate(**SHORT, seed=2, request_id="key")
     assert (refused, problem["type"]) == (409, "urn:yue:problem:conflict")
 
-    assert {job["job_id"] for job in other.ask("/jobs")[1]["jobs"]} == {sung["job_id"]}
+    assert {job["job_id"] for job in other.ask("/jobs")[1]["jobs"]} == {generated["job_id"]}
 
 
-def test_a_song_that_one_server_sings_is_cancelled_at_another(start: Start) -> None:
+def test_a_song_that_one_server_generates_is_cancelled_at_another(start: Start) -> None:
     one, other = start(), start()
     one.ask("/download-models", {})
     (engine,) = one.children("inference.process.engine_process")
-    os.kill(engine, signal.SIGSTOP)  # so that the song cannot end before the wish is heard, however fast it is
+    os.kill(engine, signal.SIGSTOP)  # so that the song cannot end before the cancel request is seen, however fast it is
     job_id = one.generate(**SHORT)[1]["job_id"]
     until(lambda: status(other, job_id) == "running")
     assert other.generate(job_id=job_id, operation="cancel")[1]["cancel_requested"]

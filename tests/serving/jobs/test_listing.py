@@ -21,10 +21,10 @@ from tests.support.songs import tone
 @pytest.fixture
 def held() -> Iterator[Served]:
     """Its engine begins songs, but ends none until told."""
-    served = Served(may_sing=False, threads=RESERVED_THREADS + 3)
+    served = Served(may_generate=False, threads=RESERVED_THREADS + 3)
     served.client.post("/download-models")
     yield served
-    served.models.engine.sing_on()
+    served.models.engine.release()
     served.app.extensions["yue"].jobs.close()
 
 
@@ -35,9 +35,9 @@ def listed(served: Served, query: str = "") -> list[str]:
 def a_life(served: Served) -> dict[str, list[str]]:
     """Job ids by their states: three songs, a cancelled one, one that is made, two that wait; each the newest first."""
     ids: dict[str, list[str]] = {"succeeded": [], "queued": []}
-    served.models.engine.sing_on()
+    served.models.engine.release()
     ids["succeeded"] = [served.one()["job_id"] for _ in range(3)][::-1]
-    served.models.engine.may_sing.clear()
+    served.models.engine.may_generate.clear()
     ids["running"] = [served.one(wait_seconds=0)["job_id"]]
     served.models.engine.wait_until_begun(4)
     cancelled = served.one(wait_seconds=0)["job_id"]
@@ -131,7 +131,7 @@ def test_the_list_is_the_same_on_every_server() -> None:
 
 
 def test_a_finished_job_is_forgotten_with_its_audio_and_key(held: Served) -> None:
-    held.models.engine.sing_on()
+    held.models.engine.release()
     song = held.one(request_id="key")
     other = Served(data=held.app.extensions["yue"].settings.data)
     assert other.client.get(song["tracks"]["mix"]["url"]).status_code == 200
@@ -166,7 +166,7 @@ def test_deleting_an_unfinished_job_cancels_it_and_cancelling_a_finished_one_kee
 
 
 def test_jobs_that_are_deleted_by_many_at_once_are_deleted_once(held: Served) -> None:
-    held.models.engine.sing_on()
+    held.models.engine.release()
     job_ids = [held.one(request_id=f"key-{number}")["job_id"] for number in range(4)]
     other = Served(data=held.app.extensions["yue"].settings.data)
     with ThreadPoolExecutor(8) as pool:
@@ -225,7 +225,7 @@ def test_reference_audio_is_shown_as_names_and_sizes_only(held: Served) -> None:
     file = {"name": None, "bytes": len(audio)}
     expected = {"vocal": {**file, "name": "voice.wav"}, "instrumental": file, "start_seconds": 0.5, "end_seconds": 2.5}
     assert held.client.get(f"/jobs/{job.id}").json["request"]["reference"] == expected
-    held.models.engine.sing_on()
+    held.models.engine.release()
     held.wait_for(job.id)
     other = Served(data=held.app.extensions["yue"].settings.data)
     for served in (held, other):

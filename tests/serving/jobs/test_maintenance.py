@@ -29,7 +29,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def sing(server: Replica) -> str:
+def run_song(server: Replica) -> str:
     """One song from its beginning to its end; its job's id."""
     job = server.submit(None)
     server.begin()
@@ -44,7 +44,7 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_its_end(storage: Storage,
         Replica(storage, clock),
         Replica(storage, clock),
     )
-    old = sing(server)
+    old = run_song(server)
     stuck, unwanted, orphan = server.submit(None), server.submit(None), lost.submit(None)
     server.begin()
     server.storage.too_large = "/audio-"
@@ -72,7 +72,7 @@ def test_a_song_that_finds_no_room_keeps_no_other_from_the_next_server(storage: 
     server.run_round()
     other.run_round()
     assert [job.id for job in other.queue.living()] == [queued.id]
-    lose(clock, other)  # the server is killed while it sings
+    lose(clock, other)  # the server is killed while a song runs
     adopted = other.queue.find(running.id)
     assert adopted and adopted.attempts == 0  # it was told to stop, so that it was begun does not count
     engine.close()
@@ -198,7 +198,7 @@ def lose_the_reference(storage: Storage, job_id: str) -> None:
         (lose_the_reference, "the reference audio is lost"),
     ],
 )
-def test_a_job_that_cannot_be_sung_any_more_fails_alone(
+def test_a_job_that_cannot_be_generated_any_more_fails_alone(
     storage: Storage, clock: FakeClock, damage: Callable[[Storage, str], None], words: str
 ) -> None:
     server = Replica(storage, clock)
@@ -263,7 +263,7 @@ def test_a_sign_of_life_that_cannot_be_read_is_one_all_the_same(storage: Storage
 
 def test_files_of_others_between_ours_change_nothing(storage: Storage, clock: FakeClock) -> None:
     server = Replica(storage, clock, Retention(limit_bytes=1))
-    old, new = sing(server), sing(server)
+    old, new = run_song(server), run_song(server)
     odd = ("ended/.DS_Store", "ended/1-2", "ended/1-2-3", "ended/x/y", "live/x", "live/open/x", "live/cancel/x/y")
     for path in odd:
         storage.put(path, b"")
@@ -287,8 +287,8 @@ def test_a_clock_that_was_behind_while_songs_were_made_forgets_none(storage: Sto
 def test_a_server_that_starts_with_its_clock_ahead_forgets_no_song(
     storage: Storage, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sung = {sing(server) for server in (Replica(storage, clock), Replica(storage, clock))}
+    generated = {run_song(server) for server in (Replica(storage, clock), Replica(storage, clock))}
     monkeypatch.setattr("serving.jobs.maintenance.now", lambda: now() + timedelta(days=400))
     ahead = Replica(storage, clock, Retention(hours=1))
     lose(clock, ahead)
-    assert {job.id for job in ahead.jobs.list()} == sung
+    assert {job.id for job in ahead.jobs.list()} == generated

@@ -1,4 +1,4 @@
-"""The engine's process is killed while songs are in it: each is sung once, by the next one, as if nothing had been."""
+"""The engine's process is killed with songs in it: the next one generates each once, as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.songs import request
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 90.0
+DEADLINE_S = 90.0
 
 
 class FilesThatAreHere:
@@ -77,21 +77,21 @@ def test_songs_outlive_the_death_of_their_engine(
     songs = [request(seed=seed, segments=1, max_new_tokens=300) for seed in range(3)]
     submitted = [jobs.submit(job(song)) for song in songs]
     first = submitted[0]
-    assert jobs.queue.wait_until(lambda: first.progress is not None and first.progress.stage == stage, PATIENCE_S)
+    assert jobs.queue.wait_until(lambda: first.progress is not None and first.progress.stage == stage, DEADLINE_S)
     os.kill(engines.started[0].pid, signal.SIGKILL)
     for each, song in zip(submitted, songs, strict=True):
-        assert jobs.wait(each, PATIENCE_S)
+        assert jobs.wait(each, DEADLINE_S)
         assert each.song is not None, each.error
         assert each.song.audio == tiny_engine.generate(song).audio
     assert len(engines.started) == 2
 
 
-def test_a_song_that_was_cancelled_is_not_sung_after_its_engine_died(jobs: Jobs, engines: Engines) -> None:
+def test_a_song_that_was_cancelled_is_not_generated_after_its_engine_died(jobs: Jobs, engines: Engines) -> None:
     endless = jobs.submit(job(request(max_new_tokens=6_000)))
-    assert jobs.queue.wait_until(lambda: endless.progress is not None, PATIENCE_S)
+    assert jobs.queue.wait_until(lambda: endless.progress is not None, DEADLINE_S)
     os.kill(engines.started[0].pid, signal.SIGSTOP)  # it hears nothing any more
     jobs.cancel(endless.id)
     os.kill(engines.started[0].pid, signal.SIGKILL)
-    assert jobs.wait(endless, PATIENCE_S)
+    assert jobs.wait(endless, DEADLINE_S)
     assert endless.state == "cancelled"
     assert len(engines.started) == 1

@@ -38,7 +38,7 @@ def jobs(models: FakeModels) -> Iterator[Jobs]:
 @pytest.fixture
 def held_models() -> FakeModels:
     """Models whose engine begins songs, but ends none until told."""
-    return FakeModels(may_sing=False)
+    return FakeModels(may_generate=False)
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_a_job_ends_in_its_song(jobs: Jobs) -> None:
     assert jobs.get(job.id).song == job.song
 
 
-def test_songs_are_sung_in_the_order_they_came(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_songs_are_generated_in_the_order_they_came(held_jobs: Jobs, held_models: FakeModels) -> None:
     submitted = [held_jobs.submit(song(seed)) for seed in range(3)]
-    held_models.engine.sing_on()
+    held_models.engine.release()
     for job in submitted:
         finished(held_jobs, job)
-    assert held_models.engine.sung == [job.id for job in submitted]
+    assert held_models.engine.generated == [job.id for job in submitted]
 
 
 def test_a_running_job_shows_its_progress(held_jobs: Jobs, held_models: FakeModels) -> None:
@@ -104,10 +104,10 @@ def test_a_queued_job_is_cancelled_at_once(held_jobs: Jobs, held_models: FakeMod
     held_models.engine.wait_until_begun(1)
     waiting = held_jobs.submit(song(2))
     assert held_jobs.cancel(waiting.id).state == "cancelled"
-    held_models.engine.sing_on()
+    held_models.engine.release()
     after = finished(held_jobs, held_jobs.submit(song(3)))
     assert after.state == "succeeded"
-    assert waiting.id not in held_models.engine.sung
+    assert waiting.id not in held_models.engine.generated
 
 
 def test_a_job_is_cancelled_while_its_models_are_downloaded() -> None:
@@ -117,17 +117,17 @@ def test_a_job_is_cancelled_while_its_models_are_downloaded() -> None:
     assert jobs.cancel(first.id).state == "cancelled"
     models.may_fetch.set()
     assert finished(jobs, second).state == "succeeded"
-    assert models.engine.sung == [second.id]
+    assert models.engine.generated == [second.id]
     jobs.close()
 
 
-def test_a_running_job_is_cancelled_and_the_next_one_sings(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_a_running_job_is_cancelled_and_the_next_one_generates(held_jobs: Jobs, held_models: FakeModels) -> None:
     first, second = held_jobs.submit(song()), held_jobs.submit(song(2))
     held_models.engine.wait_until_begun(1)
     held_jobs.cancel(first.id)
     assert finished(held_jobs, first).state == "cancelled"
     held_jobs.cancel(first.id)  # too late, and it must not reach the second
-    held_models.engine.sing_on()
+    held_models.engine.release()
     assert finished(held_jobs, second).state == "succeeded"
     assert held_models.engine.cancelled == [first.id]
 
@@ -136,14 +136,14 @@ def test_a_cancel_before_the_engine_knows_the_song_is_not_lost(held_models: Fake
     manager = held_models.manager()
     engine = manager.ensure_models_available()
     jobs = Jobs(manager, new_store(), max_queue=3)
-    real_sing = engine.generate
+    real_generate = engine.generate
 
-    def sing_after_the_cancel(song_id, request, on_progress):
+    def generate_after_the_cancel(song_id, request, on_progress):
         jobs.cancel(song_id)
         engine.cancelled.clear()  # the engine did not know that song yet
-        return real_sing(song_id, request, on_progress)
+        return real_generate(song_id, request, on_progress)
 
-    engine.generate = sing_after_the_cancel
+    engine.generate = generate_after_the_cancel
     assert finished(jobs, jobs.submit(song())).state == "cancelled"
     jobs.close()
 
@@ -157,17 +157,17 @@ def test_cancelling_a_finished_job_changes_nothing(jobs: Jobs) -> None:
 def test_a_song_that_fails_leaves_the_next_one_alone(held_jobs: Jobs, held_models: FakeModels) -> None:
     held_models.engine.error = CheckpointError("stage1", "cut short")
     first = held_jobs.submit(song())
-    held_models.engine.sing_on()
+    held_models.engine.release()
     assert finished(held_jobs, first).state == "failed"
     assert isinstance(first.error, CheckpointError)
     held_models.engine.error = None
     assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
 
 
-def test_a_song_whose_engine_dies_is_sung_by_the_next_one(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_a_song_whose_engine_dies_is_generated_by_the_next_one(held_jobs: Jobs, held_models: FakeModels) -> None:
     first = held_jobs.submit(song())
     held_models.engine.wait_until_begun(1)
-    held_models.may_sing = True  # the next engine
+    held_models.may_generate = True  # the next engine
     held_models.engine.die()
     assert finished(held_jobs, first).state == "succeeded"
     assert finished(held_jobs, held_jobs.submit(song())).state == "succeeded"
@@ -181,7 +181,7 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
     for engines in (1, 2):
         assert held_jobs.queue.wait_until(lambda engines=engines: first.attempts == engines, SECONDS)
         held_models.engine.wait_until_begun(1)
-        held_models.may_sing = engines == 2  # of the next engine
+        held_models.may_generate = engines == 2  # of the next engine
         held_models.engine.die()
     assert isinstance(finished(held_jobs, first).error, EngineError)
     held_models.notice_the_end()
@@ -190,11 +190,11 @@ def test_a_song_that_ends_two_engines_fails_and_the_next_job_gets_a_third(
     assert len(held_models.engines) == 3
 
 
-def test_songs_are_sung_together_as_far_as_the_engine_takes_them(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_songs_are_generated_together_as_far_as_the_engine_takes_them(held_jobs: Jobs, held_models: FakeModels) -> None:
     held_models.engine.max_songs = 2
     songs = [held_jobs.submit(song(seed)) for seed in range(3)]
     assert held_jobs.queue.wait_until(lambda: [job.state for job in songs] == ["running", "running", "queued"], SECONDS)
-    held_models.engine.sing_on()
+    held_models.engine.release()
     assert [finished(held_jobs, job).state for job in songs] == ["succeeded"] * 3
 
 
@@ -223,15 +223,15 @@ def test_a_cancelled_download_cancels_the_songs_that_waited() -> None:
     jobs.close()
 
 
-def test_a_song_for_one_model_is_not_sung_by_the_next(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_a_song_for_one_model_is_not_generated_by_the_next(held_jobs: Jobs, held_models: FakeModels) -> None:
     first = held_jobs.submit(song())
     held_models.engine.wait_until_begun(1)
     any_model = held_jobs.submit(song(2))
     this_model = held_jobs.submit(Job(SongRequest("pop", LYRICS, 3), "tiny", wanted_model="tiny"))
     old = held_models.engine
-    held_models.may_sing = True  # the next engine
+    held_models.may_generate = True  # the next engine
     held_jobs._models.load("en-cot").result(SECONDS)
-    old.sing_on()
+    old.release()
     assert (finished(held_jobs, first).model, finished(held_jobs, any_model).model) == ("tiny", "en-cot")
     assert finished(held_jobs, this_model).state == "failed"
     assert "model: got 'tiny'; allowed: en-cot" in str(this_model.error)
@@ -240,7 +240,7 @@ def test_a_song_for_one_model_is_not_sung_by_the_next(held_jobs: Jobs, held_mode
 def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeModels) -> None:
     manager = held_models.manager()
     engine = manager.ensure_models_available()
-    real_sing = engine.generate
+    real_generate = engine.generate
     jobs = Jobs(manager, new_store(), max_queue=3)
 
     def fail(song_id, request, on_progress):
@@ -249,8 +249,8 @@ def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeMo
     engine.generate = fail
     error = finished(jobs, jobs.submit(song())).error
     assert isinstance(error, JobError) and error.kind == "internal-error" and "its log has error" in error.detail
-    engine.generate = real_sing
-    engine.sing_on()
+    engine.generate = real_generate
+    engine.release()
     assert finished(jobs, jobs.submit(song())).state == "succeeded"
     jobs.close()
 
@@ -258,7 +258,7 @@ def test_an_unforeseen_error_ends_the_job_and_not_the_thread(held_models: FakeMo
 def test_the_same_request_id_is_the_same_job_even_when_it_is_done(jobs: Jobs, models: FakeModels) -> None:
     job = finished(jobs, jobs.submit(song(request_id="a")))
     assert jobs.submit(song(request_id="a")).id == job.id
-    assert len(models.engine.sung) == 1
+    assert len(models.engine.generated) == 1
 
 
 def test_a_request_id_of_another_request_is_a_conflict(jobs: Jobs) -> None:
@@ -364,7 +364,7 @@ def test_reference_audio_is_held_in_memory_by_no_job_that_waits_and_reaches_its_
     submitted = [held_jobs.submit(Job(request, "tiny")) for _ in range(2)]
     assert [job.request.reference for job in submitted] == [Reference(start_seconds=1.5)] * 2
     held_models.engine.wait_until_begun(1)
-    held_models.engine.sing_on()
+    held_models.engine.release()
     assert {finished(held_jobs, job).state for job in submitted} == {"succeeded"}
     assert held_models.engine.requests == [request] * 2
 
@@ -376,7 +376,7 @@ def test_a_song_whose_reference_audio_was_deleted_fails(held_models: FakeModels)
     job = jobs.submit(Job(SongRequest("pop", LYRICS, 1, reference=Reference(mix=b"audio")), "tiny"))
     store.storage.delete(f"jobs/{job.id}/reference-mix")
     jobs.queue.wait_until(lambda: bool(held_models.engines), SECONDS)
-    held_models.engine.sing_on()
+    held_models.engine.release()
     assert "reference audio is lost" in str(finished(jobs, job).error)
     jobs.close()
 
@@ -403,12 +403,12 @@ def test_close_gives_every_job_to_the_next_server(held_models: FakeModels) -> No
     following.close()
 
 
-def test_songs_that_are_sung_get_the_time_that_close_gives_them(held_jobs: Jobs, held_models: FakeModels) -> None:
+def test_songs_that_are_generated_get_the_time_that_close_gives_them(held_jobs: Jobs, held_models: FakeModels) -> None:
     running, queued = held_jobs.submit(song(1)), held_jobs.submit(song(2))
     held_models.engine.wait_until_begun(1)
     held_jobs.drain()
-    assert not held_jobs.wait(queued, SECONDS)  # nobody waits for what is not sung here any more
-    held_models.engine.sing_on()
+    assert not held_jobs.wait(queued, SECONDS)  # nobody waits for a song that no longer runs here
+    held_models.engine.release()
     held_jobs.close(SECONDS)
     assert (running.state, queued.state) == ("succeeded", "queued")
 

@@ -26,10 +26,10 @@ LONG_S = 600
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     """Its engine begins songs, but ends none until told."""
-    served = Served(may_sing=False, data=tmp_path / "data")
+    served = Served(may_generate=False, data=tmp_path / "data")
     served.client.post("/download-models")
     yield served
-    served.models.engine.sing_on()
+    served.models.engine.release()
     served.app.extensions["yue"].jobs.close()
 
 
@@ -78,7 +78,7 @@ def test_whoever_waits_is_told_that_the_jobs_are_gone(
     assert "no longer in the storage" in json.loads(end.removeprefix("data: "))["error"]["detail"]
     text = served.client.get("/metrics").get_data(as_text=True)
     assert 'yue_jobs_ended_total{state="failed"} 2.0' in text
-    served.models.engine.sing_on()
+    served.models.engine.release()
     assert served.one(request_id="key")["status"] == "succeeded"
     elsewhere.close()
 
@@ -100,7 +100,7 @@ def jobs_on(storage: Storage) -> tuple[Jobs, FakeModels]:
 
 
 def check_that_waiting_ends(jobs: Jobs, refuse: Callable[[], None], allow: Callable[[], None]) -> None:
-    """Whoever waits for a song that has not begun is told; when the storage is back, the song is sung."""
+    """Clients that wait for a song that has not started are told; when the storage is back, the song is generated."""
     job = jobs.submit(song())
     told: Future[Any] = Future()
 

@@ -33,7 +33,7 @@ from tests.support.replicas import Crash, FragileStorage, Replica, lose
 
 KEYS = ("a", "b", None)
 replicas = st.integers(0, 2)
-ONE_SONG = Retention(limit_bytes=100)  # of those sung by hand, which take about 70 each
+ONE_SONG = Retention(limit_bytes=100)  # songs of the tests' replicas take about 70 bytes each
 breaks = st.one_of(st.none(), st.tuples(st.integers(0, 5), st.booleans(), st.booleans()))
 
 
@@ -370,7 +370,7 @@ def test_a_song_whose_servers_end_twice_is_interrupted(storage: Storage, clock: 
     assert last.submit("key").state == "interrupted"
 
 
-def test_a_cancelled_job_is_not_sung_after_its_server_ended(storage: Storage, clock: FakeClock) -> None:
+def test_a_cancelled_job_is_not_generated_after_its_server_ended(storage: Storage, clock: FakeClock) -> None:
     one, other = Replica(storage, clock), Replica(storage, clock)
     job = one.submit(None)
     other.jobs.cancel(job.id)
@@ -378,7 +378,7 @@ def test_a_cancelled_job_is_not_sung_after_its_server_ended(storage: Storage, cl
     assert other.jobs.get(job.id).state == "cancelled" and not other.queue.living()
 
 
-def test_a_server_that_stood_still_drops_the_song_that_another_sang(storage: Storage, clock: FakeClock) -> None:
+def test_a_server_that_stood_still_drops_the_song_that_another_generated(storage: Storage, clock: FakeClock) -> None:
     slow, other = Replica(storage, clock), Replica(storage, clock)
     job = slow.submit(None)
     slow.begin()
@@ -390,7 +390,7 @@ def test_a_server_that_stood_still_drops_the_song_that_another_sang(storage: Sto
     assert [name for name in names_in(storage, job.id) if "audio" in name] == ["audio-1/mix.mp3"]
 
 
-def test_a_server_that_stood_still_begins_no_song_that_another_sings(storage: Storage, clock: FakeClock) -> None:
+def test_a_server_that_stood_still_begins_no_song_that_another_generates(storage: Storage, clock: FakeClock) -> None:
     slow, other = Replica(storage, clock), Replica(storage, clock)
     job = slow.submit(None)
     lose(clock, other)
@@ -421,7 +421,7 @@ def test_the_song_of_the_tenth_claim_outlives_the_first(storage: Storage, clock:
     assert heard.song and heard.song.audio["mix"] == f"{job.id} by {last.store.replica}".encode()
 
 
-def test_a_server_that_stood_still_lets_go_of_a_song_that_another_sings(storage: Storage, clock: FakeClock) -> None:
+def test_a_server_that_stood_still_lets_go_of_a_song_that_another_generates(storage: Storage, clock: FakeClock) -> None:
     slow, other = Replica(storage, clock), Replica(storage, clock)
     job = slow.submit(None)
     lose(clock, other)

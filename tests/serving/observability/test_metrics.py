@@ -36,7 +36,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def held() -> Iterator[Served]:
     """Its engine begins songs, but ends none until told."""
-    served = Served(may_sing=False, threads=RESERVED_THREADS + 1)
+    served = Served(may_generate=False, threads=RESERVED_THREADS + 1)
     served.client.post("/download-models")
     yield served
     close_app(served.app)
@@ -65,22 +65,22 @@ def test_a_song_is_counted_with_its_stages(served: Served) -> None:
     assert found["yue_http_request_seconds_count,POST,/predict"] == 1
 
 
-def test_songs_that_wait_and_are_sung_are_seen_now(held: Served) -> None:
+def test_songs_that_wait_and_are_generated_are_seen_now(held: Served) -> None:
     for _ in range(3):
         held.one(wait_seconds=0)
     held.models.engine.wait_until_begun(1)
     found = numbers(held)
     assert (found["yue_jobs_running"], found["yue_jobs_queued"]) == (1, 2)
-    held.models.engine.sing_on()
+    held.models.engine.release()
 
 
-def test_requests_that_wait_take_seats(held: Served) -> None:
+def test_requests_that_wait_take_slots(held: Served) -> None:
     waiting = threading.Thread(target=held.one)
     waiting.start()
     held.models.engine.wait_until_begun(1)
     found = numbers(held)
     assert (found["yue_seats_taken"], found["yue_seats"]) == (1, 1)
-    held.models.engine.sing_on()
+    held.models.engine.release()
     waiting.join(SECONDS)
     assert numbers(held)["yue_seats_taken"] == 0
 
@@ -90,7 +90,7 @@ def test_failed_and_cancelled_songs_are_told_apart(held: Served) -> None:
     held.models.engine.wait_until_begun(1)
     held.client.delete(f"/jobs/{second}")
     held.models.engine.error = EngineError("the boiler burst")
-    held.models.engine.sing_on()
+    held.models.engine.release()
     held.wait_for(first)
     found = numbers(held)
     assert (found["yue_jobs_ended_total,failed"], found["yue_jobs_ended_total,cancelled"]) == (1, 1)

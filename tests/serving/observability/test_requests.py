@@ -102,7 +102,7 @@ def test_a_songs_lines_name_its_job_and_the_request_that_made_it(served: Served,
 
 def test_the_next_server_names_the_request_that_made_the_song(kept: Kept) -> None:
     folder = new_folder()
-    first = Served(may_sing=False, data=folder)
+    first = Served(may_generate=False, data=folder)
     headers = {"X-Request-Id": "from-me", "traceparent": f"00-{TRACE}-{SPAN}-01"}
     job_id = first.predict({**INSTANCE, "wait_seconds": 0}, headers=headers).json["predictions"][0]["job_id"]
     close_app(first.app)
