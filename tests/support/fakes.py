@@ -242,6 +242,11 @@ class FakeModels:
             self.notice_the_end()
 
 
+def generate_song(manager: ModelManager) -> Song:
+    with manager.borrowed() as loaded:
+        return loaded.engine.generate("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
+
+
 class Served:
     """An app over fakes, and a client for it."""
 
