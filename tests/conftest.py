@@ -1,6 +1,6 @@
 """What the tests of several folders share: recorded numbers, the real tokenizer, models, and who deploys.
 
-It is independent of what is tested with them.
+Independent of what is tested with them.
 """
 
 from __future__ import annotations

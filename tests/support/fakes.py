@@ -1,6 +1,6 @@
 """Small real stand-ins for the engine and the download, steered by events, and servers over them.
 
-They know nothing of what is tested with them.
+Independent of what is tested with them.
 """
 
 from __future__ import annotations
