@@ -1,6 +1,6 @@
-"""What several rooms' tests share: the recorded numbers, the real tokenizer, the tiny model, and who deploys.
+"""What the tests of several folders share: recorded numbers, the real tokenizer, models, and who deploys.
 
-It does not know what is tested with them.
+Independent of what is tested with them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from inference.engine.pipeline import Pipeline
 from inference.engine.scheduler import Scheduler
 from inference.options import EngineOptions
 from inference.tiny import model_files
+from model_manager import ModelManager
 from tests.deploy.cloud.person import Person
+from tests.support.fakes import FakeModels
 
 TESTS = Path(__file__).parent
 BESIDE_CHECKOUT = TESTS.parent.parent / "shared"
@@ -86,6 +89,18 @@ def tiny_pipeline(tiny_files: ModelFiles) -> Pipeline:
 def tiny_engine(tiny_pipeline: Pipeline) -> Scheduler:
     """The tiny model, loaded."""
     return Scheduler(tiny_pipeline)
+
+
+@pytest.fixture
+def models() -> FakeModels:
+    return FakeModels()
+
+
+@pytest.fixture
+def manager(models: FakeModels) -> Iterator[ModelManager]:
+    manager = models.manager()
+    yield manager
+    manager.close()
 
 
 @pytest.fixture

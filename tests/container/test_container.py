@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.test_entrypoint import PROJECT, SONG, ask_models, predict
+from tests.support.paths import PROJECT
 from tests.support.vertex import SHARED, Deployment, Probes, endpoint
+from tests.support.vertex_requests import SONG, ask_models, predict
 
 # A build may install some gigabytes from a slow registry.
 pytestmark = [pytest.mark.container, pytest.mark.timeout(1_200)]

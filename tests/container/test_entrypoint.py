@@ -1,9 +1,8 @@
-"""What the container runs, deployed on the stand-in for Vertex AI; and that stand-in, before a small container."""
+"""What the container runs, deployed on the stand-in for Vertex AI."""
 
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import os
@@ -13,11 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +23,14 @@ import soundfile
 from inference.catalog import ModelFiles
 from tests.support.hub_server import HubServer, serve_tiny
 from tests.support.paths import PROJECT
-from tests.support.vertex import (
-    DEDICATED,
-    HEALTH_ROUTE,
-    PREDICT_ROUTE,
-    SHARED,
-    Answer,
-    Deployment,
-    Limits,
-    Probes,
-    endpoint,
-    free_port,
-)
+from tests.support.vertex import DEDICATED, SHARED, Deployment, endpoint, free_port
+from tests.support.vertex_requests import DEADLINE_S, SONG, TOLERANT, ask_models, body_of, post, predict
 
 pytestmark = pytest.mark.slow
 
 ENTRYPOINT = str(PROJECT / "entrypoint.sh")
-DEADLINE_S = 120.0  # an end to waiting where something is broken
 BINDS_S = 10.0
 ENDS_S = 5.0
-# The platform's numbers of tries, but in quick succession; a real server gets its 40 s before it is restarted.
-QUICK = Probes(liveness_period_s=0.05, health_period_s=0.05, health_timeout_s=5.0)
-PATIENT = Probes(liveness_period_s=0.25, liveness_tries=160, health_period_s=0.25)
-SONG: dict[str, object] = {"genres": "pop", "lyrics": "[verse]\nla la la", "max_new_tokens": 100, "seed": 7}
 
 
 @pytest.fixture
@@ -206,7 +187,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(environment: dict[str, str]) -
 
 def test_on_demand_it_is_healthy_at_once_and_the_first_song_brings_the_models(environment: dict[str, str]) -> None:
     with (
-        Deployment([ENTRYPOINT, "serve"], environment, PATIENT) as deployment,
+        Deployment([ENTRYPOINT, "serve"], environment, TOLERANT) as deployment,
         endpoint(deployment, SHARED) as shared,
     ):
         assert deployment.wait_until_alive(BINDS_S)
@@ -232,11 +213,15 @@ def test_on_demand_it_is_healthy_at_once_and_the_first_song_brings_the_models(en
         os.kill(engine_pid, 0)
 
 
+def seconds_of(prediction: dict[str, Any]) -> float:
+    return float(soundfile.info(io.BytesIO(base64.b64decode(prediction["audio"]))).duration)
+
+
 def test_at_startup_it_gets_no_requests_until_the_models_are_ready(environment: dict[str, str], hub: HubServer) -> None:
     held = hub.fault("resolve", effect="hold", method="GET")
     settings = {"YUE_LOADING": "startup", "YUE_MODEL": "en-cot", **hub.environment(Path(environment["XDG_CACHE_HOME"]))}
     with (
-        Deployment([ENTRYPOINT], environment | settings, PATIENT) as deployment,
+        Deployment([ENTRYPOINT], environment | settings, TOLERANT) as deployment,
         endpoint(deployment, DEDICATED) as dedicated,
     ):
         assert deployment.wait_until_alive(BINDS_S)
@@ -262,7 +247,7 @@ def test_what_was_downloaded_is_served_without_a_network(environment: dict[str, 
         last = json.loads(done.stdout.splitlines()[-1])
         assert last["event"] == "done" and Path(last["files"]["stage1"]).is_dir()
     offline = settings | {"HF_HUB_OFFLINE": "1"}  # and the Hub is gone
-    with Deployment([ENTRYPOINT], offline, PATIENT) as deployment, endpoint(deployment, SHARED) as shared:
+    with Deployment([ENTRYPOINT], offline, TOLERANT) as deployment, endpoint(deployment, SHARED) as shared:
         assert deployment.wait_until_routed(DEADLINE_S)
         assert ask_models(shared.url)["model"] == "en-cot"
 
@@ -303,147 +288,3 @@ def begin_download(command: list[str], environment: dict[str, str], hub: HubServ
     )
     assert held.reached.wait(DEADLINE_S)
     return begun
-
-
-# -- the stand-in itself, before a container whose health is a file and which answers as it is told
-
-
-class Told(BaseHTTPRequestHandler):
-    """Health is the status in a file. A body that is JSON says in its first instance what to answer."""
-
-    def do_GET(self) -> None:
-        assert self.path == HEALTH_ROUTE
-        self._send(int(HEALTH_FILE.read_text()), "text/plain", b"")
-
-    def do_POST(self) -> None:
-        assert self.path == PREDICT_ROUTE
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        content_type = self.headers["Content-Type"]
-        if content_type != "application/json":
-            return self._send(200, content_type, body)
-        told = json.loads(body)["instances"][0]
-        time.sleep(told.get("late_s", 0))
-        answer = {"predictions": ["x" * told.get("size_bytes", 1)], "metadata": "kept", "secret": "lost"}
-        self._send(told.get("status", 200), "application/json", json.dumps(answer).encode())
-
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """The tests' output is theirs."""
-
-
-@pytest.fixture
-def health(tmp_path: Path) -> Path:
-    file = tmp_path / "health"
-    file.write_text("200")
-    return file
-
-
-@pytest.fixture
-def told(health: Path) -> Iterator[Deployment]:
-    environment = dict(os.environ) | {"PYTHONPATH": str(PROJECT)}
-    with Deployment([sys.executable, __file__, str(health)], environment, PATIENT) as deployment:
-        assert deployment.wait_until_routed(DEADLINE_S)
-        yield deployment
-
-
-def test_only_predictions_and_metadata_come_back(told: Deployment) -> None:
-    with endpoint(told, SHARED) as shared:
-        answer = json.loads(post(f"{shared.url}:predict", body_of({})).body)
-    assert answer["predictions"] == ["x"] and answer["metadata"] == "kept"
-    assert "secret" not in answer
-
-
-def test_raw_predict_takes_and_gives_anything(told: Deployment) -> None:
-    with endpoint(told, SHARED) as shared:
-        assert post(f"{shared.url}:rawPredict", b"\0\1", "audio/mpeg") == Answer(200, "audio/mpeg", b"\0\1")
-
-
-def test_a_failure_keeps_its_status(told: Deployment) -> None:
-    with endpoint(told, SHARED) as shared:
-        assert post(f"{shared.url}:predict", body_of({"status": 429})).status == 429
-        assert post(f"{shared.url}:predict", b'{"instance": 1}').status == 400
-        assert post(f"{shared.url}:explain", body_of({})).status == 404
-
-
-@pytest.mark.parametrize(("limits", "status"), [(SHARED, 400), (DEDICATED, 413)])
-def test_what_is_too_large_is_refused_each_way(limits: Limits, status: int, told: Deployment) -> None:
-    with endpoint(told, limits) as front:
-        for way in ("predict", "rawPredict"):
-            assert post(f"{front.url}:{way}", body_of({"padding": "x" * limits.payload_bytes})).status == status
-            assert post(f"{front.url}:{way}", body_of({"size_bytes": limits.payload_bytes})).status == 400
-            assert post(f"{front.url}:{way}", body_of({"size_bytes": limits.payload_bytes - 1_000})).status == 200
-
-
-def test_who_waits_too_long_is_told_so(told: Deployment) -> None:
-    with endpoint(told, Limits(timeout_s=0.05, payload_bytes=1_000)) as impatient:
-        assert post(f"{impatient.url}:predict", body_of({"late_s": 1})).status == 504
-
-
-def test_four_failed_probes_stop_the_requests_and_one_good_one_brings_them_back(health: Path) -> None:
-    environment = dict(os.environ) | {"PYTHONPATH": str(PROJECT)}
-    probes = Probes(liveness_period_s=0.25, liveness_tries=160, health_period_s=0.05)
-    with (
-        Deployment([sys.executable, __file__, str(health)], environment, probes) as deployment,
-        endpoint(deployment, SHARED) as shared,
-    ):
-        assert deployment.wait_until_routed(DEADLINE_S)
-        health.write_text("503")
-        assert deployment.wait_until_routed(DEADLINE_S, routed=False)
-        assert post(f"{shared.url}:predict", body_of({})).status == 503
-        health.write_text("200")
-        assert deployment.wait_until_routed(DEADLINE_S)
-        assert post(f"{shared.url}:predict", body_of({})).status == 200
-        assert deployment.starts == 1, "bad health is no reason for a restart"
-
-
-@pytest.mark.parametrize("program", ["import time; time.sleep(600)", "pass"])
-def test_what_does_not_listen_or_has_ended_is_started_again(program: str) -> None:
-    with Deployment([sys.executable, "-c", program], dict(os.environ), QUICK) as deployment:
-        assert deployment.wait_until_restarted(3, DEADLINE_S)
-        assert not deployment.routed
-
-
-# -- talking to an endpoint
-
-
-def body_of(instance: dict[str, object]) -> bytes:
-    return json.dumps({"instances": [instance]}).encode()
-
-
-def post(url: str, body: bytes, content_type: str = "application/json") -> Answer:
-    address = urllib.parse.urlsplit(url)
-    assert address.hostname is not None
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=DEADLINE_S)
-    try:
-        connection.request("POST", address.path, body, {"Content-Type": content_type})
-        response = connection.getresponse()
-        return Answer(response.status, response.headers["Content-Type"], response.read())
-    finally:
-        connection.close()
-
-
-def predict(url: str, instance: dict[str, object]) -> dict[str, Any]:
-    answer = post(f"{url}:predict", body_of(instance))
-    assert answer.status == 200, answer.body
-    (prediction,) = json.loads(answer.body)["predictions"]
-    assert isinstance(prediction, dict)
-    return prediction
-
-
-def ask_models(url: str) -> dict[str, Any]:
-    return predict(url, {"operation": "models/status"})
-
-
-def seconds_of(prediction: dict[str, Any]) -> float:
-    return float(soundfile.info(io.BytesIO(base64.b64decode(prediction["audio"]))).duration)
-
-
-if __name__ == "__main__":
-    HEALTH_FILE = Path(sys.argv[1])
-    ThreadingHTTPServer(("127.0.0.1", int(os.environ["AIP_HTTP_PORT"])), Told).serve_forever()

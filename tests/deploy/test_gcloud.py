@@ -1,6 +1,6 @@
 """Every gcloud command of the scripts and documents, through gcloud's own checks, without a network or a login.
 
-It does not know whether Google Cloud would agree.
+Independent of what Google Cloud would answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A stand-in for Google's bucket service, as far as its XML API is used: objects, preconditions, ranges, pages.
 
-It knows nothing of jobs. What the real service refuses is refused here too.
+Independent of jobs. What the real service refuses is refused here too.
 """
 
 from __future__ import annotations

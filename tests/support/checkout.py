@@ -1,6 +1,6 @@
 """A checkout whose example is a short song, for tests of what people are told to type in one.
 
-It does not know what is typed.
+Independent of what is typed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a tool that draws requests from the contract cannot know of songs; loaded by schemathesis itself.
 
-It does not know which server is asked.
+Independent of which server is asked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small TCP proxy that cuts connections: a network that fails at chosen places.
 
-It knows nothing of what passes through it.
+Independent of what passes through it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An engine's process that says it is ready and then reads nothing, as one does that was stopped; and a server over it.
 
-It does not know which songs are sent to it. Run as a program with the pipe's descriptor.
+Independent of which songs are sent to it. Run as a program with the pipe's descriptor.
 """
 
 from __future__ import annotations

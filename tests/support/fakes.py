@@ -1,6 +1,6 @@
 """Small real stand-ins for the engine and the download, steered by events, and servers over them.
 
-They know nothing of what is tested with them.
+Independent of what is tested with them.
 """
 
 from __future__ import annotations
@@ -240,6 +240,11 @@ class FakeModels:
             self._manager.load().result(SECONDS)
             self.engine.die()
             self.notice_the_end()
+
+
+def generate_song(manager: ModelManager) -> Song:
+    with manager.borrowed() as loaded:
+        return loaded.engine.generate("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
 
 
 class Served:

@@ -59,7 +59,7 @@ def install(fault: str, stage: str) -> None:
 
 
 def happen(fault: str, stage: Any) -> bool:
-    """Whether the step is still to be taken."""
+    """True when the step is still to be taken."""
     match fault:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)

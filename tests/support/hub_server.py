@@ -1,6 +1,6 @@
 """A stand-in for the Hub on this machine: a real HTTP server over folders, with faults that can be switched on.
 
-It does not know what asks it, and holds no file of a repository in memory but the one that it sends.
+Independent of what asks it. It holds no file of a repository in memory but the one that it sends.
 
     with serve_tiny(tiny_files) as hub:
         environment = hub.environment(tmp_path)                       # HF_ENDPOINT, HF_HOME, no token
@@ -198,7 +198,7 @@ class HubServer:
         return None
 
     def allows(self, repository: str, token: str | None) -> bool:
-        """Whether the token opens the repository's files."""
+        """True when the token opens the repository's files."""
         return repository not in self._tokens or token == self._tokens[repository]
 
     def digests(self, path: Path) -> tuple[str, str]:

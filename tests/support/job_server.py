@@ -1,6 +1,6 @@
 """A small real HTTP server that plays the life of one song, for the tests of what talks to a server.
 
-It knows nothing of the real server's code: only the shape of requests and answers.
+Independent of the real server's code; it shares only the shape of requests and answers with it.
 Run as a program with a port, it plays a whole life on that port; with `endless` too, a song that never ends.
 """
 

@@ -1,6 +1,6 @@
 """A light engine in a real process of its own, and a whole server over it: songs take moments and weigh what is wanted.
 
-It knows nothing of what is tested with it. The process runs `light_engine_process.py`: JSON lines in, JSON lines out.
+Independent of what is tested with it. The process runs `light_engine_process.py`: JSON lines in, JSON lines out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The real server in a process of its own, for tests and measurements; and what is left when it ends.
 
-It does not know which app is served, or what is asked of it.
+Independent of the app that is served and of what is asked of it.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def command_line(pid: int) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """True while a process is there and no zombie."""
     return _state_and_parent(Path(f"/proc/{pid}"))[0] not in ("", "Z", "X")
 
 

@@ -1,6 +1,6 @@
 """A small SOCKS5 proxy on this machine (RFC 1928, CONNECT only) that leads every connection to one address.
 
-It does not know what is sent through it.
+Independent of what is sent through it.
 
     with SocksServer(port) as socks:
         environment = {"ALL_PROXY": socks.url("socks5")}

@@ -1,6 +1,6 @@
 """A server of the standard library's kind that answers from a thread of the tests' own process.
 
-It does not know what is asked of the server or what it answers.
+Independent of what is asked of the server and of what it answers.
 """
 
 from __future__ import annotations

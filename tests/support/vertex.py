@@ -94,7 +94,7 @@ class Deployment:
         self.port = free_port()
         self.invoked = invoked
         self.starts = 0
-        self.left_behind = False  # whether something had to be killed after SIGTERM
+        self.left_behind = False  # True: something had to be killed after SIGTERM
         self._command, self._probes, self._output, self._find_main = list(command), probes, output, find_main
         self._environment = {**environment, **variables(self.port, invoked)}
         self._changed = threading.Condition()  # of the three fields below
@@ -117,24 +117,24 @@ class Deployment:
 
     @property
     def routed(self) -> bool:
-        """Whether requests reach the container."""
+        """True while requests reach the container."""
         with self._changed:
             return self._routed
 
     def wait_until_alive(self, timeout_s: float) -> bool:
-        """Whether the container listened in time."""
+        """True when the container listened in time."""
         return self._wait(lambda: self._alive, timeout_s)
 
     def wait_until_health(self, status: int, timeout_s: float) -> bool:
-        """Whether a probe was answered with that status in time."""
+        """True when a probe was answered with that status in time."""
         return self._wait(lambda: self._health == status, timeout_s)
 
     def wait_until_routed(self, timeout_s: float, routed: bool = True) -> bool:
-        """Whether requests reach the container (or no longer do), in time."""
+        """True when requests reach the container (or no longer do), in time."""
         return self._wait(lambda: self._routed == routed, timeout_s)
 
     def wait_until_restarted(self, starts: int, timeout_s: float) -> bool:
-        """Whether the container was started so many times, in time."""
+        """True when the container was started so many times, in time."""
         return self._wait(lambda: self.starts >= starts, timeout_s)
 
     def end(self) -> int:

@@ -1,6 +1,6 @@
 """A stand-in for curl: knows the addresses of Vertex AI and Service Usage that a deployment needs, and no other.
 
-It does not know gcloud, which cannot do what is asked for here.
+Independent of gcloud, which cannot do what is asked for here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A stand-in for gcloud: knows the commands and flags that the real one has, and refuses every other.
 
-It does not know what the commands are used for.
+Independent of what the commands are used for.
 """
 
 from __future__ import annotations

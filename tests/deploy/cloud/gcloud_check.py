@@ -1,6 +1,6 @@
 """Asks gcloud itself what it refuses: runs commands in its own code, up to the first request that would be sent.
 
-It does not know the commands, and nothing leaves this machine. It is started by gcloud's Python, with gcloud's library
+Independent of the commands; nothing leaves this machine. It is started by gcloud's Python, with gcloud's library
 folder as its argument; lists of words come in as JSON, and what is refused goes out, an empty text for what is not.
 """
 

@@ -1,6 +1,6 @@
 """A person with a Google Cloud project, who starts the scripts and looks at what they made.
 
-It does not know what the scripts should do.
+Independent of what the scripts should do.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -16,28 +16,14 @@ import torch
 from inference.engine.pipeline import Pipeline, SongInProgress
 from inference.engine.scheduler import ENCODING_WAIT_S, EndedSong, Limits, Scheduler
 from inference.engine.stage1 import Composition, Stage1Settings
-from inference.engine.stage2 import Piece
-from inference.engine.stage2_batch import Stage2Batch
 from inference.errors import Cancelled, EngineError, InvalidField, YueError
 from inference.models.llama import Llama
-from inference.song import MAX_NEW_TOKENS, Progress, Reference, Song, SongRequest
+from inference.song import MAX_NEW_TOKENS, Reference, Song, SongRequest
 from inference.text.prompt import Prompt
-from tests.support.language_models import small_llama
+from tests.support.scheduling import ignore, run
 from tests.support.songs import request, tone
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def small(tiny_pipeline: Pipeline) -> Pipeline:
-    """The tiny model with smaller language models."""
-    tiny = tiny_pipeline
-    composer, upsampler = small_llama("stage1"), small_llama("stage2")
-    return Pipeline("small", tiny.tokenizer, composer, upsampler, tiny.codec, tiny.vocoders)
-
-
-def ignore(progress: Progress) -> None:
-    """An observer who does not look."""
 
 
 def different_songs(n: int) -> list[SongRequest]:
@@ -57,19 +43,6 @@ def different_songs(n: int) -> list[SongRequest]:
         )
         for i in range(n)
     ]
-
-
-def run(engine: Scheduler, until_idle: Callable[[int], None] = lambda step: None) -> dict[str, EndedSong]:
-    """Step until nothing is left; `until_idle(step)` may add or cancel songs before each step."""
-    outcomes: dict[str, EndedSong] = {}
-    step = 0
-    while step == 0 or not engine.idle:
-        until_idle(step)
-        for outcome in engine.step():
-            assert outcome.song_id not in outcomes, "a song ends once"
-            outcomes[outcome.song_id] = outcome
-        step += 1
-    return outcomes
 
 
 def audio_of(outcome: EndedSong) -> dict[str, bytes]:
@@ -366,70 +339,3 @@ def test_the_encoder_ends_with_the_engine(tiny_pipeline: Pipeline) -> None:
     del engine
     thread.join(10)
     assert not thread.is_alive()
-
-
-SHORT_PIECE = 40  # frames, for tests of the order of work
-
-
-class Watch:
-    """Counts the frames that stage 2 plays, for however many pieces together, where pieces are short."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.frames = 0
-        real = Stage2Batch._advance
-
-        def play(batch: Stage2Batch, playing: Sequence[Piece]) -> int:
-            n_frames = real(batch, playing)
-            self.frames += n_frames
-            return n_frames
-
-        monkeypatch.setattr(Stage2Batch, "_advance", play)
-        monkeypatch.setattr("inference.engine.pipeline.PIECE_FRAMES", SHORT_PIECE)
-
-
-def in_pieces(n: int, seed: int = 0) -> SongRequest:
-    """A song of so many short pieces of each track."""
-    return request(seed=seed, segments=1, max_new_tokens=2 * SHORT_PIECE * n)
-
-
-def decoded(engine: Scheduler, song_id: str) -> bool:
-    """Whether the beginning of the song can be heard."""
-    return engine._songs[song_id]._decoded_frames > 0
-
-
-def test_pieces_behind_the_first_are_played_together(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Scheduler(small)
-    engine.add("song", in_pieces(5), ignore)
-    n_tokens = 0
-    while not decoded(engine, "song"):
-        engine.step()
-        n_tokens = engine._songs["song"].composition.n_tokens
-    assert watch.frames == SHORT_PIECE
-    assert n_tokens == 2 * SHORT_PIECE, "stage 1 pauses for the first piece"
-    run(engine)
-    assert watch.frames == 2 * SHORT_PIECE
-
-
-def test_songs_that_generate_together_share_every_frame(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Scheduler(small)
-    for name in "abc":
-        engine.add(name, in_pieces(4), ignore)
-    run(engine)
-    assert watch.frames == 2 * SHORT_PIECE
-
-
-def test_a_song_that_comes_later_has_its_beginning_early(small: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, engine = Watch(monkeypatch), Scheduler(small)
-    engine.add("early", in_pieces(12), ignore)
-    while not decoded(engine, "early"):
-        engine.step()
-    engine.step()
-    engine.add("late", in_pieces(3, seed=1), ignore)
-    before = engine._songs["early"].composition.n_tokens
-    while not decoded(engine, "late"):
-        engine.step()
-    early = engine._songs["early"].composition
-    assert not early.finished
-    assert early.n_tokens > before, "the others are not held up"
-    assert watch.frames >= 2 * SHORT_PIECE
-    assert len(run(engine)) == 2

@@ -88,7 +88,7 @@ def all_of(connection: socket.socket) -> bytes:
 
 
 def is_healthy(connection: socket.socket) -> bool:
-    """Whether the server says so on that connection, which stays open."""
+    """True when the server says so on that connection, which stays open."""
     connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     received = b""
     while not received.endswith(b"}\n"):

@@ -16,9 +16,9 @@ from serving.http import events
 from serving.jobs.service import Jobs
 from serving.jobs.store import JobStore
 from storage import Storage, StorageError
-from tests.serving.jobs.test_service import song
 from tests.support.bucket_server import BucketServer, bucket_server
 from tests.support.fakes import INSTANCE, SECONDS, FakeModels, Served, problem
+from tests.support.jobs import song
 
 LONG_S = 600
 
