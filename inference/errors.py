@@ -97,9 +97,6 @@ class DownloadError(YueError):
         return self.message
 
 
-LASTING = ("denied", "missing", "invalid")  # kinds of a StorageError that stay until somebody acts
-
-
 class EngineError(YueError):
     """The engine's process failed or ended. Its songs are lost; the server goes on."""
 

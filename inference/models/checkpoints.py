@@ -93,7 +93,7 @@ def load_llama(
         del expected[TIED_WEIGHT]
     _require_equal_shapes(expected, found, listing)
     # After the comparison, because the files hold the plain network.
-    layers = quantization.make_room(model.model) if quantize == "int8" else []
+    layers = quantization.replace_linears(model.model) if quantize == "int8" else []
     tensors = _read_tensors(shards, device, dtype, {f"model.{layer}" for layer in layers})
     if config.tie_word_embeddings:
         _tie(tensors, listing)

@@ -42,8 +42,7 @@ from inference.process.messages import (
 )
 from inference.process.pipe_writer import PipeWriter
 from inference.song import Progress, Song, SongRequest
-from inference.weights.download import cache_folder
-from paths import PROJECT
+from paths import PROJECT, cache_folder
 
 if TYPE_CHECKING:
     from inference.engine.scheduler import Scheduler

@@ -1,6 +1,6 @@
 """Reads weights that are not on the Hub: copies them from a bucket, or uses a local folder in place.
 
-It does not know how transfers are resumed. In both, a repository is a folder named after it or its part: `stage1`.
+In both, a repository is a folder named after the repository or its part of the model: `stage1`.
 """
 
 from __future__ import annotations

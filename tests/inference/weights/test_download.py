@@ -20,7 +20,8 @@ import pytest
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.errors import DownloadError
-from inference.weights.download import PARTS, DownloadProcess, cache_folder, fetch
+from inference.weights.download import PARTS, DownloadProcess, fetch
+from paths import cache_folder
 from tests.support.hub_server import HubServer, serve_tiny
 from tests.support.socks_server import SocksServer
 
