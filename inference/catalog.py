@@ -1,6 +1,6 @@
 """Lists the models: the repositories of each, their files, and the folders of a local copy.
 
-It fetches nothing and opens no file.
+Plain data: it fetches nothing and opens no file.
 """
 
 from __future__ import annotations

@@ -363,7 +363,7 @@ def test_songs_are_refused_for_ever_longer_while_engines_end_by_themselves(
     models.crash(2)  # the pauses so far: none, 5 s, 10 s, 20 s
     models.notice_the_end()
     for engines, pause_s in ((4, 20), (5, 40), (6, 80)):
-        with pytest.raises(EngineCrashed, match=f"SIGKILL; that was the end of {engines} engines") as refused:
+        with pytest.raises(EngineCrashed, match=f"SIGKILL; the engine crashed {engines} times in a row") as refused:
             sing(manager)
         assert refused.value.retry_seconds == pause_s
         assert len(models.engines) == engines

@@ -1,7 +1,7 @@
 """Writes the tiny model: a complete set of small checkpoints with fabricated weights.
 
-It does not know how a song is generated. It writes files with the real names, layouts and spellings. After a change
-here, increase `FORMAT` in `inference/tiny/model_files.py`.
+The names of files and tensors are the real ones. After a change here, increase `FORMAT` in
+`inference/tiny/model_files.py`.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) ->
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    # Not `save_file`: its files are readable by their owner only, whatever the umask is.
+    # Not `save_file`: its files are readable by their owner only, regardless of the umask.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 

@@ -140,7 +140,7 @@ class DownloadProcess:
                     raise DownloadError(event["message"], event["reason"])
         if self._cancelled:
             raise DownloadError("the download was cancelled", "cancelled")
-        message = f"the download's process ended without an answer (exit code {child.wait()}); try again"
+        message = f"the download's process ended without a result (exit code {child.wait()}); try again"
         raise DownloadError(message, "failed")
 
 

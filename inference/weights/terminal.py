@@ -32,7 +32,7 @@ class Terminal:
             case "waiting":
                 self._say(f"{fields['reason']}; again in {fields['seconds']:.0f} s")
             case "done":
-                self._say(f"The weights of {fields['files']['model']} are here, and verified.")
+                self._say(f"The weights of {fields['files']['model']} are complete and verified.")
             case "error":
                 self._say(f"The download failed: {fields['message']}")
 

@@ -185,7 +185,7 @@ def test_a_download_on_a_terminal_is_told_in_words(environment: dict[str, str], 
     os.close(ours)
     assert downloading.returncode == 0, shown
     assert "100%" in shown and "GB" in shown and "{" not in shown
-    assert shown.splitlines()[-1] == "The weights of en-cot are here, and verified."
+    assert shown.splitlines()[-1] == "The weights of en-cot are complete and verified."
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(environment: dict[str, str]) -> None:
