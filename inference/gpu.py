@@ -36,11 +36,11 @@ def is_missing(device: str, environment: Mapping[str, str] = os.environ, root: P
 
 
 def warning(model: str, size_bytes: int | None = None) -> str:
-    """The warning for a machine without a GPU, before `size_bytes` (None: unknown) are fetched."""
-    weights = "the weights, some 16 GB, are fetched if they are not here"
+    """The warning for a machine without a GPU, before `size_bytes` (None: unknown) are downloaded."""
+    weights = "the weights, about 16 GB, are downloaded if they are missing"
     if size_bytes is not None:
-        weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are fetched"
-    return f"{model}: {weights}, but there is no GPU here: {WITHOUT_GPU}"
+        weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are downloaded"
+    return f"{model}: {weights}, but this machine has no GPU: {WITHOUT_GPU}"
 
 
 if __name__ == "__main__":

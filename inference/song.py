@@ -73,7 +73,7 @@ class Progress:
     tokens: int = 0  # of stage 1 so far, in all sections
     rows: int = 0  # of stage 2 that are done, each up to 6 s of one track
     frames: int = 0  # of stage 2 so far, in all rows
-    fraction: float = 0.0  # of the whole song, 0 … 1, never falling
+    fraction: float = 0.0  # of the whole song, 0 … 1, never decreasing
     seconds_left: float | None = None  # None until enough has been measured
 
 

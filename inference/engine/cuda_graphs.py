@@ -193,7 +193,7 @@ class RecordedStep(ABC, Generic[MemberT]):
     Inactive rows are computed too; the next token overwrites their KV entries.
     """
 
-    steps_per_sync: int  # the most steps that are replayed before the host reads their tokens
+    steps_per_sync: int  # the largest number of steps that are replayed before the host reads their tokens
     tolerance: float  # of hidden states in half precision against the eager step's, relative to their norm
     _drawn: Tensor  # (R, …, steps_per_sync)
     _hidden: Tensor  # (forward passes of a step, R, H)

@@ -171,7 +171,7 @@ def _read_tensors(
     dtype: torch.dtype,
     quantized_layers: Collection[str],
 ) -> dict[str, torch.Tensor]:
-    """Every tensor on `device`, in `dtype` or int8. Only one at a time is in memory in the file's own type."""
+    """Every tensor on `device`, in `dtype` or int8. Only one at a time is in memory in the type of the file."""
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
         with _open(path, str(device)) as file:

@@ -109,7 +109,7 @@ def _with_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
 
 
 def _renamed(tensors: Tensors, model: XcodecModel, path: Path) -> Tensors:
-    """The tensors under the model's names. Raises a CheckpointError with the file's own names."""
+    """The tensors under the model's names. Raises CheckpointError, which uses the file's names."""
     n_blocks = len(model.acoustic_encoder.block)
     modules = _acoustic_modules(n_blocks)
     wanted = {_original_name(name, modules): (name, value) for name, value in model.state_dict().items()}

@@ -15,7 +15,7 @@ INT8_MAX = 127  # the range is symmetric, so that a weight and its negative are 
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of half the size: `weight` (out, in) in int8, `scale` (out, 1) in the layer's own type.
+    """A linear layer of half the size: `weight` (out, in) in int8, `scale` (out, 1) in the layer's dtype.
 
     Each forward pass dequantizes the weight. So the result of a row depends on its neighbours no more than in a plain
     layer, and sums are no larger, which matters in float16.

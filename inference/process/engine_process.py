@@ -258,7 +258,7 @@ class EngineProcess:
 
 
 class EngineSeries:
-    """Starts engines with the same options, one after the other. After a failed CUDA graph capture, none captures again.
+    """Starts engines with the same options, one after the other. After a failed CUDA graph capture, they use none.
 
     Only one thread at a time may call it.
     """

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from inference.errors import InvalidField
 
 OPEN_BRACKETS, CLOSE_BRACKETS = r"\[［【〔〖", r"\]］】〕〗"  # within a set of a regular expression
-ALLOWED_CHARACTERS = r"of whole characters: half of a surrogate pair (\ud800 to \udfff alone) is none"
+ALLOWED_CHARACTERS = r"of whole characters, without halves of surrogate pairs (\ud800 to \udfff alone)"
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")

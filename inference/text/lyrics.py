@@ -81,7 +81,7 @@ class Lyrics:
 
 @lru_cache(PARSED_AT_ONCE)
 def parse(text: str) -> Lyrics:
-    """The sections of `text`, parsed once for a song. Raises InvalidField, naming the line."""
+    """The sections of `text`. Raises InvalidField, which names the line."""
     check_characters("lyrics", text, name_line=True)
     written = lines_as_meant(visible(text))
     parser = _Parser(timed=any(time_stamps.starts_with_stamp(line) for line, _ in written))

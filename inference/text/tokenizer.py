@@ -29,7 +29,7 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(text)
         control = next((i for i in ids if i >= TEXT_VOCABULARY_SIZE), None)
         if control is not None:
-            # It would end a section or stand for audio. YuE's own file never produces it.
+            # It would end a section or mean audio. YuE's own file never produces one.
             token = self._processor.id_to_piece(control)
             raise CheckpointError(self._path, f"turns text into the control token {token!r} (id {control})")
         return ids

@@ -32,7 +32,7 @@ class VerifiedFile:
     """A verified file, and its modification time when it was verified."""
 
     file: WantedFile
-    mtime_s: int  # whole seconds: image layers keep no fractions
+    mtime_s: int  # whole seconds, because image layers keep no fractions
 
 
 @dataclass(frozen=True)

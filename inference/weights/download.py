@@ -154,7 +154,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         log_relay.write_lines()
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
-    lock = threading.Lock()  # several files are fetched at once
+    lock = threading.Lock()  # several files are fetched at the same time
     terminal = Terminal(output) if output.isatty() else None
 
     def emit(event: str, **fields: object) -> None:
@@ -172,7 +172,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         model = catalog.find(options.model, options.revision)
         local, device = options.local, options.device
         files = fetch(model, options.cache, local, device, force=options.force, emit=emit, retry_policy=retry_policy)
-    except Exception as error:  # the parent must be told of every error
+    except Exception as error:  # every error is reported to the parent
         if not isinstance(error, YueError | StorageError):
             log.error("the download failed", exc_info=error)
         reason = error.reason if isinstance(error, DownloadError) else "failed"

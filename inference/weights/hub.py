@@ -102,7 +102,7 @@ class HubSource:
         return self._blobs / file.digest.partition(":")[2]
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """Create a relative link, so the cache can be moved."""
+        """Create a relative link, so that the cache can be moved."""
         link, blob = self.folder(revision) / file.path, self.store(revision, file)
         if link.exists() and link.samefile(blob):
             return
@@ -127,7 +127,7 @@ class HubSource:
                 skipped -= min(skipped, len(chunk))
 
     def lock(self) -> Path:
-        """A file beside the locks of the Hub's own library."""
+        """A file in the folder of the library's locks."""
         return self._locks / "yue-server.lock"
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
@@ -184,11 +184,11 @@ class HubSource:
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._not_the_hub("sent an answer that is not the Hub API's") from error
+            raise self._not_the_hub("sent a response that is not the Hub API's") from error
 
     def _not_the_hub(self, what: str) -> DownloadError:
         """The error for a server that may not be the Hub at all."""
-        advice = "check HF_ENDPOINT, and whether a proxy or a login page answers in its place"
+        advice = "check HF_ENDPOINT, and that no proxy or login page responds in its place"
         return DownloadError(f"{self.title}: {self._hub} {what}; {advice}, {OTHERWISE}")
 
     def _refusal(self, error: HfHubHTTPError, path: str) -> DownloadError:
@@ -199,7 +199,9 @@ class HubSource:
             return DownloadError(f"{title} is gated: {advice}", "gated")
         if isinstance(error, RepositoryNotFoundError):
             advice = "check the name, or set HF_TOKEN to a token that may read it"
-            return DownloadError(f"{title} does not exist, or is private, says {self._hub}: {advice}", "no_repository")
+            return DownloadError(
+                f"{title} does not exist, or is private, according to {self._hub}: {advice}", "no_repository"
+            )
         if isinstance(error, RevisionNotFoundError):
             return DownloadError(f"{title} has no such revision: check it, or leave it out", "no_revision")
         if isinstance(error, EntryNotFoundError):

@@ -49,7 +49,7 @@ class MirrorSource:
         return self._look()[1]
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """Always true: the bucket is not asked again."""
+        """Always true: the bucket is not listed again."""
         return True
 
     def wants(self, path: str) -> bool:

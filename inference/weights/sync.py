@@ -41,7 +41,7 @@ from inference.weights.transfer import (
     unreadable,
 )
 
-CONNECTIONS = 4  # files that are fetched at once
+CONNECTIONS = 4  # files that are fetched at the same time
 LOCK_RETRY_S = 0.2  # between two tries to take a lock that another process holds
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,11 @@ class LocalCopy:
         if record.holds(self.folder) and not self._lacking() and self.source.unchanged(self.files):
             return True
         if not self.source.keeps_revisions:
-            self.files = ()  # so they are listed again
+            self.files = ()  # so that they are listed again
         return False
 
     def inspect(self) -> None:
-        """List the files, and verify those that are here. Raises DownloadError."""
+        """List the files, and verify the existing ones. Raises DownloadError."""
         if not self.files or self._lacking():
             retry_policy, emit, source = self.options.retry_policy, self.options.emit, self.source
             self.revision = retry_policy.run(source.title, source.resolve, emit)

@@ -256,7 +256,7 @@ def test_what_was_downloaded_is_served_without_a_network(environment: dict[str, 
         done = entrypoint(settings | {"YUE_DEVICE": "cpu"}, "download")
         assert done.returncode == 0, done.stderr
         (warning,) = done.stderr.splitlines()
-        assert warning.startswith("en-cot: ") and "no GPU here" in warning and "estimate" in warning
+        assert warning.startswith("en-cot: ") and "has no GPU" in warning and "estimate" in warning
         last = json.loads(done.stdout.splitlines()[-1])
         assert last["event"] == "done" and Path(last["files"]["stage1"]).is_dir()
     offline = settings | {"HF_HUB_OFFLINE": "1"}  # and the Hub is gone
