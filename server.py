@@ -21,9 +21,9 @@ from inference import catalog, gpu
 from inference.catalog import Model
 from inference.process.engine_process import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
-from inference.weights.download import DownloadProcess, cache_folder
+from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
-from paths import PROJECT
+from paths import PROJECT, cache_folder
 from serving.http import accept, access, audio_files, events, openapi, request_models
 from serving.http.job_query import read_query
 from serving.http.json_body import read_json

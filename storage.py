@@ -49,6 +49,9 @@ OWN_RETRIES = 0  # obstore's retries would wait without a word in the log
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+PERMANENT_KINDS = ("denied", "missing", "invalid")  # errors of these kinds stay until somebody acts
+
+
 class StorageError(Exception):
     """An operation on a folder or bucket failed.
 

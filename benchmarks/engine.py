@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
-from inference.engine.cuda_graphs import Recorder
+from inference.engine.cuda_graphs import GraphRecorder
 from inference.engine.pipeline import DECODERS, Pipeline, resolve, set_up
 from inference.engine.scheduler import Limits, Scheduler, measured_limits
 from inference.errors import YueError
@@ -99,8 +99,8 @@ class TimedEngine(Scheduler):
     """The engine, with a clock on each kind of its work."""
 
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
-        device = pipeline.composer.device
-        super().__init__(pipeline, limits, Recorder.on(device) if device.type == "cuda" else None)
+        device = pipeline.stage1.device
+        super().__init__(pipeline, limits, GraphRecorder.on(device) if device.type == "cuda" else None)
         self.seconds = {"stage1": 0.0, "stage2": 0.0, "decode": 0.0}
         self.first_part_at: float | None = None
 
@@ -108,9 +108,9 @@ class TimedEngine(Scheduler):
         """Record the steps of songs that start and end together, as these do."""
         fewest = {"stage1": self.limits.songs, "stage2": min(len(TRACKS) * self.limits.songs, self.limits.rows)}
         for stage, step in self._recorded_steps.items():
-            for bucket in step.recordings.missing:
-                if bucket >= fewest[stage]:
-                    step.prepare(bucket)
+            for batch_size in step.recordings.missing:
+                if batch_size >= fewest[stage]:
+                    step.prepare(batch_size)
 
     def steps(self, missing_before: int) -> str:
         """How the steps ran, where so many were not recorded before the songs started."""
@@ -136,7 +136,7 @@ class TimedEngine(Scheduler):
     def _clocked(self, work: str, do: Callable[[], None]) -> None:
         began = time.perf_counter()
         do()
-        if self._pipeline.composer.device.type == "cuda":
+        if self._pipeline.stage1.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[work] += time.perf_counter() - began
 
@@ -155,8 +155,8 @@ def main() -> None:
     print(f"| {' | '.join(HEADINGS)} |\n|{'---:|' * len(HEADINGS)}")
     measurements = []
     if device.type == "cuda":
-        pipeline.composer.compile()
-        pipeline.upsampler.compile()
+        pipeline.stage1.compile()
+        pipeline.stage2.compile()
     bytes_per_second = bandwidth(device)
     measure(pipeline, replace(size, seconds=2.0), 1, bytes_per_second)  # warm up
     for songs in options.songs or size.songs:
@@ -196,7 +196,7 @@ def measure(pipeline: Pipeline, size: Size, songs: int, bytes_per_second: float)
     _free_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    limits = measured_limits(pipeline.composer, pipeline.upsampler)
+    limits = measured_limits(pipeline.stage1, pipeline.stage2)
     limits = Limits(min(songs, limits.songs), min(len(TRACKS) * _pieces(size) * songs, limits.rows))
     engine = TimedEngine(pipeline, limits)
     engine.prepare()
@@ -243,12 +243,12 @@ def bytes_read(pipeline: Pipeline, size: Size, songs: int, limits: Limits) -> fl
     """
     tokens = size.seconds * FRAME_RATE_HZ * len(TRACKS)
     # Both rows of a song hold half of its tokens on average.
-    stage1 = tokens * (_weight_bytes(pipeline.composer) + songs * 2 * _token_bytes(pipeline.composer) * tokens / 2)
+    stage1 = tokens * (_weight_bytes(pipeline.stage1) + songs * 2 * _token_bytes(pipeline.stage1) * tokens / 2)
     rows = len(TRACKS) * _pieces(size) * songs
     passes = (N_CODEBOOKS - 1) * min(PIECE_FRAMES, size.seconds * FRAME_RATE_HZ)
-    head = pipeline.upsampler.model.lm_head.weight
-    weights = _weight_bytes(pipeline.upsampler) - head.nbytes + head[:CODEBOOK_SIZE].nbytes
-    held = _token_bytes(pipeline.upsampler) * _read_tokens(0, PIECE_FRAMES)
+    head = pipeline.stage2.model.lm_head.weight
+    weights = _weight_bytes(pipeline.stage2) - head.nbytes + head[:CODEBOOK_SIZE].nbytes
+    held = _token_bytes(pipeline.stage2) * _read_tokens(0, PIECE_FRAMES)
     return stage1 + passes * (math.ceil(rows / limits.rows) * weights + rows * held)
 
 
@@ -258,8 +258,8 @@ def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
     n_frames = size.seconds * FRAME_RATE_HZ
     n_rows = len(TRACKS) * math.ceil(n_frames / PIECE_FRAMES)
     rows = torch.randint(CODEBOOK_SIZE, (n_rows, PIECE_FRAMES), generator=torch.Generator().manual_seed(1))
-    stage1_s = _timed(lambda: published.generate_section(pipeline.composer.model, prompt, size.published_tokens))
-    stage2_s = _timed(lambda: published.fill_in_rows(pipeline.upsampler.model, rows, size.published_frames))
+    stage1_s = _timed(lambda: published.generate_section(pipeline.stage1.model, prompt, size.published_tokens))
+    stage2_s = _timed(lambda: published.fill_in_rows(pipeline.stage2.model, rows, size.published_frames))
     tokens = n_frames * len(TRACKS)
     # A row that is read again for each frame grows by eight tokens a frame: the middle frame's length is the mean.
     shortest, mean = _read_tokens(0, size.published_frames), _read_tokens(0, PIECE_FRAMES)

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.decode import small_network
 from benchmarks.sizes import SIZES
-from inference.engine.sampling import unguided
+from inference.engine.sampling import candidate_logits
 from inference.models import quantization
 from inference.models.quantization import Int8Linear
 from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, SOA_ID, XCODEC_ID
@@ -72,7 +72,7 @@ def converted(network: LlamaForCausalLM, dtype: torch.dtype, quantized: bool) ->
     """A copy of `network` in `dtype`, its decoder in int8 where that is wanted; rounded as a loaded one would be."""
     model = copy.deepcopy(network)
     if quantized:
-        for name in quantization.make_room(model.model):
+        for name in quantization.replace_linears(model.model):
             layer = model.model.get_submodule(name)
             assert isinstance(layer, Int8Linear)
             layer.weight, layer.scale = quantization.quantize(network.model.get_submodule(name).weight, dtype)
@@ -86,7 +86,7 @@ def candidate_scores(network: LlamaForCausalLM, ids: Tensor, steps: int) -> Tens
     """The logits (steps, 1025) of what stage 1 can choose after each of the last `steps` of `ids` (1, T)."""
     with torch.inference_mode():
         hidden = network.model(input_ids=ids, use_cache=False).last_hidden_state[0, -steps:]
-        return unguided(network.lm_head(hidden))
+        return candidate_logits(network.lm_head(hidden))
 
 
 def compare(scores: Tensor, exact: Tensor) -> Error:
@@ -112,7 +112,7 @@ def held_bytes(config: LlamaConfig, dtype: torch.dtype, quantized: bool) -> int:
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(dtype)
     if quantized:
-        quantization.make_room(model.model)
+        quantization.replace_linears(model.model)
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 

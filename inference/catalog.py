@@ -1,6 +1,6 @@
 """Lists the models: the repositories of each, their files, and the folders of a local copy.
 
-It fetches nothing and opens no file.
+Plain data: it fetches nothing and opens no file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Repository:
 
     name: str
     revision: str | None
-    files: tuple[str, ...]  # patterns of the needed files
+    files: tuple[str, ...]  # patterns of the required files
 
     @property
     def folder_name(self) -> str:
@@ -30,7 +30,7 @@ class Repository:
         return self.name.split("/")[-1]
 
     def wants(self, path: str) -> bool:
-        """True if the file is needed. A pattern does not match in deeper folders."""
+        """True if the file is required. A pattern does not match in subfolders."""
         return any(path.count("/") == pattern.count("/") and fnmatchcase(path, pattern) for pattern in self.files)
 
     def lacking(self, paths: Iterable[str]) -> list[str]:

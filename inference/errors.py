@@ -1,16 +1,16 @@
 """Defines the errors of inference, as one small tree.
 
-It does not know how they are shown: `serving/http/problems.py` turns them into HTTP responses. Every error keeps its
-constructor's arguments in `args`, so it can be pickled between processes.
+Independent of HTTP: `serving/http/problems.py` turns them into responses. Every error keeps its constructor's arguments
+in `args`, so it can be pickled between processes.
 """
 
 from __future__ import annotations
 
 
 class YueError(Exception):
-    """The root of the tree. `str(error)` is one sentence for the person who has to act on it.
+    """The root of the tree. `str(error)` is one sentence for the person who can fix it.
 
-    A `permanent` error happens again on every retry until something else changes.
+    A `permanent` error occurs again on every retry until something else changes.
     """
 
     permanent = False
@@ -32,14 +32,14 @@ class InvalidField(YueError):
 
     @property
     def without_value(self) -> str:
-        """The message for readers who must not see the value: it may be lyrics."""
+        """The message without the value, which may be lyrics, for logs."""
         return f"{self.field}: allowed: {self.allowed}"
 
 
 class CheckpointError(YueError):
-    """A file of weights is missing, damaged, or of another network.
+    """A file of weights is missing, damaged, or belongs to another network.
 
-    `path` is the file. `reason` says what is wrong with it, down to the tensor.
+    `path` is the file. `reason` says what is wrong, and names the tensors.
     """
 
     permanent = True
@@ -67,18 +67,18 @@ DOWNLOAD_REASONS = {
     "gated": "its terms must be accepted, or a token is needed",
     "no_repository": "there is no such repository or folder, or it is private",
     "no_revision": "the repository has no such revision",
-    "missing_file": "a file that the model needs is not there",
+    "missing_file": "a file that the model needs is missing from its source",
     "invalid_setting": "an environment variable is invalid",
-    "offline": "the network is switched off, and not all files are here",
-    "unavailable": "the other side did not answer, or answered with errors, on every try",
-    "corrupted": "a file has the wrong content, also after it was fetched again",
-    "no_space": "the disk is too small",
+    "offline": "the network is switched off, and files are missing",
+    "unavailable": "the source did not respond, or responded with errors, on every try",
+    "corrupted": "a file has the wrong content, even after a second download",
+    "no_space": "the disk is full",
     "not_writable": "the folder for the files cannot be written",
-    "not_readable": "a file that is here cannot be read",
+    "not_readable": "a local file cannot be read",
     "cancelled": "the download was cancelled",
-    "failed": "the download's process ended without an answer, or because of a bug",
+    "failed": "the download's process ended without a result, or failed because of a bug",
 }
-TEMPORARY_REASONS = ("unavailable", "cancelled", "failed")  # the others last until somebody acts
+TEMPORARY_REASONS = ("unavailable", "cancelled", "failed")  # the others last until somebody fixes the cause
 
 
 class DownloadError(YueError):
@@ -97,11 +97,8 @@ class DownloadError(YueError):
         return self.message
 
 
-LASTING = ("denied", "missing", "invalid")  # kinds of a StorageError that stay until somebody acts
-
-
 class EngineError(YueError):
-    """The engine's process failed or ended. Its songs are lost; the server goes on."""
+    """Generation failed: for one song, or for the whole engine."""
 
 
 class DeviceMissing(EngineError):
@@ -111,13 +108,13 @@ class DeviceMissing(EngineError):
 
 
 class RecordingFailed(EngineError):
-    """A step failed while it was recorded, which leaves torch's memory in an unknown state."""
+    """CUDA graph capture failed, which leaves torch's memory in an unknown state."""
 
 
 class EngineCrashed(EngineError):
     """The engine crashed several times in a row. The next start waits for a backoff.
 
-    `crashes` counts the crashes in a row, `last` says how the last one ended, `retry_seconds` is the remaining wait.
+    `crashes` counts the crashes in a row, `last` describes the last one, `retry_seconds` is the remaining wait.
     """
 
     def __init__(self, crashes: int, last: str, retry_seconds: float) -> None:
@@ -126,13 +123,13 @@ class EngineCrashed(EngineError):
 
     def __str__(self) -> str:
         return (
-            f"{self.last}; that was the end of {self.crashes} engines in a row, so songs are not tried again for "
-            f"{self.retry_seconds:.0f} s, unless an administrator asks /download-models"
+            f"{self.last}; the engine crashed {self.crashes} times in a row; the next start is in "
+            f"{self.retry_seconds:.0f} s, or at once with POST /download-models"
         )
 
 
 class ServerStopping(EngineError):
-    """There is no engine, and none is started, because the server is stopping."""
+    """No engine is running and none is started, because the server is stopping."""
 
     def __str__(self) -> str:
         return "the server is stopping"
@@ -147,7 +144,7 @@ class Cancelled(YueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type's name where it says nothing."""
+    """The first line of an error's message, or its type's name if the message is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 

@@ -1,7 +1,7 @@
 """Detects a GPU on this machine, and warns how slow the real models are without one.
 
-It opens no GPU and imports no torch, so any process can call it. Run as a program with a model and YUE_DEVICE, it
-prints the warning that applies, if any.
+It does not open the GPU and imports no torch, so any process can call it. Run as a program with a model and YUE_DEVICE,
+it prints the warning, if one applies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inference.catalog import TINY
 
 # CUDA's devices on Linux, in the Windows Subsystem for Linux and on Jetson.
 DEVICE_FILES = ("dev/nvidia[0-9]*", "dev/dxg", "dev/nvhost-gpu", "dev/nvgpu")
-VISIBLE = "CUDA_VISIBLE_DEVICES"  # counts up to the first entry that names no device
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # read up to the first entry that names no device
 BYTES_PER_GB = 1e9
 # An estimate. An L4 takes 182 and 1,003 s in bfloat16; it is bound by its memory bandwidth (0.28 TB/s). Float32 at
 # 50 GB/s takes at best 11 times as long; the estimate doubles that. The memory is 12.4 + 4 GB of weights, in float32.
@@ -36,11 +36,11 @@ def is_missing(device: str, environment: Mapping[str, str] = os.environ, root: P
 
 
 def warning(model: str, size_bytes: int | None = None) -> str:
-    """The warning for a machine without a GPU, before `size_bytes` (None: unknown) are fetched."""
-    weights = "the weights, some 16 GB, are fetched if they are not here"
+    """The warning for a machine without a GPU, before `size_bytes` (None: unknown) are downloaded."""
+    weights = "the weights, about 16 GB, are downloaded if they are missing"
     if size_bytes is not None:
-        weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are fetched"
-    return f"{model}: {weights}, but there is no GPU here: {WITHOUT_GPU}"
+        weights = f"{size_bytes / BYTES_PER_GB:.1f} GB of weights are downloaded"
+    return f"{model}: {weights}, but this machine has no GPU: {WITHOUT_GPU}"
 
 
 if __name__ == "__main__":

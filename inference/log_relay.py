@@ -1,7 +1,7 @@
 """Relays the log of a child process to its parent.
 
-It does not know how the parent shows the records. A child that calls `write_lines` sends each record as a line of JSON.
-Anything else that it prints, such as a library's message or a crash report, becomes a warning of the parent.
+A child that calls `write_lines` sends each record as a line of JSON. Anything else that it prints, such as a library's
+message or a crash report, becomes a warning in the parent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO
 
-LONGEST_LINE = 1 << 16  # characters; a longer line is cut into several
+MAX_LINE = 1 << 16  # characters; a longer line is split
 JOB = "job_id"  # the name of a song's id in the log, passed as `extra`
 _KEPT = ("name", "levelno", "created", "process")
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def write_lines() -> None:
     """Write this child's log to stderr, for `relay`.
 
-    Of libraries only warnings are logged: below that, some log the URLs of their requests, including signatures.
+    Libraries log warnings only: at lower levels, some log the URLs of their requests, including signatures.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
@@ -36,7 +36,7 @@ def write_lines() -> None:
 
 
 def log_the_uncaught() -> None:
-    """Log what Python would print by itself: warnings and uncaught exceptions."""
+    """Log what Python would otherwise print: warnings and uncaught exceptions."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
@@ -44,7 +44,7 @@ def log_the_uncaught() -> None:
 
 
 def relay(stream: IO[bytes] | IO[str], name: str) -> threading.Thread:
-    """Log what a child writes, in a thread that ends when the child closes its side. `name` is the logger's."""
+    """Log what a child writes, in a thread that ends when the child closes its side. `name` is that of the logger."""
 
     def pass_on() -> None:
         with stream:
@@ -89,14 +89,14 @@ class _Line(logging.Formatter):
 
 
 def _lines(stream: IO[bytes] | IO[str]) -> Iterator[str]:
-    while line := stream.readline(LONGEST_LINE):
+    while line := stream.readline(MAX_LINE):
         text = (line if isinstance(line, str) else line.decode(errors="replace")).strip()
         if text:
             yield text
 
 
 def _record(line: str, name: str) -> logging.LogRecord:
-    """The record in a line; a line that holds none becomes a warning."""
+    """The record in a line; a line without a record becomes a warning."""
     try:
         fields = json.loads(line)
         record = logging.makeLogRecord({**{kept: fields[kept] for kept in _KEPT}, "msg": fields["message"]})
@@ -110,7 +110,7 @@ def _record(line: str, name: str) -> logging.LogRecord:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that led to it."""
+    """The error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -119,7 +119,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, at: TracebackType | None) -> None:
-    if issubclass(kind, SystemExit):  # a thread's, which Python ignores too
+    if issubclass(kind, SystemExit):  # in a thread, where Python ignores it too
         return
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error or kind(), at)

@@ -10,7 +10,7 @@ from typing import Literal
 
 Quantization = Literal["none", "int8"]
 
-# YuE's own values for a request that leaves them out.
+# YuE's own values, for fields that a request leaves out.
 DEFAULT_MAX_NEW_TOKENS = 3_000  # the budget of a section: 30 s
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_TOP_P = 0.93
@@ -23,7 +23,7 @@ DEFAULT_GUIDANCE_SCALE = (1.5, 1.2)  # of the first section, of the later ones
 class EngineOptions:
     """How a model is loaded and how many songs it generates at once.
 
-    `device` and `dtype` are what `pipeline.resolve` takes. With `max_songs` None, the device's memory decides.
+    `device` and `dtype` are what `pipeline.resolve` takes. With `max_songs` None, the device's memory limits them.
     """
 
     device: str = "auto"
@@ -31,5 +31,5 @@ class EngineOptions:
     quantization: Quantization = "none"  # of stage 1
     max_songs: int | None = None
     compile: bool = True  # on a GPU: compile the decode steps, and record them as CUDA graphs
-    prepare: bool = False  # do so for every batch size before the model counts as loaded
+    prepare: bool = False  # do so for every batch size while the model loads
     deterministic: bool = False  # on a GPU: compute every song in the same shape, whatever the batch

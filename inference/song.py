@@ -65,7 +65,7 @@ class SongRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a song is. `stage` is one of `STAGES`. Counts that do not apply to a stage are 0."""
+    """The progress of a song. `stage` is one of `STAGES`. Counts that do not apply to a stage are 0."""
 
     stage: str
     section: int = 0  # 1 … sections, while stage 1 runs
@@ -73,8 +73,8 @@ class Progress:
     tokens: int = 0  # of stage 1 so far, in all sections
     rows: int = 0  # of stage 2 that are done, each up to 6 s of one track
     frames: int = 0  # of stage 2 so far, in all rows
-    fraction: float = 0.0  # of the whole song, 0 … 1, never falling
-    seconds_left: float | None = None  # None while nothing has been measured
+    fraction: float = 0.0  # of the whole song, 0 … 1, never decreasing
+    seconds_left: float | None = None  # None until enough has been measured
 
 
 STAGES = ("prompt", "stage1", "stage2", "decode", "encode")

@@ -1,11 +1,11 @@
-"""Defines YuE's token ids and rates. Everything that follows from them is derived here.
+"""Defines YuE's token ids and rates, and everything derived from them.
 
-It does not know tensors, files or text. Source: the published YuE v1 vocabulary (83,968 rows).
+Source: the published YuE v1 vocabulary (83,968 tokens).
 """
 
 from __future__ import annotations
 
-# Ids below are LLaMA's text pieces; ids from here on are control and code tokens.
+# Ids below are LLaMA's text tokens; ids from here on are control and code tokens.
 TEXT_VOCABULARY_SIZE = 32_000
 
 EOD_ID = 32_000
@@ -16,7 +16,7 @@ XCODEC_ID = 32_016
 STAGE_2_ID = 32_017
 
 CODEBOOK_SIZE = 1_024
-N_CODEBOOKS = 8  # what YuE writes; X-Codec itself has 12
+N_CODEBOOKS = 8  # the codebooks that YuE generates; X-Codec has 12
 XCODEC_CODEBOOKS = 12
 FIRST_CODE_ID = 45_334  # codebook 0, code 0
 
@@ -30,7 +30,7 @@ TRACKS = ("vocal", "instrumental")  # the order in which stage 1 interleaves the
 
 
 def exact_div(dividend: int, divisor: int) -> int:
-    """`dividend / divisor`, which must have no remainder."""
+    """`dividend / divisor`, which must leave no remainder."""
     assert dividend % divisor == 0, f"{dividend} is no multiple of {divisor}"
     return dividend // divisor
 

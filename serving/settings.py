@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from inference import catalog
 from inference.errors import UnknownModel
 from inference.options import EngineOptions, Quantization
-from inference.weights.download import cache_folder
+from paths import cache_folder
 from serving.descriptors import most_connections
 from storage import is_address
 

@@ -1,4 +1,4 @@
 """Waveforms: reading, mixing and encoding.
 
-No torch.
+Independent of torch.
 """

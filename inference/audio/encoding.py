@@ -1,6 +1,6 @@
 """Encodes waveforms as audio files: WAV, FLAC, MP3, Ogg Vorbis.
 
-It does not know codes or networks, and never imports torch.
+Independent of codes and networks. It never imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WRITE_SAMPLES = 65_536  # libsndfile crashes on a very long single write of Vorb
 
 @dataclass(frozen=True)
 class _Encoding:
-    """libsndfile's settings for a format. `compression` runs from 0, the best quality, to 1."""
+    """libsndfile's settings for a format. `compression` is 0 (the best quality) to 1."""
 
     container: str
     subtype: str
@@ -29,7 +29,7 @@ class _Encoding:
 
 
 ENCODINGS = {
-    "wav": _Encoding("WAV", "PCM_16"),  # every player takes it
+    "wav": _Encoding("WAV", "PCM_16"),  # every player supports it
     "flac": _Encoding("FLAC", "PCM_24"),  # for further editing: rounding stays inaudible
     "mp3": _Encoding("MP3", "MPEG_LAYER_III", compression=0.4, bitrate_mode="CONSTANT"),  # 192 kbit/s for mono
     "ogg": _Encoding("OGG", "VORBIS", compression=0.2),  # Vorbis quality 8, up to about 170 kbit/s
@@ -38,19 +38,19 @@ TAGS = ("title", "artist", "comment", "software", "date", "genre")
 
 
 def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, str]) -> bytes:
-    """The mono waveform (samples,) as the bytes of a file that decodes to the same number of samples, clipped to ±0.99.
+    """Encode the mono waveform (samples,), clipped to ±0.99, as a file that decodes to the same number of samples.
 
     LAME keeps 3 % of headroom, so an MP3 is 0.26 dB quieter than the other formats.
 
     `tags` may hold the names in TAGS, in ASCII. All formats keep them, except `software`: MP3 names its encoder there
-    instead, and the others append the library's name. Text that must survive belongs in `comment`.
+    instead, and the others append the library's name. Use `comment` for text that every format must keep.
     """
     assert waveform.ndim == 1 and waveform.size, f"a mono waveform is (samples,), not {waveform.shape}"
     assert format in ENCODINGS, format
     for name, text in tags.items():
         assert name in TAGS and text.isascii(), (name, text)
     if not np.isfinite(waveform).all():
-        raise EngineError(f"the {format} file was not written: the waveform holds NaN or infinite samples")
+        raise EngineError(f"the {format} file was not written: the waveform has non-finite samples (NaN or Inf)")
     encoding, buffer = ENCODINGS[format], io.BytesIO()
     with soundfile.SoundFile(
         buffer,

@@ -1,12 +1,12 @@
-"""Names the format of a file by its first bytes, for the error about a file that cannot be read.
+"""Recognises the format of a file by its first bytes, for the error about a file that cannot be read.
 
-It decodes nothing. The rest of a file may be broken all the same.
+It decodes nothing, so the rest of a recognised file may still be broken.
 """
 
 from __future__ import annotations
 
 ID3_HEADER_BYTES = 10
-TS_PACKET_BYTES = 188  # each begins with a G
+TS_PACKET_BYTES = 188  # each starts with a G
 HEAD_BYTES = 64  # enough to see a container's content type
 _TROUBLE = "broken, or in an encoding that is not read"
 
@@ -67,9 +67,9 @@ def recognised(content: bytes) -> str | None:
 
 
 def _mpeg(content: bytes) -> str | None:
-    """AAC or MP3, which have no signature: a tag may come first, and each frame begins with at least eleven ones."""
+    """AAC or MP3, which have no signature: a tag may come first, and each frame starts with at least eleven 1 bits."""
     frame = content[_tag_bytes(content) :][:2]
-    if len(frame) == 2 and frame[0] == 0xFF and frame[1] & 0xF6 == 0xF0:  # the layer's two bits are 0 in AAC alone
+    if len(frame) == 2 and frame[0] == 0xFF and frame[1] & 0xF6 == 0xF0:  # the two layer bits are 0 only in AAC
         return "an AAC file"
     is_mp3 = content.startswith(b"ID3") or (len(frame) == 2 and frame[0] == 0xFF and frame[1] & 0xE0 == 0xE0)
     return "an MP3 file that is broken" if is_mp3 else None

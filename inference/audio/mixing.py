@@ -1,6 +1,6 @@
 """Mixes the vocal and the instrumental track.
 
-It does not know codes, networks or files, and never imports torch.
+Independent of codes, networks and files. It never imports torch. In names, `16k` means 16 kHz and `44k` means 44.1 kHz.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PEAK = 0.99
 CROSSOVER_HZ = 5_500.0
 CROSSOVER_Q = 0.707
 RESPONSE_SAMPLES = 72  # of the filters at the crossover: after these, the response is below float64's rounding
-SILENCE_RMS = 1e-9  # far below the last bit of 24: there is no loudness to match
+SILENCE_RMS = 1e-9  # far below the last of 24 bits, so there is no loudness to match
 RESAMPLING_QUALITY = "VHQ"
 
 
@@ -25,7 +25,7 @@ def merge_bands(
 ) -> np.ndarray:
     """Mix both tracks, each (samples,) from X-Codec and from Vocos, to one waveform (samples,) at 44.1 kHz, float32.
 
-    The band below 5.5 kHz comes from X-Codec, scaled to the loudness of Vocos's; the band above comes from Vocos.
+    The band below 5.5 kHz is X-Codec's, scaled to the loudness of that band of Vocos; the band above is Vocos's.
     """
     low, high = mix_16k(vocal_16k, instrumental_16k), mix_44k(vocal_44k, instrumental_44k)
     low_44k, high = cut_to_shortest(_resample_to_44k(low), high.astype(np.float64))
@@ -34,7 +34,7 @@ def merge_bands(
 
 
 def mix_16k(vocal: np.ndarray, instrumental: np.ndarray) -> np.ndarray:
-    """The sum (samples,) of X-Codec's tracks, each clipped by itself: the sum may reach twice the peak."""
+    """The sum (samples,) of X-Codec's tracks, each clipped separately, so the sum may reach twice the peak."""
     vocal, instrumental = cut_to_shortest(vocal, instrumental)
     return clip(vocal) + clip(instrumental)
 
@@ -57,6 +57,7 @@ def cut_to_shortest(*waveforms: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _loudness_ratio(wanted: np.ndarray, given: np.ndarray) -> float:
+    """The factor that gives `given` (samples,) the loudness of `wanted` (samples,)."""
     wanted_rms, given_rms = _rms(wanted), _rms(given)
     return wanted_rms / given_rms if given_rms > SILENCE_RMS else 1.0
 
@@ -66,21 +67,24 @@ def _rms(waveform: np.ndarray) -> float:
 
 
 def _resample_to_44k(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) at 16 kHz -> (samples,) at 44.1 kHz, float64"""
     return soxr.resample(waveform.astype(np.float64), CODEC_RATE_HZ, VOCODER_RATE_HZ, quality=RESAMPLING_QUALITY)
 
 
 def _low_pass(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) -> (samples,), both at 44.1 kHz"""
     cosine, denominator = _biquad()
     return _filtered(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
 
 
 def _high_pass(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) -> (samples,), both at 44.1 kHz"""
     cosine, denominator = _biquad()
     return _filtered(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)
 
 
 def _biquad() -> tuple[float, np.ndarray]:
-    """cos(w) and the denominator that both filters of the audio cookbook share, at the crossover."""
+    """cos(w) at the crossover, and the denominator (3,) of both filters, by the Audio EQ Cookbook."""
     angle = 2 * math.pi * CROSSOVER_HZ / VOCODER_RATE_HZ
     alpha, cosine = math.sin(angle) / (2 * CROSSOVER_Q), math.cos(angle)
     return cosine, np.array([1 + alpha, -2 * cosine, 1 - alpha])

@@ -1,6 +1,6 @@
 """Reads reference audio: files in, mono float32 waveforms at 16 kHz out.
 
-It does not know codes or networks, and never imports torch. Every limit on a file is checked here.
+Independent of codes and networks. It never imports torch. Every limit on a file is checked here.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from inference.song import Reference
 from inference.vocabulary import CODEC_RATE_HZ
 
 MIN_REFERENCE_SECONDS = 1.0
-# Two tracks of this length are 12,000 tokens of stage 1's 16,384. It also bounds what a small file can unpack to.
+# Two tracks of this length are 12,000 tokens of stage 1's 16,384. It also limits the decoded size of a small file.
 MAX_REFERENCE_SECONDS = 120.0
 SILENCE_PEAK = 10.0 ** (-60.0 / 20.0)  # -60 dBFS
 MIN_FILE_RATE_HZ = 4_000
 MAX_FILE_RATE_HZ = 192_000
 MAX_FILE_CHANNELS = 8
-# Of all channels: stereo at the highest rate for the longest time. A small file can unpack to hours of silence.
+# Of all channels: stereo at the highest rate for the longest time. A small file can decode to hours of silence.
 MAX_SPAN_SAMPLES = round(2 * MAX_FILE_RATE_HZ * MAX_REFERENCE_SECONDS)
 READ_SAMPLES = 1 << 18  # of all channels, in one read
 READ_FORMATS = "WAV, FLAC, MP3 or OGG"
 CONVERT = "convert to WAV, FLAC or MP3"
-LOUDEST_PEAK = 16.0  # 24 dB above full scale; far louder input makes the networks compute NaN
+LOUDEST_PEAK = 16.0  # 24 dB above full scale; with much louder input the networks compute NaN
 
 
 def read_reference(reference: Reference) -> tuple[np.ndarray, ...]:
@@ -46,14 +46,14 @@ def read_reference(reference: Reference) -> tuple[np.ndarray, ...]:
 
 
 def check_reference(reference: Reference) -> dict[str, bytes]:
-    """The one or two files by the names of their fields. Checks the span, opens no file. Raises InvalidField."""
+    """The one or two files by the names of their fields. Checks the span, but opens no file. Raises InvalidField."""
     files = _reference_files(reference)
     _check_span(reference.start_seconds, reference.end_seconds)
     return files
 
 
 def cut_reference(reference: Reference) -> Reference:
-    """The same reference in WAV files that hold exactly what `read_reference` returns. Raises InvalidField."""
+    """The same reference as WAV files with exactly the samples of `read_reference`. Raises InvalidField."""
     tracks = read_reference(reference)
     end_seconds = len(tracks[0]) / CODEC_RATE_HZ
     if len(tracks) == 1:
@@ -62,7 +62,7 @@ def cut_reference(reference: Reference) -> Reference:
 
 
 def check_header(field: str, content: bytes, reference: Reference) -> None:
-    """Check what the file's header says, without decoding the file. Raises InvalidField."""
+    """Check the file's header, without decoding the file. Raises InvalidField."""
     with _opened(field, content) as file:
         _span_samples(field, file, reference.start_seconds, reference.end_seconds)
 
@@ -95,7 +95,7 @@ def _reference_files(reference: Reference) -> dict[str, bytes]:
 def _check_span(start_seconds: float, end_seconds: float) -> None:
     for field, value in (("reference.start_seconds", start_seconds), ("reference.end_seconds", end_seconds)):
         if not (math.isfinite(value) and value >= 0):
-            raise InvalidField(field, value, "seconds from the file's beginning, 0 or more")
+            raise InvalidField(field, value, "seconds from the start of the file, 0 or more")
     if start_seconds >= end_seconds:
         raise InvalidField("reference.start_seconds", start_seconds, f"less than end_seconds, {end_seconds:g}")
     if not MIN_REFERENCE_SECONDS <= end_seconds - start_seconds <= MAX_REFERENCE_SECONDS:
@@ -121,19 +121,19 @@ def _read_track(field: str, content: bytes, reference: Reference) -> np.ndarray:
 
 @contextmanager
 def _opened(field: str, content: bytes) -> Iterator[soundfile.SoundFile]:
-    """The file, open. Raises InvalidField where opening or reading it fails."""
+    """Open the file. Raises InvalidField if opening or reading it fails."""
     if not content:
         raise InvalidField(field, "an empty file", f"an audio file, such as {READ_FORMATS}")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             yield file
     except soundfile.SoundFileError as error:
-        found = recognised(content) or f"{len(content)} bytes that are no audio"
+        found = recognised(content) or f"{len(content)} bytes that are not audio"
         raise InvalidField(field, found, f"an audio file, such as {READ_FORMATS}; {CONVERT}") from error
 
 
 def _span_samples(field: str, file: soundfile.SoundFile, start_seconds: float, end_seconds: float) -> int:
-    """The number of samples in the span, per channel, by the file's header. Raises InvalidField."""
+    """The number of samples per channel in the span, by the file's header. Raises InvalidField."""
     rate_hz, duration_s = file.samplerate, file.frames / file.samplerate
     if not MIN_FILE_RATE_HZ <= rate_hz <= MAX_FILE_RATE_HZ:
         raise InvalidField(field, f"a sample rate of {rate_hz} Hz", f"{MIN_FILE_RATE_HZ} to {MAX_FILE_RATE_HZ} Hz")
@@ -159,13 +159,13 @@ def _too_short(field: str, seconds: float) -> InvalidField:
 
 
 def _blocks_at_16k(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
-    """The mean of the channels of the next `samples` samples (fewer where the file ends), float32 at 16 kHz.
+    """The mean of the channels of the next `samples` samples (fewer at the end of the file), float32 at 16 kHz.
 
-    Only one block is in memory at a time. Together the blocks equal the whole, resampled at once.
+    Only one block is in memory at a time. Together the blocks equal the whole span resampled at once.
     """
     to_16k = soxr.ResampleStream(file.samplerate, CODEC_RATE_HZ, 1, dtype="float32", quality=RESAMPLING_QUALITY)
-    most = READ_SAMPLES // file.channels
-    while samples > 0 and len(block := file.read(min(samples, most), dtype="float32", always_2d=True)):
+    block_samples = READ_SAMPLES // file.channels
+    while samples > 0 and len(block := file.read(min(samples, block_samples), dtype="float32", always_2d=True)):
         samples -= len(block)
         with np.errstate(invalid="ignore", over="ignore"):  # the caller reports infinite samples
             mono = block.mean(axis=1)
@@ -174,11 +174,11 @@ def _blocks_at_16k(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarr
 
 
 def _checked(field: str, block: np.ndarray) -> np.ndarray:
-    """The block (samples,), if its samples are finite and not far too loud. Raises InvalidField."""
+    """The block (samples,), if its samples are finite and not much too loud. Raises InvalidField."""
     if not np.isfinite(block).all():
-        raise InvalidField(field, "samples that are not numbers (NaN or infinite)", "finite samples")
+        raise InvalidField(field, "non-finite samples (NaN or Inf)", "finite samples")
     peak = np.abs(block).max(initial=0)
     if peak > LOUDEST_PEAK:
-        allowed = f"samples between -1 and 1; what is far beyond, above {LOUDEST_PEAK:g}, is a mistake"
+        allowed = f"samples between -1 and 1; peaks above {LOUDEST_PEAK:g} are rejected"
         raise InvalidField(field, f"a sample of {peak:g}", allowed)
     return block

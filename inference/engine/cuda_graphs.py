@@ -1,11 +1,13 @@
-"""Records decode steps of fixed shape as CUDA graphs and replays them: a thousand kernels cost one launch.
+"""Captures decode steps of fixed shape as CUDA graphs and replays them: one launch runs a thousand kernels.
 
-It does not know what a step computes. A recorded step reads and writes tensors that keep their addresses.
+Independent of what a step computes. A recorded step reads and writes tensors that keep their addresses.
 
-A step is recorded for a number of rows, its *bucket*. Few buckets serve every number of rows:
+A step is recorded for a few batch sizes, and each replay uses the smallest one that is large enough:
 
     active songs          1   2   3   5   7   12  32
-    bucket                1   2   4   8   8   16  32
+    batch size            1   2   4   8   8   16  32
+
+In shapes, R is the number of rows, H the hidden size.
 """
 
 from __future__ import annotations
@@ -25,54 +27,56 @@ from inference.models.llama import Llama, agree
 
 log = logging.getLogger(__name__)
 
-WARM_UPS = 2  # runs before the recording: in the first, the compiler works and libraries allocate their memory
+WARM_UPS = 2  # runs before the capture: in the first, the compiler runs and libraries allocate their memory
 
 
-def buckets_up_to(limit: int, only_one: bool = False) -> tuple[int, ...]:
-    """Powers of two and `limit` itself. With `only_one`, just `limit`: every song is computed in the same shape."""
+def batch_sizes_up_to(limit: int, only_one: bool = False) -> tuple[int, ...]:
+    """Powers of two and `limit` itself. With `only_one`, `limit` alone: every step has the same shape."""
     powers = () if only_one else tuple(2**k for k in range(limit.bit_length()) if 2**k < limit)
     return (*powers, limit)
 
 
-def even(rows: int) -> int:
-    """The number of int64 columns that aligns every row of a table to 16 bytes, as compiled kernels expect."""
-    return rows + rows % 2
+def even(columns: int) -> int:
+    """The number of int64 columns that aligns every row of a tensor to 16 bytes, as compiled kernels expect."""
+    return columns + columns % 2
 
 
 @dataclass(frozen=True)
-class Recorder:
-    """Where steps are recorded: the device, its memory pool and stream, and if each step has only one bucket."""
+class GraphRecorder:
+    """What all recordings share: the device, its memory pool and stream, and if each step has only one batch size."""
 
     device: torch.device
-    only_one_bucket: bool = False
-    # All recordings share one memory pool, because they never run at the same time.
+    only_one_size: bool = False
+    # One memory pool is enough, because recordings never run at the same time.
     pool: Any = None
-    # All run on one stream: cuBLAS keeps a workspace, 32 MiB on some cards, for each stream that it has worked on.
+    # One stream, because cuBLAS keeps a workspace for each stream that it has used, 32 MiB on some GPUs.
     stream: Any = None
 
     @classmethod
-    def on(cls, device: torch.device, only_one_bucket: bool = False) -> Recorder:
+    def on(cls, device: torch.device, only_one_size: bool = False) -> GraphRecorder:
         """A recorder for the device."""
         if device.type != "cuda":
-            return cls(device, only_one_bucket)
-        return cls(device, only_one_bucket, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
+            return cls(device, only_one_size)
+        return cls(device, only_one_size, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
 
-    def recordings(self, name: str, step: Callable[[int], None], limit: int) -> Recordings:
-        """The recordings of a step of up to `limit` rows. Nothing is recorded yet."""
-        return Recordings(name, step, buckets_up_to(limit, self.only_one_bucket), self)
+    def recordings(self, name: str, step: Callable[[int], None], limit: int) -> GraphRecordings:
+        """The recordings of a step with up to `limit` rows, none of them made yet."""
+        return GraphRecordings(name, step, batch_sizes_up_to(limit, self.only_one_size), self)
 
 
-class Recordings:
-    """A step, recorded for every bucket. `step(bucket)` runs in warm-up and recording as it does in every replay.
+class GraphRecordings:
+    """One step, recorded for each batch size. `step(batch_size)` runs in warm-up, in the capture and in each replay.
 
-    On a device without graphs, a replay runs the step itself; callers see no difference.
+    On a device without CUDA graphs, a replay calls the step itself.
     """
 
-    def __init__(self, name: str, step: Callable[[int], None], buckets: tuple[int, ...], recorder: Recorder) -> None:
-        self.seconds: dict[int, float] = {}  # how long each bucket took to record
-        self.failure = ""  # why no step can be recorded or trusted
-        self.skipped: dict[int, str] = {}  # buckets that cannot be recorded, and why
-        self._name, self._step, self._buckets, self._recorder = name, step, buckets, recorder
+    def __init__(
+        self, name: str, step: Callable[[int], None], batch_sizes: tuple[int, ...], recorder: GraphRecorder
+    ) -> None:
+        self.seconds: dict[int, float] = {}  # per batch size, the time that the recording took
+        self.failure = ""  # why the step cannot be recorded, or is wrong
+        self.skipped: dict[int, str] = {}  # batch sizes that cannot be recorded, and why
+        self._name, self._step, self._batch_sizes, self._recorder = name, step, batch_sizes, recorder
         self._replays: dict[int, Callable[[], None]] = {}
 
     @property
@@ -82,47 +86,54 @@ class Recordings:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The buckets that are still to be recorded; none after a failure."""
+        """The batch sizes that are still to be recorded; none after a failure."""
         done = {*self._replays, *self.skipped}
-        return tuple(bucket for bucket in self._buckets if bucket not in done) if self.usable else ()
+        return tuple(batch_size for batch_size in self._batch_sizes if batch_size not in done) if self.usable else ()
 
-    def bucket(self, rows: int) -> int:
-        """The smallest bucket that holds `rows` rows."""
-        return next(bucket for bucket in self._buckets if bucket >= rows)
+    def batch_size(self, rows: int) -> int:
+        """The smallest batch size for `rows` rows."""
+        return next(batch_size for batch_size in self._batch_sizes if batch_size >= rows)
 
-    def prepare(self, bucket: int) -> bool:
-        """Record a bucket, if it is not recorded yet. True if it can be replayed.
+    def prepare(self, batch_size: int) -> bool:
+        """Record the step for a batch size, if it is not recorded yet. True if it can be replayed.
 
         It takes seconds, and up to a minute when the compiler runs for the first time on this machine. Afterwards the
-        contents of the step's tensors are undefined. After RecordingFailed, this process must end.
+        contents of the step's tensors are undefined. After RecordingFailed the process must end.
         """
-        if bucket in self.missing:
-            began = time.monotonic()
+        if batch_size in self.missing:
+            started = time.monotonic()
             try:
-                self._replays[bucket] = self._recorded(bucket)
+                self._replays[batch_size] = self._recorded(batch_size)
             except RecordingFailed:
                 raise
             except torch.OutOfMemoryError as error:
-                self.skipped[bucket] = "the GPU's memory was full"
-                log.error("%s is not recorded for %d rows; other sizes may be", self._name, bucket, exc_info=error)
-            except Exception as error:  # of any kind: plain steps work without a recording
-                self.give_up(f"{type(error).__name__}: {error}")
-                log.error("%s cannot be recorded for %d rows; plain steps are used", self._name, bucket, exc_info=error)
+                self.skipped[batch_size] = "out of GPU memory"
+                log.error(
+                    "%s is not recorded for batch size %d: out of GPU memory", self._name, batch_size, exc_info=error
+                )
+            except Exception as error:  # of any kind: eager steps need no recording
+                self.disable(f"{type(error).__name__}: {error}")
+                log.error(
+                    "%s cannot be recorded for batch size %d; eager steps are used",
+                    self._name,
+                    batch_size,
+                    exc_info=error,
+                )
             else:
-                self.seconds[bucket] = round(time.monotonic() - began, 3)
-                log.info("%s: %d rows recorded in %.1f s", self._name, bucket, self.seconds[bucket])
-        return self.ready(bucket)
+                self.seconds[batch_size] = round(time.monotonic() - started, 3)
+                log.info("%s: batch size %d recorded in %.1f s", self._name, batch_size, self.seconds[batch_size])
+        return self.ready(batch_size)
 
-    def ready(self, bucket: int) -> bool:
-        """True if this bucket can be replayed."""
-        return bucket in self._replays
+    def ready(self, batch_size: int) -> bool:
+        """True if this batch size can be replayed."""
+        return batch_size in self._replays
 
-    def replay(self, bucket: int) -> None:
-        """Take one step with a bucket's rows."""
-        self._replays[bucket]()
+    def replay(self, batch_size: int) -> None:
+        """Take one step of this batch size."""
+        self._replays[batch_size]()
 
     def status(self) -> dict[str, object]:
-        """For /models/status: the recorded buckets with their seconds, and the others."""
+        """For /models/status: the recorded batch sizes with their seconds, and the others."""
         return {
             "recorded": dict(self.seconds),
             "missing": list(self.missing),
@@ -130,15 +141,15 @@ class Recordings:
             "failure": self.failure or None,
         }
 
-    def give_up(self, reason: str) -> None:
-        """Stop replaying, for good."""
+    def disable(self, reason: str) -> None:
+        """Never replay again."""
         self.failure = reason
         self._replays.clear()
 
-    def _recorded(self, bucket: int) -> Callable[[], None]:
+    def _recorded(self, batch_size: int) -> Callable[[], None]:
         def run() -> None:
             with torch.inference_mode():
-                self._step(bucket)
+                self._step(batch_size)
 
         device, stream = self._recorder.device, self._recorder.stream
         if device.type != "cuda":
@@ -156,12 +167,12 @@ class Recordings:
             with torch.cuda.graph(graph, pool=self._recorder.pool, stream=stream):
                 run()
         except Exception as error:
-            raise RecordingFailed(f"recording {self._name} for {bucket} rows: {error}") from error
+            raise RecordingFailed(f"recording {self._name} for {batch_size} rows: {error}") from error
         return graph.replay
 
 
 class Member(Protocol):
-    """What a batch takes further, step by step: it has a row in the batch's cache."""
+    """One entry of a batch, with a row in its cache: a song in stage 1, a piece in stage 2."""
 
     @property
     def index(self) -> int:
@@ -169,7 +180,7 @@ class Member(Protocol):
 
     @property
     def n_left(self) -> int:
-        """The number of steps that it can take in one window."""
+        """The number of steps that it can still take."""
 
 
 MemberT = TypeVar("MemberT", bound=Member)
@@ -178,75 +189,79 @@ MemberT = TypeVar("MemberT", bound=Member)
 class RecordedStep(ABC, Generic[MemberT]):
     """The decode step for the first rows of a cache, on tensors that keep their addresses.
 
-    The members are the source of truth. Their state is copied to the device when it changes other than by a step. A
-    resting row is computed too; its result lands behind its last token, where the next real token overwrites it.
+    The members are the source of truth. Their state is copied to the device when anything but a step changes it.
+    Inactive rows are computed too; the next token overwrites their KV entries.
     """
 
-    window: int  # steps that are replayed before the host reads their tokens
-    rounding: float  # the deviation from the plain step that half precision explains, relative to the norm
-    _drawn: Tensor  # (rows, …, window)
-    _hidden: Tensor  # (forwards of a step, rows, H)
+    steps_per_sync: int  # the largest number of steps that are replayed before the host reads their tokens
+    tolerance: float  # of hidden states in half precision against the eager step's, relative to their norm
+    _drawn: Tensor  # (R, …, steps_per_sync)
+    _hidden: Tensor  # (forward passes of a step, R, H)
 
-    def __init__(self, name: str, llama: Llama, recorder: Recorder, rows: int, n_counts: int) -> None:
-        self.stale = True  # the members changed since they were copied
+    def __init__(self, name: str, llama: Llama, recorder: GraphRecorder, rows: int, n_counts: int) -> None:
+        self.stale = True  # the members have changed since they were copied
         self._name, self._llama = name, llama
-        self._counts = torch.zeros(n_counts, even(rows), dtype=torch.long, device=llama.device)  # first: active or not
-        self._taken = torch.zeros(1, dtype=torch.long, device=llama.device)  # steps of the window
-        self._finite = torch.ones((), dtype=torch.bool, device=llama.device)  # all scores of the window are finite
-        self._verified: set[int] = set()  # buckets whose hidden states were compared
+        self._counts = torch.zeros(
+            n_counts, even(rows), dtype=torch.long, device=llama.device
+        )  # (n_counts, R); the first is 1 for active rows
+        self._taken = torch.zeros(1, dtype=torch.long, device=llama.device)  # steps since the last sync
+        self._finite = torch.ones(
+            (), dtype=torch.bool, device=llama.device
+        )  # True if all logits since the last sync are finite
+        self._verified: set[int] = set()  # batch sizes whose hidden states agree with the eager step's
         self.recordings = recorder.recordings(name, self._step, rows)
 
     def draw(self, active: Sequence[MemberT], everyone: Sequence[MemberT]) -> Tensor | None:
-        """The next tokens (members, …, window) of the `active` members of `everyone` in the batch.
+        """The next tokens (active, …, n_steps) of the `active` members among `everyone` in the batch.
 
         Their rows hold the tokens, but do not count them yet. None if the step cannot be replayed. Raises EngineError.
         """
-        bucket = self.recordings.bucket(1 + max(member.index for member in everyone))
-        if not self._ready_for(bucket, active, everyone):
+        batch_size = self.recordings.batch_size(1 + max(member.index for member in everyone))
+        if not self._ready_for(batch_size, active, everyone):
             return None
         if self.stale:
             self._copy(everyone)
             self.stale = False
-        width = min(self.window, *(member.n_left for member in active))
-        self._replay(active, bucket, width)
-        drawn = self._drawn[rows_of(active), ..., :width].cpu()
+        n_steps = min(self.steps_per_sync, *(member.n_left for member in active))
+        self._replay(active, batch_size, n_steps)
+        drawn = self._drawn[rows_of(active), ..., :n_steps].cpu()
         require_finite(self._name, bool(self._finite))
         return drawn
 
-    def prepare(self, bucket: int, everyone: Sequence[MemberT] = ()) -> bool:
-        """Record the step for a bucket, while `everyone` rests. True if it can be replayed."""
+    def prepare(self, batch_size: int, everyone: Sequence[MemberT] = ()) -> bool:
+        """Record the step for a batch size, with every row inactive. True if it can be replayed."""
         self._copy(everyone)
         self._counts[0] = 0
         self._taken.zero_()
         self.stale = True
-        return self.recordings.prepare(bucket)
+        return self.recordings.prepare(batch_size)
 
-    def _ready_for(self, bucket: int, active: Sequence[MemberT], everyone: Sequence[MemberT]) -> bool:
-        if bucket in self.recordings.missing:
-            self.prepare(bucket, everyone)
-        if self.recordings.ready(bucket) and bucket not in self._verified:
-            self._verify(bucket, active, everyone)
-        return self.recordings.ready(bucket)
+    def _ready_for(self, batch_size: int, active: Sequence[MemberT], everyone: Sequence[MemberT]) -> bool:
+        if batch_size in self.recordings.missing:
+            self.prepare(batch_size, everyone)
+        if self.recordings.ready(batch_size) and batch_size not in self._verified:
+            self._verify(batch_size, active, everyone)
+        return self.recordings.ready(batch_size)
 
-    def _verify(self, bucket: int, active: Sequence[MemberT], everyone: Sequence[MemberT]) -> None:
-        """Take a step that does not count, and compare its hidden states with those of the plain step."""
+    def _verify(self, batch_size: int, active: Sequence[MemberT], everyone: Sequence[MemberT]) -> None:
+        """Take a step without keeping its tokens, and compare its hidden states with those of the eager step."""
         self._copy(everyone)
-        self.stale = True  # so the step is taken again, from the members' state
-        self._replay(active, bucket, 1)
-        if agree(self._hidden[:, rows_of(active)], self._plain_hidden(active), self.rounding):
-            self._verified.add(bucket)
+        self.stale = True  # the next step starts again from the members' state
+        self._replay(active, batch_size, 1)
+        if agree(self._hidden[:, rows_of(active)], self._eager_hidden(active), self.tolerance):
+            self._verified.add(batch_size)
         else:
-            self.recordings.give_up(f"the recorded step of {self._name} computes other numbers than the plain one")
+            self.recordings.disable(f"{self._name}: hidden states differ from the eager step beyond the tolerance")
 
-    def _replay(self, active: Sequence[MemberT], bucket: int, width: int) -> None:
-        self._begin_window(active, bucket, width)
+    def _replay(self, active: Sequence[MemberT], batch_size: int, n_steps: int) -> None:
+        self._before_replays(active, batch_size, n_steps)
         self._taken.zero_()
         self._finite.fill_(True)
-        for _ in range(width):
-            self.recordings.replay(bucket)
+        for _ in range(n_steps):
+            self.recordings.replay(batch_size)
 
     @abstractmethod
-    def _step(self, bucket: int) -> None:
+    def _step(self, batch_size: int) -> None:
         """Compute one step on the device."""
 
     @abstractmethod
@@ -254,12 +269,12 @@ class RecordedStep(ABC, Generic[MemberT]):
         """Copy the members' state to the device."""
 
     @abstractmethod
-    def _begin_window(self, active: Sequence[MemberT], bucket: int, width: int) -> None:
-        """Copy to the device what a window needs besides the members' state."""
+    def _before_replays(self, active: Sequence[MemberT], batch_size: int, n_steps: int) -> None:
+        """Copy to the device what the next `n_steps` steps need besides the members' state."""
 
     @abstractmethod
-    def _plain_hidden(self, active: Sequence[MemberT]) -> Tensor:
-        """The hidden states (forwards, members, H) of the plain step, fed with the tokens of the recorded one."""
+    def _eager_hidden(self, active: Sequence[MemberT]) -> Tensor:
+        """The hidden states (forward passes, active, H) of the eager step, fed with the tokens of the recorded one."""
 
 
 def rows_of(members: Sequence[Member]) -> list[int]:
@@ -268,6 +283,6 @@ def rows_of(members: Sequence[Member]) -> list[int]:
 
 
 def require_finite(name: str, finite: bool) -> None:
-    """Raise EngineError if a stage's scores are not all finite."""
+    """Raise EngineError unless a stage's logits are all finite."""
     if not finite:
-        raise EngineError(f"{name} computed scores that are not numbers")
+        raise EngineError(f"{name} computed non-finite logits (NaN or Inf)")

@@ -1,6 +1,6 @@
 """Takes one song from the request to encoded audio. The order of the steps is defined here alone.
 
-It does not know how a step works, which other songs are being generated, or in which process.
+Independent of other songs: `inference/engine/scheduler.py` decides when each step runs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch
 from inference.audio import encoding, mixing
 from inference.audio.reading import read_reference
 from inference.catalog import ModelFiles
-from inference.engine import stage1
-from inference.engine.progress import ProgressTracker, RestShare, expected_tokens
+from inference.engine.progress import ProgressTracker, TailRatio, expected_tokens
 from inference.engine.sampling import Sampling
-from inference.engine.stage1 import Composition, Stage1Settings
+from inference.engine.stage1 import Composition, Stage1Settings, deinterleave, interleave
 from inference.engine.stage2 import Piece, pieces
 from inference.errors import DeviceMissing
 from inference.models import checkpoints, quantization, vocoder
@@ -31,28 +30,28 @@ from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
-SHORTENED = "the song is longer than the model's memory: its later sections were generated without the earliest ones"
-# The receptive fields of the codec and the vocoder reach 11 and 29 frames to either side. With this many frames of
-# context, a part of a track decodes as it does within the whole.
+SHORTENED = "the song is longer than the context window: its later sections were generated without the earliest ones"
+# The receptive fields of the codec and the vocoder extend 11 and 29 frames to either side. With this many frames of
+# context, a part of a track decodes to the same samples as within the whole track.
 CONTEXT_FRAMES = 32
-# Seconds after stage 1 for each second of it, until a song has been measured: a GPU upsamples many pieces at once.
-REST_SHARE = {"cuda": 0.15, "cpu": 0.8}
+# Seconds after stage 1 per second of stage 1, until a song has been measured: on a GPU stage 2 runs many rows at once.
+TAIL_RATIO = {"cuda": 0.15, "cpu": 0.8}
 
 
 class Pipeline:
     """Every network of one model, loaded."""
 
     def __init__(
-        self, model: str, tokenizer: Tokenizer, composer: Llama, upsampler: Llama, codec: Codec, vocoders: list[Vocos]
+        self, model: str, tokenizer: Tokenizer, stage1: Llama, stage2: Llama, codec: Codec, vocoders: list[Vocos]
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.composer = composer  # stage 1
-        self.upsampler = upsampler  # stage 2
+        self.stage1 = stage1
+        self.stage2 = stage2
         self.codec = codec
         self.vocoders = vocoders  # in the order of TRACKS
         self.loading_seconds = 0.0
-        self.rest_share = RestShare(REST_SHARE["cuda" if composer.device.type == "cuda" else "cpu"])
+        self.tail_ratio = TailRatio(TAIL_RATIO["cuda" if stage1.device.type == "cuda" else "cpu"])
 
     @classmethod
     def load(
@@ -62,51 +61,51 @@ class Pipeline:
         on_loading: Callable[[str], None] = lambda part: None,
     ) -> Pipeline:
         """Load `files`. `on_loading` is called with the name of each part before it loads. Raises CheckpointError."""
-        began = time.monotonic()
-        place, number = resolve(options.device, options.dtype)
-        set_up(place)
+        started = time.monotonic()
+        device, dtype = resolve(options.device, options.dtype)
+        set_up(device)
         on_loading("tokenizer")
         tokenizer = Tokenizer(files.stage1 / "tokenizer.model")
         on_loading("stage 1")
-        composer = Llama(checkpoints.load_llama(files.stage1, place, number, options.quantization))
+        stage1 = Llama(checkpoints.load_llama(files.stage1, device, dtype, options.quantization))
         on_loading("stage 2")
-        upsampler = Llama(checkpoints.load_llama(files.stage2, place, number))
+        stage2 = Llama(checkpoints.load_llama(files.stage2, device, dtype))
         on_loading("codec")
-        codec = Codec.load(files.codec, place)
+        codec = Codec.load(files.codec, device)
         on_loading("vocoders")
-        vocoders = [vocoder.load(files.codec / "decoders" / name, place) for name in DECODERS]
-        pipeline = cls(files.model, tokenizer, composer, upsampler, codec, vocoders)
-        pipeline.loading_seconds = time.monotonic() - began
+        vocoders = [vocoder.load(files.codec / "decoders" / name, device) for name in DECODERS]
+        pipeline = cls(files.model, tokenizer, stage1, stage2, codec, vocoders)
+        pipeline.loading_seconds = time.monotonic() - started
         return pipeline
 
     def info(self) -> dict[str, object]:
         """Device, dtype, quantization, memory and loading time."""
-        device = self.composer.device
+        device = self.stage1.device
         memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
         return {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "dtype": str(self.composer.dtype).removeprefix("torch."),
-            "quantization": quantization.of(self.composer.model),
+            "dtype": str(self.stage1.dtype).removeprefix("torch."),
+            "quantization": quantization.quantization_of(self.stage1.model),
             "memory_bytes": memory,
             "loading_seconds": round(self.loading_seconds, 3),
         }
 
 
 class SongInProgress:
-    """The state of one song: what it needs next from the models, and what they have computed for it.
+    """The state of one song: what the models have computed for it, and what it needs next.
 
         prompt -> composition (stage 1) -> pieces (stage 2) -> waveforms (codec, vocoder) -> files
 
-    A piece is ready for stage 2 as soon as its frames are composed. It can be decoded while later ones are composed.
+    A piece enters stage 2 as soon as stage 1 has generated its frames, and is decoded while stage 1 continues.
     """
 
     def __init__(self, pipeline: Pipeline, request: SongRequest, observe: Callable[[Progress], None]) -> None:
-        """Read the request. Raises InvalidField if no song can be generated from it."""
+        """Parse the request. Raises InvalidField if no song can be generated from it."""
         self.request = request
         self.lyrics = lyrics.parse(request.lyrics)
         seconds = [section.singing_seconds for section in self.lyrics.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
-        self.progress = ProgressTracker(lengths, request.max_new_tokens, observe, pipeline.rest_share)
+        self.progress = ProgressTracker(lengths, request.max_new_tokens, observe, pipeline.tail_ratio)
         self.progress.enter("prompt")
         self._pipeline = pipeline
         self.composition = self._composition()
@@ -123,12 +122,12 @@ class SongInProgress:
 
     @property
     def waits_for_stage_2(self) -> bool:
-        """True while pieces of this song have not begun."""
+        """True while pieces of this song wait for a row in stage 2."""
         return any(piece.row is None and not piece.done for track in self.pieces.values() for piece in track)
 
     @property
     def awaits_first_piece(self) -> bool:
-        """True while stage 2 has pieces of this song, and none is done."""
+        """True while stage 2 has pieces of this song and none of them is done."""
         return self.in_stage_2 and not self._stage2_frames
 
     @property
@@ -144,21 +143,20 @@ class SongInProgress:
     @property
     def can_decode(self) -> bool:
         """True if the next part has all the codes that its waveform depends on."""
-        end = self._next_end()
-        whole = self.stage2_done
-        return self._decoded_frames < end and (whole or self._stage2_frames >= end + CONTEXT_FRAMES)
+        end = self._next_part_end()
+        return self._decoded_frames < end and (self.stage2_done or self._stage2_frames >= end + CONTEXT_FRAMES)
 
     def new_pieces(self) -> list[Piece]:
         """The pieces of both tracks that stage 1 has completed since the last call."""
         available = self.composition.n_frames
         if not self.composition.finished:
             available -= available % PIECE_FRAMES
-        handed_over = self._piece_frames
-        if available == handed_over:
+        first = self._piece_frames
+        if available == first:
             return []
         new = []
-        for track, codes in zip(TRACKS, stage1.tracks(self.composition.sections), strict=True):
-            new_pieces = pieces(codes[handed_over:available])
+        for track, codes in zip(TRACKS, deinterleave(self.composition.sections), strict=True):
+            new_pieces = pieces(codes[first:available])
             self.pieces[track] += new_pieces
             new += new_pieces
         return new
@@ -166,25 +164,25 @@ class SongInProgress:
     def report_progress(self) -> None:
         """Report the progress to the observer."""
         if not self.composition.finished:
-            self.progress.composed(len(self.composition.sections), self.composition.n_tokens)
+            self.progress.note_stage1(len(self.composition.sections), self.composition.n_tokens)
         every = [piece for track in self.pieces.values() for piece in track]
         frames = sum(piece.n_done for piece in every)
         finished = self.composition.finished
         expected = len(TRACKS) * self.composition.n_frames if finished else self.progress.expected_tokens
-        self.progress.upsampled(sum(piece.done for piece in every), frames, frames / expected)
-        self.progress.decoded(len(TRACKS) * self._decoded_frames / expected)
+        self.progress.note_stage2(sum(piece.done for piece in every), frames, frames / expected)
+        self.progress.note_decoded(len(TRACKS) * self._decoded_frames / expected)
 
     def decode_part(self) -> None:
         """Decode the next part of both tracks.
 
-            decoded          next end
+            decoded         part end
         |-- done --|---- this part ----|- context -|
 
         Raises FloatingPointError if the networks compute NaN or infinite samples.
         """
         if self.stage2_done and self.progress.stage == "stage2":
             self.progress.enter("decode")
-        first, end = self._decoded_frames, self._next_end()
+        first, end = self._decoded_frames, self._next_part_end()
         left, right = max(0, first - CONTEXT_FRAMES), min(end + CONTEXT_FRAMES, self._stage2_frames)
         for track, vocos in zip(TRACKS, self._pipeline.vocoders, strict=True):
             codes = torch.cat([piece.codes for piece in self.pieces[track] if piece.done], dim=1)[:, left:right]
@@ -193,13 +191,13 @@ class SongInProgress:
                 (self._vocoder_parts, vocos(self._pipeline.codec.embed(codes))),
             ):
                 if not waveform.isfinite().all():
-                    raise FloatingPointError("the codec and its vocoders computed samples that are not numbers")
+                    raise FloatingPointError("the codec or a vocoder computed non-finite samples (NaN or Inf)")
                 hop = exact_div(len(waveform), right - left)
                 parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
         self._decoded_frames = end
 
     def encode(self) -> dict[str, bytes]:
-        """Mix and encode the decoded parts: one file for each requested track. Any thread may call it."""
+        """Mix and encode the decoded parts: one file for each requested track. Callable from any thread."""
         codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
         stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
         tags = _tags(self._pipeline.model, self.request.seed)
@@ -209,7 +207,7 @@ class SongInProgress:
             files[name] = encoding.encode(waveform, VOCODER_RATE_HZ, self.request.format, tags)
         return files
 
-    def finish(self, files: dict[str, bytes]) -> Song:
+    def result(self, files: dict[str, bytes]) -> Song:
         """The finished song with these files."""
         self.progress.finish()
         frames = self.composition.section_frames
@@ -233,20 +231,20 @@ class SongInProgress:
         """The number of leading frames that have all eight codes in both tracks."""
         return min(_leading_frames(pieces) for pieces in self.pieces.values())
 
-    def _next_end(self) -> int:
-        """The frame where the next part ends. Ends are fixed, so the order in which pieces finish changes no sample."""
+    def _next_part_end(self) -> int:
+        """The frame where the next part ends. These frames are fixed, so the order of the pieces affects no sample."""
         parts = len(self._codec_parts[TRACKS[0]])
         end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
         return min(end, self.composition.n_frames) if self.composition.finished else end
 
     def _composition(self) -> Composition:
-        request, composer = self.request, self._pipeline.composer
+        request = self.request
         reference_ids = self._reference_ids(request.reference) if request.reference else []
         encode = self._pipeline.tokenizer.encode
         song_prompt = prompt.build(encode, request.genres, self.lyrics.sections, request.segments, reference_ids)
         sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
         settings = Stage1Settings(sampling, request.guidance_scale, request.max_new_tokens)
-        return Composition(song_prompt, settings, request.seed, composer.context)
+        return Composition(song_prompt, settings, request.seed, self._pipeline.stage1.context)
 
     def _warnings(self) -> tuple[str, ...]:
         request = self.request
@@ -255,7 +253,7 @@ class SongInProgress:
     def _reference_ids(self, reference: Reference) -> list[int]:
         waveforms = read_reference(reference)
         codes = [self._pipeline.codec.encode(torch.from_numpy(waveform)).cpu() for waveform in waveforms]
-        return stage1.interleave(codes)
+        return interleave(codes)
 
     def _spans(self, frames: Sequence[int]) -> tuple[SectionSpan, ...]:
         ends = np.cumsum(frames) / FRAME_RATE_HZ
@@ -268,7 +266,7 @@ class SongInProgress:
 
 
 def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype. "auto" is a GPU and bfloat16 where there is one, else the CPU and float32."""
+    """The device and dtype. "auto" is a GPU and bfloat16 if there is one, else the CPU and float32."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
@@ -280,14 +278,14 @@ def set_up(device: torch.device) -> None:
     """Set the process-wide torch options for the device. Raises DeviceMissing."""
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceMissing(f"YUE_DEVICE: got {device}; allowed: auto or cpu, or a GPU that this machine has")
-    # The codec and the vocoders work in float32 everywhere; by default the libraries would round to fewer bits.
+    # The codec and the vocoders compute in float32 everywhere. By default the libraries would use TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cuda":
-        if device.index is not None:  # else it is the current one
-            torch.cuda.set_device(device)  # graphs are recorded on the current device, wherever their tensors are
-        # On recent cards torch prefers cuDNN's attention, which takes 0.4 s to plan every new shape. The plain steps
-        # have a new shape with each token.
+        if device.index is not None:  # else it is the current device
+            torch.cuda.set_device(device)  # graphs are captured on the current device, wherever their tensors are
+        # On recent cards torch prefers cuDNN's attention, which takes 0.4 s to plan each new shape. Every eager
+        # step has a new shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 

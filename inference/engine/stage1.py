@@ -1,7 +1,6 @@
 """One song in stage 1: prompt ids in, codebook 0 of both tracks out, section by section.
 
-It does not know lyrics, the other codebooks or audio. `Composition` holds a song's tokens and decides what comes next;
-`inference/engine/stage1_batch.py` runs the model.
+`Composition` holds a song's tokens and decides what comes next; `inference/engine/stage1_batch.py` runs the model.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MIN_NEW_TOKENS = 100
 
 @dataclass(frozen=True)
 class Stage1Settings:
-    """How a song is composed. Budgets count the new tokens of a section. `context` None is the model's own."""
+    """How stage 1 generates a song. Budgets count the new tokens of a section. `context` None is the model's own."""
 
     sampling: Sampling = field(default_factory=Sampling)
     guidance_scale: tuple[float, float] = DEFAULT_GUIDANCE_SCALE  # of the first section, of the later ones
@@ -34,16 +33,18 @@ class Stage1Settings:
 
 
 class Composition:
-    """The tokens of one song in stage 1, and what the model has to read before the next section."""
+    """The tokens of one song in stage 1, and the context that is prefilled before each section."""
 
     def __init__(self, prompt: Prompt, settings: Stage1Settings, seed: int, context: int) -> None:
         """Raises InvalidField if a section with this budget does not fit into the context."""
         limit = min(context, settings.context or context) - settings.max_new_tokens - 1
         if settings.max_new_tokens > MAX_NEW_TOKENS or limit < 1:
-            allowed = f"up to {min(MAX_NEW_TOKENS, limit + settings.max_new_tokens - 1)}, for which the model has room"
+            allowed = (
+                f"up to {min(MAX_NEW_TOKENS, limit + settings.max_new_tokens - 1)}, which fits into the context window"
+            )
             raise InvalidField("max_new_tokens", settings.max_new_tokens, allowed)
         self.settings = settings
-        self.noise = Noise(seed, settings.sampling.n_ranks)
+        self.noise = Noise(seed, settings.sampling.n_top)
         self.sections: list[list[int]] = []  # the new tokens of each, including its closing <EOA>
         self.shortened = False  # a section was generated without the whole song before it
         self._prompt = prompt
@@ -54,7 +55,7 @@ class Composition:
 
     @property
     def finished(self) -> bool:
-        """True once every section has ended."""
+        """True once every section is complete."""
         return len(self.sections) == len(self._prompt.segments) and not self._section_open
 
     @property
@@ -88,14 +89,14 @@ class Composition:
         """The number of tokens that the current section may still have."""
         return self.settings.max_new_tokens - self.n_new
 
-    def begin_section(self) -> list[int]:
-        """Begin the next section. Returns the ids that the model has to read for it."""
+    def start_section(self) -> list[int]:
+        """Start the next section. Returns the ids of its context, to be prefilled."""
         index = len(self.sections)
         self._starts.append(len(self._sequence) + self._prompt.starts[index])
         self._sequence += self._prompt.segments[index]
         self.sections.append([])
         self._section_open = True
-        context = window(self._sequence, self._starts, self._limit)
+        context = truncate_context(self._sequence, self._starts, self._limit)
         self.shortened |= len(context) < len(self._sequence)
         return context
 
@@ -112,8 +113,8 @@ class Composition:
         return True
 
 
-def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[int]:
-    """The ids of `sequence` that the model reads: all if they fit into `limit`, else the head and the latest sections.
+def truncate_context(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[int]:
+    """The ids of `sequence` for the model: all if they fit into `limit`, else the head and the latest sections.
 
     `starts` are the positions of every [start_of_segment]. The oldest section after the head is dropped first,
 
@@ -130,8 +131,8 @@ def window(sequence: Sequence[int], starts: Sequence[int], limit: int) -> list[i
     return kept if len(kept) <= limit else kept[-limit:]
 
 
-def tracks(sections: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Codes (T,) of the vocal and the instrumental track.
+def deinterleave(sections: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The codes (T,) of the vocal and of the instrumental track.
 
     The tokens of a section alternate between vocal and instrumental. `<EOA>` and an odd last token are left out.
     """
@@ -144,6 +145,6 @@ def tracks(sections: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def interleave(reference: Sequence[Tensor]) -> list[int]:
-    """The ids of a reference: one track's codes (T,) as they are, or two tracks alternating, cut to the shorter."""
+    """The ids of a reference: the codes (T,) of one track, or those of two tracks in turn, cut to the shorter one."""
     length = min(len(codes) for codes in reference)
     return (torch.stack([codes[:length] for codes in reference], dim=1).flatten() + FIRST_CODE_ID).tolist()

@@ -1,13 +1,13 @@
 """One piece of stage 2: codebook 0 in, all eight codebooks out.
 
-It does not know songs, sections or audio. Every 6 s of a track are a sequence of their own, decoded greedily, frame by
-frame, on one cache row. `inference/engine/stage2_batch.py` runs the model:
+Every 6 s of a track are a sequence of their own, decoded greedily, frame by frame, in one cache row.
+`inference/engine/stage2_batch.py` runs the model:
 
     <SOA> <stage_1> c0 c0 … c0 <stage_2> | c0 1 2 3 4 5 6 7 | c0 1 2 3 4 5 6 7 | …
     '----------- prefix ---------------'   '--- frame 0 ---'   '--- frame 1 ---'
 
 Position k of a frame holds a code of codebook k. The token before a frame and the frame's first token are both known
-when the frame begins, so they are fed together: a frame takes seven forwards, not eight.
+when the frame starts, so they are fed together: a frame takes seven forward passes, not eight.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ROW_TOKENS = PREFIX_TOKENS + PIECE_FRAMES + N_CODEBOOKS * PIECE_FRAMES  # of a w
 
 
 class Piece:
-    """Up to 6 s of one track: codebook 0 (T,) in, `codes` (8, T) out once it is `done`."""
+    """Up to 6 s of one track: codebook 0 (T,) in, `codes` (8, T) out when it is `done`."""
 
     def __init__(self, codebook0: Tensor) -> None:
         assert 0 < len(codebook0) <= PIECE_FRAMES, f"a piece has 1 to {PIECE_FRAMES} frames, not {len(codebook0)}"
-        self.ids = torch.empty(N_CODEBOOKS, len(codebook0), dtype=torch.long)  # what the model reads and writes
+        self.ids = torch.empty(N_CODEBOOKS, len(codebook0), dtype=torch.long)  # the input and output of the model
         self.ids[0] = codebook0 + FIRST_CODE_ID
         self.n_done = 0  # frames
         self.row: Row | None = None
@@ -45,18 +45,18 @@ class Piece:
 
     @property
     def active_row(self) -> Row:
-        """The cache row of a piece that has begun and is not done."""
+        """The cache row of an active piece."""
         assert self.row is not None, "an active piece has a row"
         return self.row
 
     @property
     def index(self) -> int:
-        """The number of its cache row."""
+        """The index of its cache row."""
         return self.active_row.index
 
     @property
     def done(self) -> bool:
-        """True once every frame has its eight codes."""
+        """True if every frame has its eight codes."""
         return self.n_done == self.n_frames
 
     def take(self, frames: Tensor) -> None:
@@ -73,5 +73,5 @@ class Piece:
 
 
 def pieces(track: Tensor) -> list[Piece]:
-    """Codes (T,) of codebook 0, cut into pieces; the last may be shorter."""
+    """Cut the codes (T,) of codebook 0 into pieces; the last one may be shorter."""
     return [Piece(part) for part in track.split(PIECE_FRAMES)]

@@ -1,6 +1,6 @@
-"""Reads weights, and verifies that a file is whole and belongs to the network that loads it.
+"""Loads weights, and verifies that each file is complete and belongs to the network that loads it.
 
-It does not know where the files came from, or what the networks compute.
+Independent of where the files come from.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch's format since 1.6, the only one that can be memory-mapped
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the types that weights may have, by safetensors' names
-NAMED_IN_AN_ERROR = 3
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the allowed types of weights, by safetensors' names
+MAX_NAMES_IN_ERROR = 3
 
 TIED_WEIGHT = "lm_head.weight"
 EMBEDDING_WEIGHT = "model.embed_tokens.weight"
-LEGACY_BUFFER = "rotary_emb.inv_freq"  # old LLaMA files hold it; it follows from the config
+LEGACY_BUFFER = "rotary_emb.inv_freq"  # in old LLaMA files; it is computed from the config
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -44,9 +44,9 @@ def read_pickle(path: Path, key: str | None = None) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP_MAGIC))
     except UnpicklingError as error:
-        raise CheckpointError(path, "holds objects that are not plain tensors, or is no torch file") from error
+        raise CheckpointError(path, "holds objects that are not plain tensors, or is not a torch file") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(path, f"is damaged or cut short ({first_line(error)})") from error
+        raise CheckpointError(path, f"is damaged or truncated ({first_line(error)})") from error
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
             raise CheckpointError(path, f"has no entry {key!r}; it holds {_listed(content)}")
@@ -57,7 +57,7 @@ def read_pickle(path: Path, key: str | None = None) -> dict[str, torch.Tensor]:
 def load_strict(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Assign `tensors`, read from `path`, to `module`, which may be on the meta device. Raises CheckpointError.
 
-    Buffers outside the state dict are the caller's.
+    The caller sets buffers outside the state dict.
     """
     _require_equal_shapes(_shapes(module.state_dict()), _shapes(tensors), path)
     module.load_state_dict(dict(tensors), strict=True, assign=True)
@@ -79,7 +79,7 @@ def load_llama(
     dtype: torch.dtype,
     quantize: Quantization = "none",
 ) -> LlamaForCausalLM:
-    """The language model in `folder`, for inference. On its way to a GPU it is never in RAM as a whole.
+    """The language model in `folder`, for inference. A GPU gets it tensor by tensor, so it need not fit into RAM.
 
     With `quantize` "int8", the linear layers of the decoder are `Int8Linear`s; embedding, norms and output layer are
     not quantized. Raises CheckpointError.
@@ -92,8 +92,8 @@ def load_llama(
     if config.tie_word_embeddings and TIED_WEIGHT not in found:
         del expected[TIED_WEIGHT]
     _require_equal_shapes(expected, found, listing)
-    # After the comparison, because the files hold the plain network.
-    layers = quantization.make_room(model.model) if quantize == "int8" else []
+    # After the comparison, because the files are not quantized.
+    layers = quantization.replace_linears(model.model) if quantize == "int8" else []
     tensors = _read_tensors(shards, device, dtype, {f"model.{layer}" for layer in layers})
     if config.tie_word_embeddings:
         _tie(tensors, listing)
@@ -123,8 +123,8 @@ def _empty_llama(path: Path) -> LlamaForCausalLM:
         config = LlamaConfig.from_dict(content, attn_implementation="sdpa")
         with torch.device("meta"):
             return LlamaForCausalLM(config)
-    except Exception as error:  # transformers checks little: a bad number surfaces as whatever it breaks
-        raise CheckpointError(path, f"is no valid LLaMA configuration ({first_line(error)})") from error
+    except Exception as error:  # transformers validates little: a bad number may cause any error
+        raise CheckpointError(path, f"is not a valid LLaMA configuration ({first_line(error)})") from error
 
 
 def _shards(folder: Path) -> tuple[dict[Path, set[str] | None], Path]:
@@ -138,7 +138,9 @@ def _shards(folder: Path) -> tuple[dict[Path, set[str] | None], Path]:
     shards: dict[Path, set[str] | None] = {}
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(index, f"weight_map puts {tensor} into {file!r}, which is no file beside it")
+            raise CheckpointError(
+                index, f"weight_map puts {tensor} into {file!r}, which is not a file in the same folder"
+            )
         names = shards.setdefault(folder / file, set())
         assert names is not None
         names.add(tensor)
@@ -146,7 +148,7 @@ def _shards(folder: Path) -> tuple[dict[Path, set[str] | None], Path]:
 
 
 def _checked_header(path: Path, names: set[str] | None) -> dict[str, Sequence[int]]:
-    """The shapes of the tensors in one file. They must be those that the index names, in floating point."""
+    """The shapes of the tensors in one file, which must be those of the index and of float types."""
     with _open(path, "cpu") as file:
         held = _names(file)
         if names is not None and names != set(held):
@@ -159,7 +161,7 @@ def _checked_header(path: Path, names: set[str] | None) -> dict[str, Sequence[in
         slices = {name: file.get_slice(name) for name in held}
         wrong = [f"{name} ({part.get_dtype()})" for name, part in slices.items() if part.get_dtype() not in FLOAT_TYPES]
         if wrong:
-            raise CheckpointError(path, f"not of a type in {', '.join(FLOAT_TYPES)}: {_few(wrong)}")
+            raise CheckpointError(path, f"type not in {', '.join(FLOAT_TYPES)}: {_few(wrong)}")
         return {name: part.get_shape() for name, part in slices.items()}
 
 
@@ -169,7 +171,7 @@ def _read_tensors(
     dtype: torch.dtype,
     quantized_layers: Collection[str],
 ) -> dict[str, torch.Tensor]:
-    """Every tensor on `device` in `dtype`, or in int8. Only one at a time exists in the file's own type."""
+    """Every tensor on `device`, in `dtype` or int8. Only one at a time is in memory in the type of the file."""
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
         with _open(path, str(device)) as file:
@@ -180,7 +182,7 @@ def _read_tensors(
                     tensors[name], tensors[f"{layer}.scale"] = quantization.quantize(tensor, dtype)
                 else:
                     tensors[name] = tensor.to(dtype)
-                del tensor  # before the next one is read
+                del tensor  # frees its memory before the next one is read
     return tensors
 
 
@@ -189,15 +191,15 @@ def _open(path: Path, device: str) -> AbstractContextManager[Any]:
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(path, f"is damaged or cut short ({first_line(error)})") from error
+        raise CheckpointError(path, f"is damaged or truncated ({first_line(error)})") from error
 
 
 def _names(file: Any) -> list[str]:
-    return [name for name in file.keys() if LEGACY_BUFFER not in name]  # noqa: SIM118 (it is no dictionary)
+    return [name for name in file.keys() if LEGACY_BUFFER not in name]  # noqa: SIM118 (it is not a dictionary)
 
 
 def _tie(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Make the output layer the embedding. A file may hold it twice, but not two different ones."""
+    """Use the embedding as the output layer. A file may hold both tensors only if they are equal."""
     embedding = tensors[EMBEDDING_WEIGHT]
     if not torch.equal(tensors.setdefault(TIED_WEIGHT, embedding), embedding):
         raise CheckpointError(path, f"{TIED_WEIGHT} differs from {EMBEDDING_WEIGHT}, but {CONFIG} ties them")
@@ -228,8 +230,8 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED_IN_AN_ERROR
-    return ", ".join(names[:NAMED_IN_AN_ERROR]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMES_IN_ERROR
+    return ", ".join(names[:MAX_NAMES_IN_ERROR]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _listed(content: object) -> str:

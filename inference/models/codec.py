@@ -1,6 +1,6 @@
 """X-Codec: decodes codes to 16 kHz waveforms and to the vocoder's embeddings, and encodes waveforms to codes.
 
-It does not know which track it works on, token ids, audio files or 44.1 kHz.
+Independent of token ids, tracks and audio files.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ CHECKPOINT = Path("final_ckpt/ckpt_00360000.pth")
 CHECKPOINT_KEY = "codec_model"
 SEMANTIC_CONFIG = Path("semantic_ckpts/hf_1_325000/config.json")
 
-FAULTS_SHOWN = 3  # of a wrong checkpoint, in one error
+MAX_FAULTS_IN_ERROR = 3
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Codec:
-    """`transformers.XcodecModel`, which is YuE's codec, in float32."""
+    """YuE's codec in float32, as a `transformers.XcodecModel`."""
 
     def __init__(self, model: XcodecModel) -> None:
         self._model = model.to(torch.float32).eval().requires_grad_(False)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Codec:
-        """The codec in `folder`, laid out as its repository. Raises CheckpointError."""
+        """Load the codec from `folder`, laid out like its repository. Raises CheckpointError."""
         path = folder / CHECKPOINT
         tensors = _plain_weights(read_pickle(path, CHECKPOINT_KEY), path)
         model = _empty_model(_config(tensors, path, _semantic_config(folder / SEMANTIC_CONFIG)), path)
@@ -53,7 +53,7 @@ class Codec:
 
     @torch.inference_mode()
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (8, T) -> the sums of their codebook vectors (D, T), the vocoder's input."""
+        """Codes (8, T) -> embeddings (D, T), the sums of their codebook vectors: the vocoder's input."""
         return self._model.quantizer.decode(self._checked(codes)[:, None])[0]
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ class Codec:
 
 # --- the checkpoint's tensors ---
 
-# The two spellings of a weight g * v / |v|. Either is turned into one plain weight.
+# The two namings of a weight-normed tensor g * v / |v|. Both are converted to one plain weight.
 GAINS = {".weight_g": ".weight_v", ".parametrizations.weight.original0": ".parametrizations.weight.original1"}
 
 
@@ -109,7 +109,7 @@ def _with_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
 
 
 def _renamed(tensors: Tensors, model: XcodecModel, path: Path) -> Tensors:
-    """The tensors under the model's names. Raises a CheckpointError with the file's own names."""
+    """The tensors under the model's names. Raises CheckpointError, which uses the file's names."""
     n_blocks = len(model.acoustic_encoder.block)
     modules = _acoustic_modules(n_blocks)
     wanted = {_original_name(name, modules): (name, value) for name, value in model.state_dict().items()}
@@ -121,9 +121,9 @@ def _renamed(tensors: Tensors, model: XcodecModel, path: Path) -> Tensors:
         if name in tensors and tensors[name].shape != value.shape
     ]
     if faults:
-        shown = "; ".join(faults[:FAULTS_SHOWN])
-        more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-        raise CheckpointError(path, shown + more)
+        named = "; ".join(faults[:MAX_FAULTS_IN_ERROR])
+        more = f"; and {len(faults) - MAX_FAULTS_IN_ERROR} more" if len(faults) > MAX_FAULTS_IN_ERROR else ""
+        raise CheckpointError(path, named + more)
     return {new: tensors[original] for original, (new, _) in wanted.items()}
 
 
@@ -140,7 +140,7 @@ RENAMED_MODULES = (
     (r"^fc$", "fc_prior"),
     (r"^fc([12])$", r"fc_post\1"),
     (r"^quantizer\.quantizers\.(\d+)\.codebook$", r"quantizer.vq.layers.\1._codebook"),
-    # The semantic branches wrap their convolutions once more, except for the second one of a residual unit.
+    # The semantic branches wrap each convolution in another module, except for the second one of a residual unit.
     (r"^((?:en|de)coder_semantic\.(?!.*res_units\.\d+\.conv2$).*conv\d?)$", r"\1.conv"),
 )
 
@@ -176,19 +176,21 @@ def _empty_model(config: XcodecConfig, path: Path) -> XcodecModel:
         with torch.device("meta"):
             model = XcodecModel(config)
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(path, f"its shapes and the semantic config make no network ({error})") from error
+        raise CheckpointError(
+            path, f"its shapes and the semantic config do not form a valid network ({error})"
+        ) from error
     remove_parametrizations(model.semantic_model.encoder.pos_conv_embed.conv, "weight")
     return model
 
 
 def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfig:
-    """The config with the widths of the tensors. Raises CheckpointError if YuE cannot use them."""
+    """The config that matches the shapes of the tensors. Raises CheckpointError if YuE cannot use them."""
     strides = _strides(tensors, "encoder.block.{}.block.4.weight", path)
     up_strides = _strides(tensors, "decoder_2.model.{}.block.1.weight", path)
     n_codebooks = _count(tensors, "quantizer.vq.layers.{}._codebook.embed")
     if n_codebooks < N_CODEBOOKS:
         name = f"quantizer.vq.layers.{n_codebooks}._codebook.embed"
-        raise CheckpointError(path, f"{name} is missing: it has {n_codebooks} codebooks, YuE writes {N_CODEBOOKS}")
+        raise CheckpointError(path, f"{name} is missing: it has {n_codebooks} codebooks, YuE needs {N_CODEBOOKS}")
     codebook_size, codebook_dim = shape_of(tensors, "quantizer.vq.layers.0._codebook.embed", path, 2)
     if codebook_size != CODEBOOK_SIZE:
         raise CheckpointError(path, f"its codebooks have {codebook_size} codes, allowed: {CODEBOOK_SIZE}")
@@ -211,15 +213,15 @@ def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfi
 
 
 def _semantic_config(path: Path) -> HubertConfig:
-    """The architecture in the semantic branch's config.json. The rest of that file is about training."""
+    """The architecture in the semantic branch's config.json. The rest of that file concerns training."""
     content = read_json(path)
     try:
         config = HubertConfig(**_architecture(content))
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(path, f"is no HuBERT config ({' '.join(str(error).split())})") from error
+        raise CheckpointError(path, f"is not a HuBERT config ({' '.join(str(error).split())})") from error
     hop = math.prod(config.conv_stride)
     if hop != CODEC_HOP:
-        raise CheckpointError(path, f"conv_stride makes {hop} samples a frame, allowed: {CODEC_HOP}")
+        raise CheckpointError(path, f"conv_stride gives {hop} samples per frame, allowed: {CODEC_HOP}")
     return config
 
 
@@ -233,7 +235,7 @@ def _strides(tensors: Tensors, pattern: str, path: Path) -> list[int]:
     strides = [tensors[name].shape[-1] // 2 for name in names]
     if math.prod(strides) != CODEC_HOP:
         series = pattern.format(f"1…{len(names)}")
-        raise CheckpointError(path, f"{series} have the strides {strides}, allowed: {CODEC_HOP} if multiplied")
+        raise CheckpointError(path, f"{series} have the strides {strides}; their product must be {CODEC_HOP}")
     return strides
 
 

@@ -1,17 +1,24 @@
 """Runs a LLaMA over rows of different lengths, on preallocated KV caches, without padding.
 
-It does not know what the tokens mean, how they are sampled, or which song a row belongs to. The network itself is
-`transformers.LlamaForCausalLM`, with an attention that writes to and reads from these rows.
+Independent of what the tokens mean and how they are sampled. The network is `transformers.LlamaForCausalLM`, with an
+attention that writes to and reads from these caches.
 
-A row is one sequence. The next token of each row stands at its own position, so a row of 400 tokens and a row of one
-token can take a step together:
+A row is one sequence. The next token of each row has its own position, so a row of 400 tokens and a row of one token
+can take a step together:
 
     row 0   k k k k k k k k q        length 8, reads 9 keys
     row 1   k q                      length 1, reads 2 keys
 
-There are two ways to take a step. `forward` takes any rows, whose lengths the host knows. `static_forward` takes the
-first rows of a cache, used or not, whose lengths only the device knows: its shapes never change and it never waits for
-the device, so it can be compiled once and recorded as a CUDA graph.
+There are two kinds of step. `forward` takes any rows, whose lengths the host knows. `static_forward` takes the first
+rows of a cache, used or not, whose lengths only the device knows: its shapes never change and it never waits for the
+device, so it can be compiled once and captured as a CUDA graph.
+
+Letters in shapes:
+
+    R   rows                              H   hidden size
+    Q   new tokens of each row            D   size of a head (head_dim)
+    T   tokens of a whole sequence        L   keys that are read (row length + Q)
+    V   vocabulary
 """
 
 from __future__ import annotations
@@ -30,17 +37,17 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 ATTENTION = "live_rows"
-BLOCK_TOKENS = 128  # the block size of a static step's attention; capacities are multiples of it
-PREFILL_CHUNK = 2_048  # tokens a forward; bounds the memory for the attention of a long prompt
-MOST_SHAPES = 64  # for which a static step may be compiled
-# From four rows on, a CPU's float32 matrix product computes the same bits for a row whatever the number of rows; for
-# fewer rows it takes other code paths. So fewer rows are filled up, and no row depends on its neighbours.
+BLOCK_TOKENS = 128  # the block size of the attention in static steps; capacities are multiples of it
+PREFILL_CHUNK = 2_048  # tokens per forward pass; bounds the memory for the attention of a long prompt
+MAX_COMPILED_SHAPES = 64  # the shapes for which static steps may be compiled
+# With four rows or more, a float32 matrix product on a CPU computes the same bits for a row, however many rows there
+# are. With fewer rows it takes other code paths. So fewer rows are padded, and no row depends on its neighbours.
 MIN_EXACT_ROWS = 4
 
 
 @dataclass(eq=False)
 class Row:
-    """One sequence: its place in a cache and its number of tokens. Feeding it makes it longer."""
+    """One sequence: its cache, its index there and its length in tokens. `forward` increases the length."""
 
     cache: RowCache
     index: int
@@ -48,13 +55,13 @@ class Row:
 
 
 class RowCache:
-    """A KV cache for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, head_dim)."""
+    """A KV cache for `rows` sequences: for each layer, keys and values (rows, kv_heads, capacity, D)."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.capacity = _whole_blocks(capacity)
         shape = (rows, config.num_key_value_heads, self.capacity, _head_dim(config))
         layers = range(config.num_hidden_layers)
-        # Zeros, because a static step multiplies everything behind a row's last token by 0, and 0 times NaN is NaN.
+        # Zeros, because a static step multiplies all entries after a row's last token by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self._free = list(range(rows))
@@ -66,7 +73,7 @@ class RowCache:
 
     def take(self) -> Row:
         """The lowest free row, empty. Neighbouring rows can share work."""
-        assert self._free, "every row is taken"
+        assert self._free, "no row is free"
         return Row(self, heapq.heappop(self._free))
 
     def give_back(self, row: Row) -> None:
@@ -79,22 +86,24 @@ class RowCache:
 class StaticRows:
     """The first rows of a cache in a static step, used or not, with their lengths on the device.
 
-    The step writes the new keys and values of each row behind its `lengths` (R,) int64. It does not change the lengths.
+    The step writes the new keys and values of each row from position `lengths` (R,) int64 on, and keeps the lengths.
     """
 
     cache: RowCache
     lengths: Tensor
 
     def of_layer(self, index: int) -> _LayerRows:
-        """One layer's keys and values of these rows, (R, kv_heads, capacity, head_dim): views."""
+        """One layer's keys and values of these rows, as views."""
         rows = len(self.lengths)
         return _LayerRows(self.cache.keys[index][:rows], self.cache.values[index][:rows], self.lengths)
 
 
 class _LayerRows(NamedTuple):
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
+    """One layer's caches in a static step."""
+
+    keys: Tensor  # (R, kv_heads, capacity, D)
+    values: Tensor  # (R, kv_heads, capacity, D)
+    lengths: Tensor  # (R,)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class _Run:
     """Neighbouring rows of one cache with equal lengths, which share one attention call."""
 
     cache: RowCache
-    batch: slice  # in the tokens of this forward
+    batch: slice  # in the tokens of this forward pass
     rows: slice  # in the cache
     start: int  # position of the first new token
     mask: Tensor | None  # (Q, start + Q), True where a query may attend; None: everywhere
@@ -122,25 +131,25 @@ class Llama:
 
     @property
     def context(self) -> int:
-        """The largest number of positions of a row."""
+        """The size of the context window, in tokens."""
         return int(self.config.max_position_embeddings)
 
     def new_cache(self, rows: int, capacity: int) -> RowCache:
         """A KV cache for `rows` sequences of up to `capacity` tokens."""
-        assert capacity <= self.context, f"{capacity} positions asked for, the model has {self.context}"
+        assert capacity <= self.context, f"capacity {capacity} exceeds the context window of {self.context}"
         return RowCache(self.config, rows, capacity, self.device, self.dtype)
 
     def cache_bytes(self, capacity: int) -> int:
-        """The size of a row of `capacity` tokens."""
+        """The size of a cache row of `capacity` tokens."""
         elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
         return _whole_blocks(capacity) * elements * self.dtype.itemsize
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile the layers of static steps. The compiler runs when a step has a new shape."""
-        # One compiled layer serves all layers, in a variant for each shape: two models, a dozen buckets, one or two
-        # tokens. The compiler's default limit is lower.
-        torch._dynamo.config.recompile_limit = MOST_SHAPES
-        # Else it times variants of every fused kernel for each shape, and each start may choose other ones.
+        # One compiled function serves all layers, compiled once for each shape: two models, a dozen batch sizes, one or
+        # two tokens. The compiler's default limit is lower.
+        torch._dynamo.config.recompile_limit = MAX_COMPILED_SHAPES
+        # Disables autotuning, which is slow and may choose other kernels at each start.
         from torch._inductor import config as inductor  # slow to import, and only needed here
 
         if hasattr(inductor.triton, "autotune_pointwise"):
@@ -149,19 +158,23 @@ class Llama:
 
     def prefill(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Feed sequences of equal length (R, T) to empty rows, in chunks. Returns the last hidden states (R, H)."""
-        assert not any(row.length for row in rows), "a row is read from its beginning"
+        assert not any(row.length for row in rows), "prefill requires empty rows"
         hidden = [self.forward(rows, chunk) for chunk in tokens.split(PREFILL_CHUNK, dim=1)]
         return hidden[-1]
 
     def forward(self, rows: Sequence[Row], tokens: Tensor) -> Tensor:
         """Feed tokens (R, Q) to the rows. Returns the hidden states (R, H) of each row's last token."""
         n_rows, n_new = tokens.shape
-        assert n_rows == len(rows) and all(row.length + n_new <= row.cache.capacity for row in rows), "a row is full"
+        assert n_rows == len(rows), f"{n_rows} rows of tokens for {len(rows)} rows"
+        for row in rows:
+            capacity = row.cache.capacity
+            fits = row.length + n_new <= capacity
+            assert fits, f"row {row.index} of length {row.length} has no room for {n_new} more, capacity {capacity}"
         runs = _runs(rows, n_new, self.device)
-        filled = self._filled(tokens)
-        starts = [row.length for row in rows] + [0] * (len(filled) - n_rows)
+        padded = self._padded(tokens)
+        starts = [row.length for row in rows] + [0] * (len(padded) - n_rows)
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(n_new, device=self.device)
-        output = self.model.model(input_ids=filled, position_ids=positions, use_cache=False, row_runs=runs)
+        output = self.model.model(input_ids=padded, position_ids=positions, use_cache=False, row_runs=runs)
         for row in rows:
             row.length += n_new
         return output.last_hidden_state[:n_rows, -1]
@@ -172,34 +185,33 @@ class Llama:
         starts = torch.cat([part.lengths for part in static_rows])
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
         hidden = network.embed_tokens(tokens)
-        turns = network.rotary_emb(hidden, positions)
+        cos_sin = network.rotary_emb(hidden, positions)
         for index, layer in enumerate(network.layers):
-            hidden = self._layer(layer, hidden, turns, [part.of_layer(index) for part in static_rows])
+            hidden = self._layer(layer, hidden, cos_sin, [part.of_layer(index) for part in static_rows])
         return network.norm(hidden)[:, -1]
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """The logits (R, V) of hidden states (R, H), or only those of a range of ids (R, ids)."""
         head = self.model.lm_head.weight
         if ids is not None:
-            return functional.linear(self._filled(hidden), head[ids.start : ids.stop])[: len(hidden)]
+            return functional.linear(self._padded(hidden), head[ids.start : ids.stop])[: len(hidden)]
         if self.device.type != "cpu":
             return functional.linear(hidden, head)
-        # On a CPU the whole head times few rows is up to four times faster this way round. It is always four rows at a
-        # time: products of other widths differ in their last bits.
-        tiles = [head @ self._filled(tile).T for tile in hidden.split(MIN_EXACT_ROWS)]
+        # On a CPU, computing W @ x.T is up to 4 times faster; tiles of 4 rows keep results bit-exact.
+        tiles = [head @ self._padded(tile).T for tile in hidden.split(MIN_EXACT_ROWS)]
         return torch.cat(tiles, dim=1)[:, : len(hidden)].T.contiguous()
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        """The rows (R, …), filled up to the number that the device needs to compute each as if it were alone."""
+    def _padded(self, rows: Tensor) -> Tensor:
+        """The rows (R, …), padded to the number with which the device computes each row as if it were alone."""
         missing = self._min_rows - len(rows)
         return rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
 
 @contextmanager
 def kept_length(rows: Sequence[Row]) -> Iterator[None]:
-    """Restore the rows' lengths after they were fed, also if memory runs out meanwhile.
+    """Restore the rows' lengths at the end, also after an error.
 
-    To count the tokens, the caller lengthens the rows afterwards; else the next tokens overwrite them.
+    To keep the tokens that were fed, the caller increases the lengths; otherwise the next tokens overwrite them.
     """
     lengths = [row.length for row in rows]
     try:
@@ -209,12 +221,12 @@ def kept_length(rows: Sequence[Row]) -> Iterator[None]:
             row.length = length
 
 
-def agree(found: Tensor, expected: Tensor, rounding: float) -> bool:
-    """True if hidden states (…, H), computed in two ways, are equal up to the rounding of their dtype.
+def agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """True if hidden states (…, H), computed in two ways, are equal up to rounding.
 
-    `rounding` is the allowed deviation in half precision, relative to each row's norm.
+    `tolerance` is the allowed deviation in half precision, relative to each row's norm.
     """
-    allowed = 1e-3 if expected.dtype == torch.float32 else rounding
+    allowed = 1e-3 if expected.dtype == torch.float32 else tolerance
     difference = (found.float() - expected.float()).norm(dim=-1)
     return bool((difference <= allowed * expected.float().norm(dim=-1)).all())
 
@@ -238,24 +250,24 @@ def _share(row: Row, following: Row) -> bool:
 
 
 def _layer(
-    layer: LlamaDecoderLayer, hidden: Tensor, turns: tuple[Tensor, Tensor], static_rows: list[_LayerRows]
+    layer: LlamaDecoderLayer, hidden: Tensor, cos_sin: tuple[Tensor, Tensor], static_rows: list[_LayerRows]
 ) -> Tensor:
     """One layer of a static step. It must not use the layer's number, or each layer is compiled separately."""
-    return layer(hidden, position_embeddings=turns, static_rows=static_rows)
+    return layer(hidden, position_embeddings=cos_sin, static_rows=static_rows)
 
 
 def _attend(
     module: LlamaAttention,
-    query: Tensor,  # (R, heads, Q, head_dim)
-    key: Tensor,  # (R, kv_heads, Q, head_dim)
-    value: Tensor,
+    query: Tensor,  # (R, heads, Q, D)
+    key: Tensor,  # (R, kv_heads, Q, D)
+    value: Tensor,  # (R, kv_heads, Q, D)
     attention_mask: None,
     scaling: float,
     row_runs: list[_Run] | None = None,
     static_rows: list[_LayerRows] | None = None,
     **_: Any,  # transformers passes dropout, position ids, …
 ) -> tuple[Tensor, None]:
-    """Store the new keys and values, then attend. Returns (R, Q, heads, head_dim)."""
+    """Write the new keys and values to the cache, then attend. Returns (R, Q, heads, D)."""
     if static_rows is not None:
         return _attend_static(query, key, value, static_rows, scaling), None
     assert row_runs is not None, "rows are fed by forward or static_forward"
@@ -263,7 +275,10 @@ def _attend(
 
 
 def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], layer: int, scaling: float) -> Tensor:
-    """Attention in which each run of rows reads its live keys only."""
+    """Attention of `query` (R, heads, Q, D) in which each run of rows reads its L live keys only.
+
+    `key` and `value` are (R, kv_heads, Q, D). Returns (R, Q, heads, D).
+    """
     n_rows, n_heads, n_new, head_dim = query.shape
     output = query.new_zeros(n_rows, n_new, n_heads, head_dim)
     for run in runs:
@@ -277,7 +292,10 @@ def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run],
 
 
 def _attend_static(query: Tensor, key: Tensor, value: Tensor, static_rows: list[_LayerRows], scaling: float) -> Tensor:
-    """Attention in which each row reads the key blocks that hold its tokens."""
+    """Attention of `query` (R, heads, Q, D) in which each row reads the key blocks that hold its tokens.
+
+    `key` and `value` are (R, kv_heads, Q, D). Returns (R, Q, heads, D).
+    """
     n_new = query.shape[2]
     outputs, first = [], 0
     for keys, values, lengths in static_rows:
@@ -300,7 +318,7 @@ def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
 
     block     0           1           2           3
     keys      k k k k k k k k k k k k q q . . . . . . . .       two new tokens read blocks 0 to 2, and in
-                                                                them no key behind themselves
+                                                                them no key after themselves
     """
 
     def may_attend(row: Tensor, head: Tensor, new: Tensor, key: Tensor) -> Tensor:
@@ -322,7 +340,7 @@ def _live_blocks(lengths: Tensor, n_new: int, capacity: int) -> BlockMask:
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Attention of (R, heads, Q, D) over (R, kv_heads, L, D) as (R, Q, heads, D), without copying a shared head.
 
-    The queries that share a key-value head become more queries of that head:
+    The queries that share a key-value head are folded into one longer query:
     (R, kv_heads · group, Q, D) -> (R, kv_heads, group · Q, D).
     """
     n_rows, n_heads, n_new, head_dim = query.shape

@@ -1,6 +1,6 @@
 """Quantizes the weights of linear layers to int8, with one scale for each output channel. The arithmetic is unchanged.
 
-It does not know which network the layers belong to, or where the weights come from.
+Independent of the network that the layers belong to.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from inference.options import Quantization
 
-LARGEST = 127  # not -128, so that a weight and its negative are rounded alike
+INT8_MAX = 127  # the range is symmetric, so that a weight and its negative are rounded alike
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of half the size: `weight` (out, in) in int8, `scale` (out, 1) in the layer's own type.
+    """A linear layer of half the size: `weight` (out, in) in int8, `scale` (out, 1) in the layer's dtype.
 
-    Every forward multiplies the two to plain weights and drops them again. So the result of a row depends on its
-    neighbours no more than in a plain layer, and sums are no larger, which matters in float16.
+    Each forward pass dequantizes the weight. So the result of a row depends on its neighbours no more than in a plain
+    layer, and sums are no larger, which matters in float16.
     """
 
     weight: Tensor
@@ -40,23 +40,23 @@ class Int8Linear(nn.Module):
 def quantize(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantize a layer's `weight` (out, in): int8 weights (out, in) and scales (out, 1) in `dtype`.
 
-    Their product differs from `weight` by at most half a scale. Meanwhile, two copies in float32 are in memory.
+    Their product differs from `weight` by at most half a scale. Peak memory: two float32 copies.
     """
     exact = weight.float()
-    scale = (exact.abs().amax(dim=1, keepdim=True) / LARGEST).to(dtype)
+    scale = (exact.abs().amax(dim=1, keepdim=True) / INT8_MAX).to(dtype)
     step = torch.where(scale == 0, 1.0, scale.float())  # a channel of zeros stays zero
-    # Divided by the stored scale, so rounding the scale costs no accuracy.
-    return (exact / step).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scale
+    # Divided by the rounded scale, so rounding it costs no accuracy.
+    return (exact / step).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
-def make_room(module: nn.Module) -> list[str]:
-    """Replace every linear layer inside `module` by an empty `Int8Linear`. Returns the layers' names."""
+def replace_linears(module: nn.Module) -> list[str]:
+    """Replace every linear layer inside `module` with an empty `Int8Linear`. Returns the layers' names."""
     linear_layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     for name, layer in linear_layers.items():
         module.set_submodule(name, Int8Linear(layer))
     return list(linear_layers)
 
 
-def of(module: nn.Module) -> Quantization:
+def quantization_of(module: nn.Module) -> Quantization:
     """The quantization of the weights inside `module`."""
     return "int8" if any(isinstance(layer, Int8Linear) for layer in module.modules()) else "none"

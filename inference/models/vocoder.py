@@ -1,6 +1,6 @@
 """Vocos: decodes X-Codec embeddings to 44.1 kHz waveforms.
 
-It does not know which track it works on, or how the embeddings were computed.
+Independent of tracks and audio files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOW_TOLERANCE = 1e-5
 
 
 class ConvNeXtBlock(nn.Module):
-    """Mixes along time in every channel, then across the channels of every frame."""
+    """A depthwise convolution over time, then two linear layers over the channels of each frame."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Spectra to a waveform, by overlap-add. `torch.istft` has no "same" padding, so it is implemented here."""
+    """Spectra to a waveform, by overlap-add. Implemented here because `torch.istft` has no "same" padding."""
 
     window: torch.Tensor  # (n_fft,)
 
@@ -75,7 +75,7 @@ class InverseSTFT(nn.Module):
 
 
 class Head(nn.Module):
-    """Frames to log-magnitudes and phases, and on to a waveform."""
+    """Frames to log-magnitudes and phases, and those to a waveform."""
 
     def __init__(self, width: int, n_fft: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Vocos(nn.Module):
 
 
 def load(path: Path, device: torch.device) -> Vocos:
-    """The vocoder in the file `path`, in float32, with the widths of its tensors. Raises CheckpointError."""
+    """Load the vocoder from the file `path`, in float32. Raises CheckpointError."""
     tensors = {name: tensor.to(torch.float32) for name, tensor in read_pickle(path).items()}
     vocos = _empty_vocos(tensors, path)
     load_strict(vocos, tensors, path)
@@ -120,9 +120,9 @@ def _empty_vocos(tensors: dict[str, torch.Tensor], path: Path) -> Vocos:
     hidden_width, _ = shape_of(tensors, "backbone.convnext.0.pwconv1.weight", path, 2)
     n_rows, _ = shape_of(tensors, "head.out.weight", path, 2)
     n_fft = n_rows - 2  # n_fft / 2 + 1 magnitudes and as many phases
-    # With less than half of overlap, some samples are covered by no window.
+    # With an overlap of less than half, no window covers some samples.
     if n_fft % 2 or n_fft < 2 * VOCODER_HOP:
-        allowed = f"an even number from {2 * VOCODER_HOP + 2} on"
+        allowed = f"an even number, at least {2 * VOCODER_HOP + 2}"
         raise CheckpointError(path, f"head.out.weight has {n_rows} rows, allowed: {allowed}")
     n_layers = 0
     while f"backbone.convnext.{n_layers}.gamma" in tensors:
@@ -137,7 +137,7 @@ def _check_window(window: torch.Tensor, path: Path) -> None:
 
 
 def _overlap_add(frames: torch.Tensor) -> torch.Tensor:
-    """Frames (n_fft, T) -> their sum, each 882 samples after the previous one, cut to the middle (882 * T,).
+    """Frames (n_fft, T) -> their sum (882 * T,), each starting 882 samples after the previous one, with both ends cut.
 
     |<- cut ->|                                                 |<- cut ->|
     [======= frame 0 =======]

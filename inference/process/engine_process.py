@@ -1,11 +1,11 @@
 """Runs the engine in a child process: both sides of the pipe between the child and its parent.
 
-It does not know jobs or HTTP. Importing this module imports no torch; only the child does, when it loads the model.
+Independent of jobs and HTTP. Importing this module imports no torch; the child does, when it loads the model.
 
     parent  EngineProcess ──▶ child  the main thread generates, another listens
                           ◀──
 
-The child is started afresh, never forked. It ends when the parent's end of the pipe closes, however the parent died.
+The child is spawned, never forked. It ends when the parent's end of the pipe closes, however the parent ended.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ from inference.process.messages import (
 )
 from inference.process.pipe_writer import PipeWriter
 from inference.song import Progress, Song, SongRequest
-from inference.weights.download import cache_folder
-from paths import PROJECT
+from paths import PROJECT, cache_folder
 
 if TYPE_CHECKING:
     from inference.engine.scheduler import Scheduler
@@ -51,9 +50,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 5.0
-COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps compiled code for the next start
-# No progress for this long is a hang: the longest pass, the codec's on a slow CPU, takes seconds. A song may have to
-# wait for a step to be compiled, which takes a minute.
+COMPILED_STEPS = "TORCHINDUCTOR_CACHE_DIR"  # the folder in which torch keeps compiled code for the next start
+# No progress for this long means that the engine hangs. The longest step, decoding on a slow CPU, takes seconds, and a
+# song may wait a minute for a step to be compiled.
 STALL_SECONDS = 300.0
 PART_SECONDS = 1_800.0  # the time limit for loading one part of a model, also from a slow disk
 
@@ -72,11 +71,11 @@ class EngineProcess:
         self._songs: dict[str, _SongInChild] = {}
         self._info: dict[str, object] = {}
         self._stall_seconds = stall_seconds
-        self._advanced_at = time.monotonic()  # when a song last made progress, or the first one arrived
-        self._reason = ""  # why the child ended, if more is known than its exit code
-        self.recording_failed = False  # the child ended because of a failed recording
+        self._advanced_at = time.monotonic()  # the time of the last progress, or of the arrival of the first song
+        self._reason = ""  # why the child ended, if that is known
+        self.recording_failed = False  # True if a failed CUDA graph capture ended the child
         self._closed = False
-        self._lost = False  # the pipe is closed: nothing more can come from the child
+        self._lost = False  # the pipe is closed, so the child sends nothing more
         self._listener = threading.Thread(target=self._listen, name="engine-listener", daemon=True)
         assert process.stdout is not None, "the child's output is logged"
         self._relay = log_relay.relay(process.stdout, __name__)
@@ -100,7 +99,7 @@ class EngineProcess:
             [sys.executable, "-m", *cls.program, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             cwd=PROJECT,
-            # Threads that spin while they wait would take the cores from the HTTP process and from each other.
+            # Threads that spin while they wait would take CPU time from the HTTP process and from each other.
             env={"OMP_WAIT_POLICY": "passive", COMPILED_STEPS: str(cache_folder() / "compiled"), **os.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -135,7 +134,7 @@ class EngineProcess:
         future: Future[Song] = Future()
         with self._songs_lock:
             assert song_id not in self._songs, f"song {song_id} is being generated"
-            if not self._songs:  # else new songs would hide that none makes progress
+            if not self._songs:  # otherwise new songs would hide that none makes progress
                 self._advanced_at = time.monotonic()
             self._songs[song_id] = _SongInChild(future, on_progress)
             self._writer.put(Generate(song_id, request))  # before any cancel request for it
@@ -144,7 +143,7 @@ class EngineProcess:
         return future
 
     def cancel(self, song_id: str) -> None:
-        """Cancel a song; its future raises Cancelled. If it is unknown or done, nothing happens."""
+        """Cancel a song; its future raises Cancelled. Does nothing if the song is unknown or done."""
         with self._songs_lock:
             song = self._songs.get(song_id)
             if song is None or song.cancelled:
@@ -153,7 +152,7 @@ class EngineProcess:
         self._writer.put(Cancel(song_id))
 
     def close(self) -> None:
-        """End the child. Its songs fail with EngineError."""
+        """End the child. Its songs fail with an EngineError."""
         self._closed = True
         if not self._lost:
             self._process.terminate()
@@ -161,10 +160,10 @@ class EngineProcess:
                 self._process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 self._kill()
-        self._writer.close()  # wakes both threads, even if the system could not end the child
+        self._writer.close()  # wakes both threads, even if the child could not be ended
         if self._listener.ident is not None:
             self._listener.join()  # it fails the songs before it ends
-        self._relay.join(1.0)  # for its last output; a grandchild may hold the pipe open for longer
+        self._relay.join(1.0)  # for the last output; a grandchild may keep the pipe open longer
         self._connection.close()
 
     def _load(self, load: Load, on_loading: Callable[[str], None], part_seconds: float) -> None:
@@ -181,7 +180,7 @@ class EngineProcess:
                         raise error
         except (EOFError, OSError) as error:
             raise EngineError(f"the engine's process {self.ending} while it loaded the models") from error
-        raise EngineError(f"the engine's process loaded a part of the models for more than {part_seconds:g} s")
+        raise EngineError(f"the engine's process took more than {part_seconds:g} s to load a part of the models")
 
     def _listen(self) -> None:
         try:
@@ -193,7 +192,7 @@ class EngineProcess:
                     self._kill()
         except (EOFError, OSError):
             self._reason = self._wait_for_end()
-            self._lost = True  # last: who sees it finds the reason
+            self._lost = True  # last, so that the reason is set before it
             self._fail_songs()
 
     def _receive(self, message: object) -> None:
@@ -214,7 +213,7 @@ class EngineProcess:
             case Broken(error):
                 self._reason = f"failed ({error})"
                 self.recording_failed = isinstance(error, RecordingFailed)
-                self._kill()  # a failed device may delay even the end of its process
+                self._kill()  # after a device failure the process may not end by itself
             case _:
                 raise AssertionError(f"the engine's process sent {message!r}")
 
@@ -227,7 +226,7 @@ class EngineProcess:
         with self._songs_lock:
             songs, self._songs = self._songs, {}
         for song in songs.values():
-            song.future.set_exception(EngineError(f"the engine's process {self.ending} while the song was in it"))
+            song.future.set_exception(EngineError(f"the engine's process {self.ending} while it generated the song"))
 
     @property
     def _stalled(self) -> bool:
@@ -235,7 +234,7 @@ class EngineProcess:
             return bool(self._songs) and time.monotonic() - self._advanced_at > self._stall_seconds
 
     def _kill(self) -> None:
-        """Kill the child. If the system cannot end it, it is left behind."""
+        """Kill the child. A child that does not end is left running."""
         self._process.kill()
         try:
             self._process.wait(SECONDS_TO_END)
@@ -252,14 +251,14 @@ class EngineProcess:
         try:
             code = self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self._kill()  # it would keep the device's memory
+            self._kill()  # otherwise it would keep the GPU memory
             return self._reason or "closed its pipe"
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return self._reason or ended
 
 
 class EngineSeries:
-    """Starts engines with the same options, one after the other. After a failed recording, no later engine records.
+    """Starts engines with the same options, one after the other. After a failed CUDA graph capture, they use none.
 
     Only one thread at a time may call it.
     """
@@ -271,18 +270,18 @@ class EngineSeries:
     def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
         """Start the next engine. Raises YueError."""
         if self._last and self._last.recording_failed:
-            self._stop_recording()
+            self._disable_recording()
         try:
             self._last = self._kind.start(files, self._options, on_loading)
         except RecordingFailed:
             if not self._options.compile:
                 raise
-            self._stop_recording()
+            self._disable_recording()
             self._last = self._kind.start(files, self._options, on_loading)
         return self._last
 
-    def _stop_recording(self) -> None:
-        log.error("recording a step ended the engine; this server's next engines record no steps")
+    def _disable_recording(self) -> None:
+        log.error("CUDA graph capture crashed the engine; the server's next engines capture none")
         self._options = replace(self._options, compile=False)
 
 
@@ -293,10 +292,10 @@ class _SongInChild:
     future: Future[Song]
     on_progress: Callable[[Progress], None]
     progress: Progress | None = None
-    cancelled: bool = False  # the child was told
+    cancelled: bool = False  # a cancel request was sent
 
     def note(self, progress: Progress) -> bool:
-        """True if the song made progress. `seconds_left` does not count: it changes by itself."""
+        """True if the song made progress. `seconds_left` does not count, as it also changes without progress."""
         before, self.progress = self.progress, replace(progress, seconds_left=None)
         return self.progress != before
 
@@ -310,8 +309,8 @@ class _Child:
         self._commands: queue.SimpleQueue[Load | Generate | Cancel] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Load the model, then generate until the parent is gone or the engine fails."""
-        # Listening starts before torch is imported, so an early end of the parent is noticed.
+        """Load the model, then generate songs until the parent ends or the engine fails."""
+        # Listening starts before torch is imported, so that an early end of the parent is noticed.
         threading.Thread(target=self._listen, name="parent-listener", daemon=True).start()
         load = self._commands.get()
         assert isinstance(load, Load)
@@ -350,7 +349,7 @@ class _Child:
                         self._send(Failed(outcome.song_id, error))
 
     def _take_commands(self, engine: Scheduler) -> None:
-        """Carry out the parent's commands. While the engine is idle, record steps, then wait for commands."""
+        """Execute the parent's commands. While the engine is idle, record steps, then wait for commands."""
         while engine.idle or not self._commands.empty():
             if self._commands.empty() and engine.prepare_next():
                 self._send(Recorded(engine.recordings()))
@@ -369,7 +368,7 @@ class _Child:
             while True:
                 self._commands.put(self._connection.recv())
         except (EOFError, OSError):
-            os._exit(0)  # the parent is gone: nobody is left to receive songs
+            os._exit(0)  # the parent has ended, so nobody receives songs
 
     def _send(self, message: object) -> None:
         try:
@@ -380,7 +379,7 @@ class _Child:
 
 
 def _for_parent(error: Exception) -> YueError:
-    """The error in a form that the parent can unpickle. The traceback of a foreign error goes to the log."""
+    """The error as a YueError, which the parent can unpickle. The traceback of any other error is logged."""
     if isinstance(error, YueError):
         return error
     log.error("the engine failed", exc_info=error)
@@ -389,7 +388,7 @@ def _for_parent(error: Exception) -> YueError:
 
 if __name__ == "__main__":
     log_relay.write_lines()
-    # Run under its real name, so the messages' classes are the parent's.
+    # Imported under its real name, so that the messages' classes are those of the parent.
     from inference.process import engine_process
 
     engine_process._Child(Connection(int(sys.argv[1]))).run()

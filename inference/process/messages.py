@@ -1,9 +1,7 @@
 """Defines the messages between the engine's process and its parent.
 
-It does not know how a message travels, or what its receiver does.
-
-    to the child      Load, then any number of Generate and Cancel
-    to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Generated, Failed, at last Broken
+to the child      Load, then any number of Generate and Cancel
+to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Generated, Failed, at last Broken
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from inference.song import Progress, Song, SongRequest
 
 @dataclass(frozen=True)
 class Load:
-    """To the child, first of all: load these files."""
+    """To the child, its first message: load these files."""
 
     files: ModelFiles
     options: EngineOptions
@@ -38,12 +36,12 @@ class Generate(_AboutSong):
 
 @dataclass(frozen=True)
 class Cancel(_AboutSong):
-    """To the child: stop this song, or do not begin it."""
+    """To the child: stop this song, or do not start it."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """From the child: the part that is being loaded."""
+    """From the child: the part that it loads now."""
 
     part: str
 
@@ -57,7 +55,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Recorded:
-    """From the child: the steps that are compiled and recorded by now, and the time each took."""
+    """From the child: the steps that it has compiled and recorded, with the time for each."""
 
     recordings: dict[str, dict[str, object]]
 
@@ -86,6 +84,6 @@ class Failed:
 
 @dataclass(frozen=True)
 class Broken:
-    """From the child, its last message: the engine failed, and with it every song in it."""
+    """From the child, its last message: the engine failed, and so did all its songs."""
 
     error: YueError

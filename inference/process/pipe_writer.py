@@ -1,7 +1,4 @@
-"""Sends messages through a pipe without blocking the sender: they are queued, and one thread writes them.
-
-It does not know what the messages mean, or who reads them.
-"""
+"""Sends messages through a pipe without blocking the sender: they are queued, and one thread writes them."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ class PipeWriter:
         self._thread.start()
 
     def put(self, message: object) -> None:
-        """Send a message, in order. If the other side is gone, it is dropped."""
+        """Send a message, in order. It is dropped if the other side has closed the pipe."""
         assert message is not None, "None ends the queue"
         self._queue.put(message)
 
@@ -35,13 +32,13 @@ class PipeWriter:
 
     def _write(self) -> None:
         try:
-            with suppress(OSError):  # the other side is gone; the reader of this end notices
+            with suppress(OSError):  # the other side has closed the pipe, which the reader of this end notices
                 while (message := self._queue.get()) is not None:
                     self._connection.send(message)
         finally:
             self._shut_down()
 
     def _shut_down(self) -> None:
-        """Closing the descriptor alone would not wake the threads that wait for it."""
+        """Shut the socket down: closing its descriptor alone would not wake the threads that wait for it."""
         with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
             pipe.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
 """Text to token ids: lyrics, prompt, tokenizer.
 
-No torch.
+Independent of torch.
 """

@@ -1,6 +1,6 @@
 """Cleans text: checks its characters, removes invisible ones, and splits it into lines.
 
-JSON can spell half of a surrogate pair, which is no character and cannot be encoded. Only this module looks for them.
+JSON can contain half of a surrogate pair, which is no character and cannot be encoded. Only this module checks for it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from inference.errors import InvalidField
 
 OPEN_BRACKETS, CLOSE_BRACKETS = r"\[［【〔〖", r"\]］】〕〗"  # within a set of a regular expression
-ALLOWED_CHARACTERS = r"of whole characters: half of a surrogate pair (\ud800 to \udfff alone) is none"
+ALLOWED_CHARACTERS = r"of whole characters, without halves of surrogate pairs (\ud800 to \udfff alone)"
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")
-# Line ends and tabs as other formats spell them out: programs and JSON, addresses, HTML.
+# Line ends and tabs as they are escaped in other formats: programs and JSON, addresses, HTML.
 _CARRIAGE_RETURN = r"\\{1,4}(?:r|x0[dD]|u000[dD])|%0[dD]|&#(?:0*13|[xX]0*[dD]);"
 _LINE_FEED = r"\\{1,4}(?:[nN]|x0[aA]|u(?:000[aA]|0085|202[89]))|%0[aA]|&(?:#0*10|#[xX]0*[aA]|NewLine);"
 _SPELLED = rf"(?:{_CARRIAGE_RETURN})?(?:{_LINE_FEED})|{_CARRIAGE_RETURN}|(?i:</?(?:br|p)\s*/?>)"
@@ -25,27 +25,27 @@ _TAB = re.compile(r"\\{1,4}(?:t|x09|u0009)|%09|&(?:#0*9|#[xX]0*9|Tab|nbsp);")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
-    # Joiners, unless behind what they can join: a letter of the scripts from Arabic to Khmer, or an emoji.
+    # Joiners, except after what they can join: a letter of the scripts from Arabic to Khmer, or an emoji.
     "|(?<![\u0600-\u10ff\u1780-\u18af\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]"
 )
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text, whatever ends them."""
+    """The lines of a text, with any kind of line end."""
     return _LINE_END.split(text)
 
 
 def lines_as_meant(text: str) -> list[tuple[str, str]]:
-    r"""The lines of a text in which a line end may be spelled out as `\n`, `%0A` or `<br>`.
+    r"""The lines of a text in which a line end may be escaped as `\n`, `%0A` or `<br>`, each with its escaped line end.
 
-    With each line comes how its end was spelled out; nothing where it is a real one, or a real one follows at once.
+    That is empty for a real line end, and for an escaped one directly before a real one.
     """
-    pieces = [*_LINE_END_AS_MEANT.split(text), ""]
-    return [(line, end or "") for line, end in zip(pieces[::2], pieces[1::2], strict=True)]
+    parts = [*_LINE_END_AS_MEANT.split(text), ""]
+    return [(line, end or "") for line, end in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def with_tabs(line: str) -> tuple[str, str]:
-    r"""A line with a tab for each one that is spelled out, as in `\t`, and how the first one was spelled."""
+    r"""A line with a tab for each escaped one, as in `\t`, and the first escaped one."""
     found = _TAB.search(line)
     return (_TAB.sub("\t", line), found[0]) if found else (line, "")
 
@@ -61,7 +61,7 @@ def whole(text: str) -> str:
 
 
 def whole_value(value: object) -> object:
-    """A value with the same done to all its text."""
+    """A value with `whole` applied to all its text."""
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, Mapping):
@@ -70,7 +70,7 @@ def whole_value(value: object) -> object:
 
 
 def check_characters(field: str, text: str, name_line: bool = False) -> None:
-    """Raises InvalidField, which may name the line, for half of a surrogate pair."""
+    """Raise InvalidField for half of a surrogate pair. With `name_line` the error names the line."""
     found = _LONE_SURROGATE.search(text)
     if found:
         number = len(lines(text[: found.start()]))
@@ -79,7 +79,7 @@ def check_characters(field: str, text: str, name_line: bool = False) -> None:
 
 
 def broken_text(value: object, field: str = "") -> Iterator[InvalidField]:
-    """A mistake for each text in a value, names included, that cannot be encoded. Lyrics have lines."""
+    """An error for each text in a value, names included, that cannot be encoded. Errors in lyrics name the line."""
     if isinstance(value, str):
         try:
             check_characters(field, value, name_line=field == "lyrics")

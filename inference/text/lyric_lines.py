@@ -1,6 +1,6 @@
-"""Reads one line of lyrics: tags, stage directions, words, and the marks of other formats around them.
+"""Parses one line of lyrics: tags, stage directions, words, and the markup of other formats around them.
 
-It does not know the lines before and after.
+Independent of the lines before and after.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEPARATORS = ";|/,:；｜／，、："
 _EMPHASIS = "*_~`"
 _MARKS = f"{_EMPHASIS}#>=–—-"
 _HEAD = re.compile(
-    rf"[{_EMPHASIS}{CLOSE_BRACKETS})}}）]*"  # what is closed right behind a tag
+    rf"[{_EMPHASIS}{CLOSE_BRACKETS})}}）]*"  # closing marks directly after a tag
     rf"(?:[\s{_SEPARATORS}]|[{_MARKS}]+(?=[\s{_SEPARATORS}{OPEN_BRACKETS}「『]|$)|\d{{1,3}}[.)]\s)*"
 )
 _DIRECTION = re.compile(r"[,:;，：；、]|[.…。]\s*$")
@@ -41,8 +41,8 @@ _MUSIC = re.compile(  # `[90 BPM]`, `[Key of G]`, `[F# minor]`, `[6/8]`
 )
 _NAME = re.compile(r"\s*[^\W\d_][^.,:;!?…。，：；！？、]*")
 _REPEAT_MARK = re.compile(r"\s*(?:x\s*\d+\s*|(?:repeat|bis)\b.*)", re.IGNORECASE)
-_MOST_WORDS = 3  # of a name
-_CHARACTERS_OF_A_WORD = 2  # in scripts without spaces
+_MAX_NAME_WORDS = 3
+_CHARACTERS_PER_WORD = 2  # in scripts without spaces
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Tag:
 
 
 def plain(line: str, timed: bool = False) -> tuple[str, bool]:
-    """The line without marks that say nothing of its words, and whether there were time stamps among them.
+    """The line without closing tags, rules and time stamps, and True if it had time stamps.
 
-    `timed` lyrics have a time stamp in front of lines, even where one reads like the time of day.
+    In `timed` lyrics lines start with a time stamp, also if it looks like the time of day.
     """
     line = line.replace("\\[", "[").replace("\\]", "]")
     untimed = time_stamps.without(line, timed)
@@ -68,7 +68,7 @@ def plain(line: str, timed: bool = False) -> tuple[str, bool]:
 
 
 def tags(line: str) -> Iterator[Tag]:
-    """The brackets that open a section."""
+    """The brackets that start a section."""
     quoted = _QUOTED.fullmatch(without_tail(without_head(line)))  # quotation marks, too
     if quoted and (name := section_names.find(_unmarked(quoted[1]), Place.WITHIN)):
         yield Tag(name, 0, len(line))
@@ -98,7 +98,7 @@ def brackets_alone(line: str) -> list[str]:
 
 
 def directions(words: str) -> tuple[list[str], str]:
-    """The brackets that the words behind a tag begin with, and the words: `[soft] la`."""
+    """The brackets at the start of the words after a tag, and the other words: `[soft] la`."""
     found = []
     while (bracket := _BRACKET.match(words)) and (is_direction(bracket[1]) or is_name(bracket[1])):
         found.append(bracket[1])
@@ -107,14 +107,14 @@ def directions(words: str) -> tuple[list[str], str]:
 
 
 def is_direction(content: str) -> bool:
-    """Whether a bracket says too much for a name, or speaks of tempo, key or metre."""
+    """True if the bracket is a stage direction: too long for a name, or a tempo, key or metre."""
     if not has_words(content) or _REPEAT_MARK.fullmatch(content):
         return False
     if _MUSIC.fullmatch(content.strip()):
         return True
     rest, n_characters = SYLLABLE_CHARACTER.subn(" ", content)
-    n_words = sum(map(has_words, rest.split())) + n_characters / _CHARACTERS_OF_A_WORD
-    return n_words > _MOST_WORDS or _DIRECTION.search(content) is not None
+    n_words = sum(map(has_words, rest.split())) + n_characters / _CHARACTERS_PER_WORD
+    return n_words > _MAX_NAME_WORDS or _DIRECTION.search(content) is not None
 
 
 def is_name(content: str) -> bool:
@@ -134,7 +134,7 @@ def without_head(text: str) -> str:
 
 
 def without_tail(text: str) -> str:
-    """The text in front of a tag, without trailing Markdown and separators."""
+    """The text before a tag, without trailing Markdown and separators."""
     text = text.rstrip(_EMPHASIS + "[［【〔〖({（")
     while True:
         text = text.rstrip().rstrip(_SEPARATORS).rstrip()
@@ -145,7 +145,7 @@ def without_tail(text: str) -> str:
 
 
 def without_closing_emphasis(line: str, before: str) -> str:
-    """The line without the marks that close an emphasis which began in front of a tag: `**[chorus] la la**`."""
+    """The line without the marks that close an emphasis opened before a tag: `**[chorus] la la**`."""
     marks = before[len(before.rstrip(_EMPHASIS)) :]
     return line.rstrip().removesuffix(marks) if marks else line
 
@@ -158,13 +158,13 @@ def _brackets(line: str) -> Iterator[re.Match[str]]:
 
 
 def _unless_closing(bracket: re.Match[str]) -> str:
-    """The bracket; nothing for a closing one such as `[/verse]`."""
+    """The bracket; empty for a closing tag such as `[/verse]`."""
     slash, name = bracket[1].strip()[:1], bracket[1].strip()[1:]
     return "" if slash == "/" and section_names.find(name, Place.WITHIN) else bracket[0]
 
 
 def _unmarked(content: str) -> str:
-    """What a bracket holds, without marks or needless white space: `[ **Chorus** ]`."""
+    """The content of a bracket, without marks and extra white space: `[ **Chorus** ]`."""
     inner = " ".join(content.split())
     for marks in ("**", "__", "~~", "*", "_", "`"):
         if len(inner) > 2 * len(marks) and inner.startswith(marks) and inner.endswith(marks):

@@ -1,7 +1,7 @@
 """Parses lyrics into sections, by the rules of docs/lyrics.md.
 
-It does not know how a section is tokenised, or how many sections are generated. `lyric_lines.py` reads a line,
-`section_names.py` knows the names of sections, `lyrics_warnings.py` words the warnings.
+`lyric_lines.py` parses a line, `section_names.py` recognises the names of sections, `lyrics_warnings.py` formats the
+warnings.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from inference.text.section_names import Name
 CHARACTERS_PER_SECOND = 4
 WORDS_PER_SECOND = 3
 
-PARSED_AT_ONCE = 64  # cached results: checks, warnings and estimates of a request share one
+PARSED_AT_ONCE = 64  # cached results: the checks, warnings and estimates of a request share one
 ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
 
 
 class Kind(Enum):
     """The kinds of notes about a place in the lyrics."""
 
-    LINE_END = auto()  # spelled out, as in \n
-    TAB = auto()  # spelled out, as in \t
+    LINE_END = auto()  # escaped, as in \n
+    TAB = auto()  # escaped, as in \t
     TIME_STAMP = auto()  # left out
     DIRECTION = auto()  # left out
-    WORDLESS = auto()  # left out: an unknown name without words
-    UNTAGGED = auto()  # taken as words, though it looks like a section's name
-    NOT_THE_END = auto()  # an [end] that is not
+    WORDLESS = auto()  # left out: a section with an unknown name and no words
+    UNTAGGED = auto()  # kept as words, although it looks like a section's name
+    NOT_THE_END = auto()  # an [end] with sections after it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Section:
 
     @property
     def singing_seconds(self) -> float:
-        """An estimate, for a warning only: a rapper is faster, a ballad slower."""
+        """The estimated duration of the words: rap is faster, a ballad slower."""
         rest, n_characters = SYLLABLE_CHARACTER.subn(" ", unicodedata.normalize("NFC", self.body))
         n_words = sum(map(has_words, rest.split()))
         return n_characters / CHARACTERS_PER_SECOND + n_words / WORDS_PER_SECOND
@@ -81,10 +81,10 @@ class Lyrics:
 
 @lru_cache(PARSED_AT_ONCE)
 def parse(text: str) -> Lyrics:
-    """The sections of `text`, parsed once for a song. Raises InvalidField, naming the line."""
+    """The sections of `text`. Raises InvalidField, which names the line."""
     check_characters("lyrics", text, name_line=True)
     written = lines_as_meant(visible(text))
-    parser = _Parser(timed=any(time_stamps.begins(line) for line, _ in written))
+    parser = _Parser(timed=any(time_stamps.starts_with_stamp(line) for line, _ in written))
     for number, (line, spelled_end) in enumerate(written, 1):
         line, spelled_tab = with_tabs(line)
         parser.read(number, line)
@@ -103,13 +103,13 @@ def parse(text: str) -> Lyrics:
 
 @dataclass
 class _Open:
-    """A section that is being read. Without a name, its bracket may be no tag at all."""
+    """A section that is being parsed. Without a name, its bracket may not be a tag."""
 
     tag: str
     line: int
     name: Name | None
     written: str  # the tag, with its bracket
-    body: list[str] = field(default_factory=list)  # first, what stands behind the tag on its line
+    body: list[str] = field(default_factory=list)  # the first line is the rest of the tag's line
 
     @property
     def has_words(self) -> bool:
@@ -117,9 +117,9 @@ class _Open:
 
     @property
     def takes_directions(self) -> bool:
-        """True if an unknown name here is a direction for this section: directly behind its tag.
+        """True if an unknown name here is a direction for this section: it directly follows the tag.
 
-        After an empty line it may be a section of its own, if this section often has no words.
+        After an empty line it may be a section of its own, if sections of this name often have no words.
         """
         return self.name is not None and not self.has_words and not (self.name.often_wordless and len(self.body) > 1)
 
@@ -140,24 +140,24 @@ class _Open:
     def closed(self) -> Section:
         body = "\n".join(self.body).strip()
         bare = body.rstrip(";|/ \n")
-        if body[len(bare) :][:1].isspace():  # `la ;` in front of a tag on the next line
+        if body[len(bare) :][:1].isspace():  # `la ;` before a tag on the next line
             body = bare
         return Section(self.tag, body, self.line, self.name is not None and self.name.usual)
 
 
 class _Parser:
-    """Reads lyrics line by line."""
+    """Parses lyrics line by line."""
 
     def __init__(self, timed: bool) -> None:
-        self._timed = timed  # lines begin with time stamps
+        self._timed = timed  # lines start with time stamps
         self._open: list[_Open] = []
-        self._notes: list[tuple[Kind, int, str, int]] = []  # last, how many sections were open
+        self._notes: list[tuple[Kind, int, str, int]] = []  # the last item is the number of sections so far
 
     def note(self, kind: Kind, line: int, text: str = "") -> None:
         self._notes.append((kind, line, text, len(self._open)))
 
     def read(self, number: int, line: str) -> None:
-        """The next line, whose number is from 1."""
+        """Parse the next line. Numbers start at 1."""
         line, had_stamps = lyric_lines.plain(line, self._timed)
         if had_stamps:
             self.note(Kind.TIME_STAMP, number)
@@ -180,9 +180,9 @@ class _Parser:
 
     def finish(self) -> Lyrics:
         """The parsed lyrics."""
-        without_words = not any(section.is_section for section in self._open)  # then names are all there is
+        without_words = not any(section.is_section for section in self._open)  # then every name is kept
         kept: list[_Open] = []
-        places = [0]  # of a note, when so many sections were open: which of those that are kept it stands in
+        places = [0]  # number of sections so far -> index of the kept section
         for section in self._open:
             if without_words or section.is_section:
                 kept.append(section)
@@ -198,7 +198,7 @@ class _Parser:
         return Lyrics(tuple(section.closed() for section in kept), tuple(sorted(notes, key=lambda note: note.line)))
 
     def _read_words(self, number: int, line: str) -> None:
-        """Read a line without tags: words, or brackets by themselves."""
+        """Parse a line without tags: words, or only brackets."""
         contents = lyric_lines.brackets_alone(line)
         if not contents:
             if section_names.resembles(line):

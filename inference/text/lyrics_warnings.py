@@ -1,6 +1,6 @@
-"""Words the warnings about lyrics: what is read in another way than it was likely meant, or will not come out well.
+"""Formats the warnings about lyrics: text that is interpreted differently than likely meant, or may not turn out well.
 
-It does not change the lyrics.
+Independent of parsing: `lyrics.py` collects the notes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _SCRIPTS = {
     "kana": re.compile("[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]"),
     "Hangul": re.compile("[\uac00-\ud7a3]"),
 }
-_FEWEST_CHARACTERS = 2  # one may be an ornament
-_KANA_FOR_HAN = 0.25  # Japanese has more kana than that, Chinese has none but for an ornament
+_MIN_CHARACTERS = 2  # one may be decoration
+_KANA_FOR_HAN = 0.25  # Japanese has more kana than that, Chinese has none except as decoration
 _TRAINED_FOR = re.compile(r"(?:.*-)?(en|zh|jp-kr)-(cot|icl)")
 _FAMILIES = {"Chinese": "zh", "Japanese": "jp-kr", "Korean": "jp-kr"}
-_MOST_PLACES = 8
-_LONGEST_TEXT, _MOST_TEXTS = 40, 3
+_MAX_PLACES = 8
+_MAX_TEXT_LENGTH, _MAX_TEXTS = 40, 3
 
 
 def warnings(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | None = None) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def warnings(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | 
 
 
 def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[str]:
-    """The notes of the parser."""
+    """Warnings from the notes of the parser."""
     for kind, (one, several) in _MESSAGES.items():
         notes = [note for note in lyrics.notes if note.kind is kind and note.section < n_sections]
         if notes:
@@ -90,7 +90,7 @@ def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Itera
 
 
 def _about_languages(sections: tuple[Section, ...], model: str) -> Iterator[str]:
-    """The sections in a language that another model was trained on."""
+    """Warnings about sections in a language that only another model was trained on."""
     if not (trained := _TRAINED_FOR.fullmatch(model)):
         return
     song = _script_counts("".join(section.body for section in sections))
@@ -110,7 +110,7 @@ def _script_counts(text: str) -> Counter[str]:
 
 def _language(section: Counter[str], song: Counter[str]) -> str | None:
     """The language of a section by its script. Han characters count for the song's language."""
-    if song.total() < _FEWEST_CHARACTERS or not section.total():
+    if song.total() < _MIN_CHARACTERS or not section.total():
         return None
     if section["Hangul"] > section["Han"] + section["kana"]:
         return "Korean"
@@ -129,11 +129,11 @@ def _about(sections: list[Section], one: str, several: str) -> str:
 def _at(lines: Iterable[int], text: str) -> str:
     """A warning about these lines: `lyrics (lines 3, 7–9): …`."""
     numbers = sorted(set(lines))
-    begins = [numbers[0], *(later for earlier, later in pairwise(numbers) if later > earlier + 1)]
+    starts = [numbers[0], *(later for earlier, later in pairwise(numbers) if later > earlier + 1)]
     ends = [*(earlier for earlier, later in pairwise(numbers) if later > earlier + 1), numbers[-1]]
-    places = [str(first) if first == last else f"{first}–{last}" for first, last in zip(begins, ends, strict=True)]
-    more = ["…"] if len(places) > _MOST_PLACES else []
-    return f"lyrics (line{'s'[: len(numbers) > 1]} {', '.join([*places[:_MOST_PLACES], *more])}): {text}"
+    places = [str(first) if first == last else f"{first}–{last}" for first, last in zip(starts, ends, strict=True)]
+    more = ["…"] if len(places) > _MAX_PLACES else []
+    return f"lyrics (line{'s'[: len(numbers) > 1]} {', '.join([*places[:_MAX_PLACES], *more])}): {text}"
 
 
 def _tags(sections: Iterable[Section]) -> str:
@@ -142,5 +142,5 @@ def _tags(sections: Iterable[Section]) -> str:
 
 def _texts(texts: Iterable[str]) -> str:
     """The first few different texts, shortened."""
-    short = [t if len(t) <= _LONGEST_TEXT else f"{t[: _LONGEST_TEXT - 1]}…" for t in dict.fromkeys(texts)]
-    return ", ".join([*short[:_MOST_TEXTS], *(["…"] if len(short) > _MOST_TEXTS else [])])
+    short = [t if len(t) <= _MAX_TEXT_LENGTH else f"{t[: _MAX_TEXT_LENGTH - 1]}…" for t in dict.fromkeys(texts)]
+    return ", ".join([*short[:_MAX_TEXTS], *(["…"] if len(short) > _MAX_TEXTS else [])])

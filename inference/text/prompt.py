@@ -1,6 +1,6 @@
 """Builds stage 1's prompt from genres and sections, segment by segment.
 
-It does not know the tokenizer (it is given `encode`), the length of the context, or the tokens between the prompts.
+Independent of the tokenizer, which the caller passes as `encode`, and of the tokens between the segments.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def build(
 
     `reference_ids` are the codebook-0 ids of the reference audio. Raises InvalidField.
     """
-    assert sections, "the parser refuses lyrics without a section"
-    assert set(reference_ids) <= set(code_ids(0)), "a reference is made of codebook 0 alone"
+    assert sections, "the parser rejects lyrics without a section"
+    assert set(reference_ids) <= set(code_ids(0)), "a reference holds codes of codebook 0 only"
     check_genres(genres)
     generated = sections[: sections_generated(n_segments, len(sections))]
 
@@ -74,7 +74,7 @@ def check_genres(genres: str) -> None:
 
 
 def tidy_genres(genres: str) -> str:
-    r"""Genres on one line, without what nobody sees: the prompt's next lines are lyrics. `\n` is a line end, too."""
+    r"""Genres on one line, because lyrics follow. Removes invisible characters and line ends, also escaped ones."""
     meant = [with_tabs(line)[0].replace("\t", " ").strip() for line, _ in lines_as_meant(visible(genres))]
     return " ".join(filter(None, meant))
 
@@ -98,5 +98,5 @@ def _reference(encode: Encode, ids: Sequence[int]) -> list[int]:
 
 
 def _segment(encode: Encode, section: Section) -> list[int]:
-    # Each piece of text on its own: encoded together, their ids would differ.
+    # Each text is encoded on its own: together, they would have other ids.
     return [*encode(START_OF_SEGMENT), *encode(section.text), SOA_ID, XCODEC_ID]

@@ -1,6 +1,6 @@
 """Recognises the names of sections: those that YuE understands, and their equivalents in other languages.
 
-It does not know brackets or lines.
+Independent of brackets and lines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
 
-END, STANZA = "end", "stanza"  # meanings of names that may be no sections: `[end]`, `[1절]`
+END, STANZA = "end", "stanza"  # meanings of names that may not be sections: `[end]`, `[1절]`
 
 _ENGLISH = (
     r"(?P<name>intro|verse|(?:pre|post)\s*[_‐‑‒–—-]?\s*(?:chorus|hook)|chorus|hook|refrain|bridge"
@@ -71,7 +71,7 @@ _PLAIN = re.compile(rf"\s*{_ENGLISH}{_SUFFIX}", _FLAGS)
 _STRICT = re.compile(rf"\s*{_ENGLISH}{_NUMBERED}", _FLAGS)
 _QUALIFIED = re.compile(rf"\s*{_QUALIFIER}{_ENGLISH}{_NUMBERED}", _FLAGS)
 _USUALLY_QUALIFIED = re.compile(rf"\s*{_USUAL_QUALIFIER}{_ENGLISH}{_NUMBERED}", _FLAGS)
-_UNCLOTHED = re.compile(rf"(?:repeat\s+|{_USUAL_QUALIFIER})?{_ENGLISH}{_TIMES}", _FLAGS)
+_BARE_NAME = re.compile(rf"(?:repeat\s+|{_USUAL_QUALIFIER})?{_ENGLISH}{_TIMES}", _FLAGS)
 
 _COUNT = r"(?:\d+|[一二三四五六七八九十]+)"
 _COUNTED = rf"(?:第|제)?\s*(?P<before>{_COUNT})\s*"
@@ -84,12 +84,12 @@ _EASTERN_NAME = re.compile(
     _FLAGS,
 )
 _WESTERN_NAME = re.compile(rf"(?P<name>{'|'.join(_WESTERN.values())})(?P<rest>{_SUFFIX})", _FLAGS)
-_LONGEST, _LONGEST_BARE = 1_000, 60  # characters
+_MAX_LENGTH, _MAX_BARE_LENGTH = 1_000, 60  # characters
 _DIGITS = {character: str(number) for number, character in enumerate("一二三四五六七八九十", 1)}
 
 
 class Place(Enum):
-    """The position of a name: by itself on its line, in front of words, or behind some."""
+    """The position of a name: alone on its line, before words, or after some."""
 
     ALONE = auto()
     START = auto()
@@ -111,8 +111,8 @@ class Name:
 
 @lru_cache(1_024)
 def find(text: str, place: Place) -> Name | None:
-    """The section's name in a bracket, if there is one: as it is written, or YuE's own for it."""
-    if len(text) > _LONGEST:
+    """The section's name in a bracket, if there is one: as written, or in YuE's own words."""
+    if len(text) > _MAX_LENGTH:
         return None
     normal = unicodedata.normalize("NFKC", text).strip()  # full-width letters and half-width kana, too
     return _plain(text, place) or _plain(normal, place) or _foreign(normal, place) or _qualified(text, place)
@@ -120,15 +120,15 @@ def find(text: str, place: Place) -> Name | None:
 
 def resembles(line: str) -> bool:
     """True if a line without brackets is nothing but a section's name, as in `### Chorus` or `Chorus (x2)`."""
-    if len(line) > _LONGEST_BARE:
+    if len(line) > _MAX_BARE_LENGTH:
         return False
     normal = unicodedata.normalize("NFKC", line).strip()
     bare = re.sub(r"^[\W_]+|[^\w)]+$", "", normal)
-    clothed = bare != normal.rstrip(".,;!?…。，；！？ ")
-    if match := _UNCLOTHED.fullmatch(bare):
-        return clothed or _meaning(match) not in _EVERYDAY
+    marked = bare != normal.rstrip(".,;!?…。，；！？ ")
+    if match := _BARE_NAME.fullmatch(bare):
+        return marked or _meaning(match) not in _EVERYDAY
     name = _foreign(bare, Place.WITHIN)
-    return name is not None and (clothed or name.meaning not in _EVERYDAY) and _is_count(name)
+    return name is not None and (marked or name.meaning not in _EVERYDAY) and _is_count(name)
 
 
 def _plain(text: str, place: Place) -> Name | None:
@@ -162,7 +162,7 @@ def _means(match: re.Match[str], names: dict[str, str]) -> str:
 
 
 def _translated(meaning: str, count: str | None, rest: str) -> Name:
-    """YuE's name for a section. `副歌 Chorus 2` says it itself."""
+    """YuE's name for a section. `副歌 Chorus 2` contains it."""
     if said := _plain(rest.strip(" ()[]/|:·-"), Place.START):
         return said
     number = f" {_DIGITS.get(count, count)}" if count else ""

@@ -1,4 +1,4 @@
-"""Time stamps in lyrics, as subtitles, LRC files and notes have them: `[00:12.34]`, `0:14 la`, `(1:05)`.
+"""Finds time stamps in lyrics, as in subtitles, LRC files and notes: `[00:12.34]`, `0:14 la`, `(1:05)`.
 
 Independent of the lines before and after.
 """
@@ -15,19 +15,19 @@ _TIME = r"\d{1,3}[:：]\d{1,2}(?:[:：]\d{1,2})?(?:[.,:：]\d{1,3})?"
 _SPAN = rf"{_TIME}(?:\s*(?:--?>|[-–—~→]|to)\s*{_TIME})?"
 _ROUND = rf"[({{（]\s*({_SPAN})\s*[)}}）]"
 _IN_BRACKETS = re.compile(rf"[{OPEN_BRACKETS}]\s*{_SPAN}\s*[{CLOSE_BRACKETS}]|<{_SPAN}>")
-_BARE = re.compile(  # in front of a line or behind a tag; in round brackets, anywhere
+_BARE = re.compile(  # at the start of a line or after a tag; in round brackets, anywhere
     rf"(?:^|(?<=[{CLOSE_BRACKETS}]))\s*({_SPAN})\s*(?:(?=[{OPEN_BRACKETS}])|[-–—|:.)]?(?:\s+|$))|{_ROUND}\s*[-–—|:]?"
 )
-# What nobody says for the time of day: `0:14`, a span, hours and seconds, parts of a second.
+# What cannot be a time of day: `0:14`, a span, hours and seconds, parts of a second.
 _SURE = re.compile(rf"0\d{{0,2}}[:：]\d\d|{_TIME}\D+{_TIME}|\d+[:：]\d\d[:：]\d\d|\d+[:：]\d\d[.,]\d+")
 _IN_TAG = re.compile(
-    rf"([{OPEN_BRACKETS}])\s{{0,9}}(?:(?:{_SPAN}|{_ROUND})[\s:|–—-]{{1,5}}(?P<behind>\D[^{CLOSE_BRACKETS}]{{0,80}})"
+    rf"([{OPEN_BRACKETS}])\s{{0,9}}(?:(?:{_SPAN}|{_ROUND})[\s:|–—-]{{1,5}}(?P<after>\D[^{CLOSE_BRACKETS}]{{0,80}})"
     rf"|(?P<before>[^{OPEN_BRACKETS}{CLOSE_BRACKETS}]{{1,80}}?)[\s:|@–—-]{{0,5}}(?:{_SPAN}|{_ROUND})\s*)([{CLOSE_BRACKETS}])"
 )
 
 
-def begins(line: str) -> bool:
-    """True for a line that begins with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
+def starts_with_stamp(line: str) -> bool:
+    """True if a line starts with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
     stamp = _BARE.match(line)
     return stamp is not None and _is_sure(stamp)
 
@@ -35,8 +35,8 @@ def begins(line: str) -> bool:
 def without(line: str, timed: bool) -> str:
     """The line without its time stamps.
 
-    One that reads like the time of day, and stands in no square or angle brackets, is left out where it stands alone,
-    or of `timed` lyrics, whose lines begin with time stamps.
+    A stamp outside square and angle brackets that looks like the time of day is removed only if it is the whole line,
+    or in `timed` lyrics, whose lines start with time stamps.
     """
 
     def kept(stamp: re.Match[str]) -> str:
@@ -52,7 +52,7 @@ def _is_sure(stamp: re.Match[str]) -> bool:
 
 
 def _tag_alone(bracket: re.Match[str]) -> str:
-    """`[Verse 1]` for `[Verse 1 - 0:15]`; what is no section's name stays."""
-    name = bracket["behind"] or bracket["before"] or ""
+    """`[Verse 1]` for `[Verse 1 - 0:15]`; a bracket without a section's name stays as it is."""
+    name = bracket["after"] or bracket["before"] or ""
     opening, closing = bracket[0][0], bracket[0][-1]
     return f"{opening}{name.strip()}{closing}" if section_names.find(name, Place.WITHIN) else bracket[0]

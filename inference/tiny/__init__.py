@@ -1,4 +1,4 @@
-"""The demo model, whose weights are made by formula.
+"""The demo model, whose weights are generated from a fixed seed.
 
 It runs anywhere and needs no network.
 """

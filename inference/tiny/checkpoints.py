@@ -1,7 +1,7 @@
 """Writes the tiny model: a complete set of small checkpoints with fabricated weights.
 
-It does not know how a song is generated. It writes files with the real names, layouts and spellings. After a change
-here, increase `FORMAT` in `inference/tiny/model_files.py`.
+The names of files and tensors are the real ones. After a change here, increase `FORMAT` in
+`inference/tiny/model_files.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from inference.vocabulary import EOA_ID
 
 MODEL_VOCABULARY_SIZE = 83_968
 STAGE_1_SHARDS = 3
-# The factor on the logit of `<EOA>`; with it, sections end by themselves after some 300 to 1,500 tokens.
+# The factor on the logit of `<EOA>`, with which sections end after about 300 to 1,500 tokens.
 EOA_GAIN = 1.25
 
 STAGE_1_SIZES = {
@@ -46,7 +46,7 @@ STAGE_1_SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 16_384,
 }
-STAGE_2_SIZES = {  # its widths differ from stage 1's, so mixing up the two fails
+STAGE_2_SIZES = {  # its widths differ from stage 1's, so that confusing the two fails
     "hidden_size": 48,
     "intermediate_size": 96,
     "num_attention_heads": 3,
@@ -165,7 +165,7 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) ->
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    # Not `save_file`: its files are readable by their owner only, whatever the umask is.
+    # Not `save_file`: its files are readable by their owner only, regardless of the umask.
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 

@@ -1,4 +1,4 @@
-"""Derives the names and shapes of the tensors in the checkpoints of a Llama, an X-Codec and a Vocos, for any widths.
+"""Computes the names and shapes of the tensors in the checkpoints of a Llama, an X-Codec and a Vocos, for any widths.
 
 It creates no tensors and opens no file.
 """
@@ -28,7 +28,7 @@ VOCOS_KERNEL = 7
 class CodecWidths:
     """The widths of an X-Codec. Everything else is as in YuE's own."""
 
-    encoder: int  # channels behind the first convolution, doubled by each of the four blocks
+    encoder: int  # channels after the first convolution, doubled by each of the four blocks
     decoder: int  # channels before the first block, halved by each
     acoustic: int  # output of the encoder, input of the decoder
     semantic: int  # HuBERT's

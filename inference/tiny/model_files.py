@@ -1,6 +1,6 @@
-"""Keeps the files of the tiny model, and writes them when they are first needed. It generates noise, not music.
+"""Provides the files of the tiny model, and writes them when they are first needed. The model generates noise.
 
-It imports no torch unless files have to be written: `inference/tiny/checkpoints.py`, which writes them, does.
+It imports no torch unless files must be written: `inference/tiny/checkpoints.py`, which writes them, does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.catalog import TINY, ModelFiles
 
-FORMAT = 2  # increased whenever the written files change, so an older set is not used
+FORMAT = 2  # increased with each change of the files, so that older ones are not used
 
 
 def ensure(cache: Path) -> ModelFiles:

@@ -1,6 +1,6 @@
-"""Trains the tokenizer of the tiny model: a real SentencePiece model with YuE's special pieces.
+"""Trains the tokenizer of the tiny model: a real SentencePiece model with YuE's special tokens.
 
-It does not know what the pieces are used for.
+SentencePiece calls its tokens pieces.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sentencepiece
 from inference import vocabulary
 from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, TEXT_VOCABULARY_SIZE, XCODEC_CODEBOOKS
 
-TOKENIZER_PIECES = 83_734  # the number in the real model file
-TRAINED_PIECES = 600  # including the 256 byte pieces
-PIECE_NORMAL, PIECE_UNUSED = 1, 5  # SentencePiece's own numbers
+N_TOKENS = 83_734  # the number in the real model file
+N_TRAINED_TOKENS = 600  # including the 256 byte tokens
+TYPE_NORMAL, TYPE_UNUSED = 1, 5  # SentencePiece's own constants
 
 SUBJECTS = (
     "The river",
@@ -42,7 +42,7 @@ GENRES = "inspiring female uplifting pop airy vocal electronic bright vocal male
 TASK = "Generate music from the given lyrics segment by segment."
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-_&/"
 
-SPECIAL_PIECES = {
+SPECIAL_TOKENS = {
     vocabulary.EOD_ID: "<EOD>",
     vocabulary.SOA_ID: "<SOA>",
     vocabulary.EOA_ID: "<EOA>",
@@ -59,7 +59,7 @@ def tokenizer_model() -> bytes:
         sentence_iterator=_lines(),
         model_writer=trained,
         model_type="bpe",
-        vocab_size=TRAINED_PIECES,
+        vocab_size=N_TRAINED_TOKENS,
         byte_fallback=True,
         split_digits=True,
         normalization_rule_name="identity",
@@ -67,8 +67,8 @@ def tokenizer_model() -> bytes:
         num_threads=1,
         minloglevel=2,  # errors only
     )
-    # Protocol-buffer messages can be concatenated: more pieces simply follow.
-    return trained.getvalue() + b"".join(_piece(piece_id) for piece_id in range(TRAINED_PIECES, TOKENIZER_PIECES))
+    # Protocol-buffer messages can be concatenated, so the other tokens are appended.
+    return trained.getvalue() + b"".join(_token(token_id) for token_id in range(N_TRAINED_TOKENS, N_TOKENS))
 
 
 def _lines() -> Iterator[str]:
@@ -78,19 +78,19 @@ def _lines() -> Iterator[str]:
     yield from (*MARKERS, GENRES, TASK, CHARACTERS)
 
 
-def _piece(piece_id: int) -> bytes:
-    """The piece with that id, as a field of SentencePiece's ModelProto. Plain text is never encoded to it.
+def _token(token_id: int) -> bytes:
+    """The token with that id, as a field of SentencePiece's ModelProto. Text is never encoded to it.
 
-    BPE builds a piece by merging two shorter ones, and no merges lead to these pieces.
+    BPE builds a token by merging two shorter ones, and no merges lead to these tokens.
     """
-    code = piece_id - FIRST_CODE_ID
-    if piece_id in SPECIAL_PIECES:
-        text, kind = SPECIAL_PIECES[piece_id], PIECE_NORMAL
+    code = token_id - FIRST_CODE_ID
+    if token_id in SPECIAL_TOKENS:
+        text, kind = SPECIAL_TOKENS[token_id], TYPE_NORMAL
     elif 0 <= code < XCODEC_CODEBOOKS * CODEBOOK_SIZE:
-        text, kind = "<xcodec/{}/{}>".format(*divmod(code, CODEBOOK_SIZE)), PIECE_NORMAL
+        text, kind = "<xcodec/{}/{}>".format(*divmod(code, CODEBOOK_SIZE)), TYPE_NORMAL
     else:
-        text, kind = f"<{'text' if piece_id < TEXT_VOCABULARY_SIZE else 'unused'}/{piece_id}>", PIECE_UNUSED
-    # Fields 1 (text), 2 (score, a float) and 3 (kind) of a piece; pieces are field 1 of the model.
+        text, kind = f"<{'text' if token_id < TEXT_VOCABULARY_SIZE else 'unused'}/{token_id}>", TYPE_UNUSED
+    # Fields 1 (text), 2 (score, a float) and 3 (kind) of a token; tokens are field 1 of the model.
     body = b"\x0a" + _sized(text.encode()) + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + bytes([kind])
     return b"\x0a" + _sized(body)
 

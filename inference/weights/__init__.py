@@ -1,4 +1,4 @@
 """A model's files: finds, downloads and verifies them.
 
-Downloads run in a process of their own. No torch.
+Downloads run in a process of their own. Independent of torch.
 """

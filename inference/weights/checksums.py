@@ -1,7 +1,4 @@
-"""Verifies files by their checksums, once, and records it with their sizes and times.
-
-It does not know where files come from, or what to do about a wrong one.
-"""
+"""Verifies files by their checksums, once, and records the result with their sizes and times."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ class WantedFile:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """A verified file, and its modification time then."""
+class VerifiedFile:
+    """A verified file, and its modification time when it was verified."""
 
     file: WantedFile
-    mtime_s: int  # whole seconds: image layers keep no fractions
+    mtime_s: int  # whole seconds, because image layers keep no fractions
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Record:
     """The record of a repository: the resolved commit, and its verified files."""
 
     revision: str
-    files: tuple[Verified, ...]
+    files: tuple[VerifiedFile, ...]
 
     def holds(self, folder: Path) -> bool:
         """True if `folder` holds all files unchanged since they were verified."""
@@ -100,16 +97,16 @@ def read_into(path: Path, digest: Hash, on_bytes: Callable[[int], None] = lambda
             on_bytes(len(chunk))
 
 
-def verified(path: Path, file: WantedFile) -> Verified:
+def mark_verified(path: Path, file: WantedFile) -> VerifiedFile:
     """The record of a file that was just verified."""
-    return Verified(file, path.stat().st_mtime_ns // NS_PER_S)
+    return VerifiedFile(file, path.stat().st_mtime_ns // NS_PER_S)
 
 
-def looks_verified(path: Path, stamp: Verified) -> bool:
+def looks_verified(path: Path, recorded: VerifiedFile) -> bool:
     """True if the file still has its recorded size and time, and is no pointer. Does not read the content."""
     try:
         status = path.stat()
-        same = (status.st_size, status.st_mtime_ns // NS_PER_S) == (stamp.file.size_bytes, stamp.mtime_s)
+        same = (status.st_size, status.st_mtime_ns // NS_PER_S) == (recorded.file.size_bytes, recorded.mtime_s)
         return same and not is_pointer(path)
     except OSError:
         return False
@@ -119,10 +116,10 @@ def read_record(path: Path) -> Record | None:
     """The record at `path`; None if it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
-        files = (Verified(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
+        files = (VerifiedFile(WantedFile(**entry["file"]), entry["mtime_s"]) for entry in content["files"])
         return Record(content["revision"], tuple(files))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # then every file is verified again
+        return None  # every file is then verified again
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -1,6 +1,6 @@
 """Downloads a model's files, in a process of its own that can be ended at any moment.
 
-It does not know what the files contain. It imports no torch, and no Hub library before a download begins.
+It imports no torch, and no Hub library before a download starts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fetch(
         if gpu.is_missing(device):
             log.warning("%s", gpu.warning(model.name, needed_bytes))
 
-    # The name of the folder stays, so earlier records remain valid.
+    # The records. The folder keeps its old name, so records of earlier versions remain valid.
     options = sync.FetchOptions(cache / "proofs", emit, retry_policy or RetryPolicy(), force, free_bytes, announce)
     copies = [
         sync.LocalCopy(getattr(model, part), source, options) for part, source in _sources(model, cache, local).items()
@@ -75,7 +75,7 @@ def fetch(
 
 
 class DownloadProcess:
-    """The parent's side. `run` blocks while the child downloads; `cancel` ends it from another thread."""
+    """The parent's side. `run` blocks while the child downloads; `cancel` ends the download from another thread."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class DownloadProcess:
         first_wait_s: float | None = None,
     ) -> None:
         self._command = [*_command(model, cache, local, force, first_wait_s), "--device", device]
-        self._lock = threading.Lock()  # of the two fields below
+        self._lock = threading.Lock()  # guards the two fields below
         self._child: subprocess.Popen[str] | None = None
         self._cancelled = False
 
@@ -103,7 +103,7 @@ class DownloadProcess:
             _end(child, relay)
 
     def cancel(self) -> None:
-        """End the download; `run` then raises DownloadError. Bytes that were fetched are kept."""
+        """End the download; `run` then raises DownloadError. Fetched bytes are kept."""
         with self._lock:
             self._cancelled = True
             child = self._child
@@ -140,14 +140,8 @@ class DownloadProcess:
                     raise DownloadError(event["message"], event["reason"])
         if self._cancelled:
             raise DownloadError("the download was cancelled", "cancelled")
-        message = f"the download's process ended without an answer (exit code {child.wait()}); try again"
+        message = f"the download's process ended without a result (exit code {child.wait()}); try again"
         raise DownloadError(message, "failed")
-
-
-def cache_folder() -> Path:
-    """The folder for this program's own files: `$XDG_CACHE_HOME/yue-server` or `~/.cache/yue-server`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "yue-server"
 
 
 def main(arguments: list[str], output: IO[str]) -> int:
@@ -160,7 +154,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         log_relay.write_lines()
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
-    lock = threading.Lock()  # several files are fetched at once
+    lock = threading.Lock()  # several files are fetched at the same time
     terminal = Terminal(output) if output.isatty() else None
 
     def emit(event: str, **fields: object) -> None:
@@ -178,7 +172,7 @@ def main(arguments: list[str], output: IO[str]) -> int:
         model = catalog.find(options.model, options.revision)
         local, device = options.local, options.device
         files = fetch(model, options.cache, local, device, force=options.force, emit=emit, retry_policy=retry_policy)
-    except Exception as error:  # the parent must be told of every error
+    except Exception as error:  # every error is reported to the parent
         if not isinstance(error, YueError | StorageError):
             log.error("the download failed", exc_info=error)
         reason = error.reason if isinstance(error, DownloadError) else "failed"
@@ -261,13 +255,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _end_with_stdin() -> None:
-    """End this process when the parent, which holds the other end of the pipe, is gone."""
+    """End this process when the parent, which holds the other end of the pipe, has ended."""
     sys.stdin.read()
-    os._exit(1)  # a download cannot be stopped otherwise: it may be in a library's threads
+    os._exit(1)  # nothing else stops a download: it may run in a library's threads
 
 
 if __name__ == "__main__":
     lines = sys.stdout
-    with redirect_stdout(sys.stderr):  # other output must not mix with the JSON lines
+    with redirect_stdout(sys.stderr):  # no other output may mix with the JSON lines
         code = main(sys.argv[1:], lines)
     os._exit(code)  # not sys.exit, which would wait for downloads that still run after another failed

@@ -1,7 +1,4 @@
-"""Reads files of weights, and names what is wrong with one: missing, empty, a Git LFS pointer, not JSON.
-
-It does not know what the files are for.
-"""
+"""Reads files of weights, and names what is wrong with one: missing, empty, a Git LFS pointer, not JSON."""
 
 from __future__ import annotations
 

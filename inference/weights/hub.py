@@ -1,7 +1,6 @@
 """Reads a repository of the Hub: its list of files, their bytes, and their places in the Hub's own cache.
 
-It does not know which repositories make up a model, or how transfers are resumed. Importing it imports
-`huggingface_hub`, which reads the environment, so only the download's process imports it.
+Importing it imports `huggingface_hub`, which reads the environment, so only the download's process imports it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from inference.weights.checksums import GIT, SHA256, WantedFile
 from inference.weights.transfer import PARTIAL, TemporaryError
 
 OTHERWISE = "or set YUE_WEIGHTS to a folder that holds the weights"
-BROKEN_OFF = ".incomplete"  # the suffix of partial files of other programs in this cache
+INCOMPLETE = ".incomplete"  # the suffix of partial files of other programs in this cache
 TIMEOUT_S = 30.0  # to connect, and between two reads
 REQUEST_TIMEOUT, TOO_MANY, SERVER_ERROR = 408, 429, 500
 PARTIAL_CONTENT = 206
@@ -46,7 +45,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class HubSource:
-    """A repository on the Hub, kept in the Hub's cache like the Hub's own library does."""
+    """A repository on the Hub, kept in the Hub's cache in the layout of the Hub's own library."""
 
     removable = True
     keeps_revisions = True
@@ -70,7 +69,7 @@ class HubSource:
         if constants.is_offline_mode() and reference.is_file():
             return reference.read_text()
         response = self._ask(f"revision/{quote(revision, safe='')}")
-        with self._understood():
+        with self._valid_answer():
             return str(response.json()["sha"])
 
     def listing(self, revision: str) -> list[WantedFile]:
@@ -78,7 +77,7 @@ class HubSource:
         if constants.is_offline_mode() and (listed := read_tree_cache(str(self._cache / self._folder), revision)):
             return [_listed(path, entry) for path, entry in listed.items()]
         response = self._ask(f"tree/{revision}?recursive=true")
-        with self._understood():
+        with self._valid_answer():
             entries: list[dict[str, Any]] = response.json()
             while "next" in response.links:
                 response = self._get(response.links["next"]["url"])
@@ -103,7 +102,7 @@ class HubSource:
         return self._blobs / file.digest.partition(":")[2]
 
     def link(self, revision: str, file: WantedFile) -> None:
-        """Create a relative link, so the cache can be moved."""
+        """Create a relative link, so that the cache can be moved."""
         link, blob = self.folder(revision) / file.path, self.store(revision, file)
         if link.exists() and link.samefile(blob):
             return
@@ -128,7 +127,7 @@ class HubSource:
                 skipped -= min(skipped, len(chunk))
 
     def lock(self) -> Path:
-        """A file beside the locks of the Hub's own library."""
+        """A file in the folder of the library's locks."""
         return self._locks / "yue-server.lock"
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
@@ -137,7 +136,7 @@ class HubSource:
         for path in self._blobs.glob(f"*{PARTIAL}"):
             if path.name not in kept:
                 path.unlink()
-        for path in self._blobs.glob(f"*{BROKEN_OFF}"):
+        for path in self._blobs.glob(f"*{INCOMPLETE}"):
             etag = path.name.split(".")[0]
             if _is_free(self._locks / f"{etag}.lock"):
                 path.unlink(missing_ok=True)
@@ -165,8 +164,8 @@ class HubSource:
         try:
             yield
         except OfflineModeIsEnabled as error:
-            what = f"{path} of {self.title} is not" if path else f"{self.title} is not whole"
-            message = f"{what} in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+            what = f"{path} of {self.title} is not" if path else f"{self.title} is not complete"
+            message = f"{what} in the cache, and HF_HUB_OFFLINE forbids fetching it"
             raise DownloadError(f"{message}: unset it, {OTHERWISE}", "offline") from error
         except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             raise self._not_the_hub(f"redirects to an invalid address ({error})") from error
@@ -180,27 +179,29 @@ class HubSource:
             raise self._refusal(error, path) from error
 
     @contextmanager
-    def _understood(self) -> Iterator[None]:
-        """Raise DownloadError for an answer that is not the API's, such as a web page."""
+    def _valid_answer(self) -> Iterator[None]:
+        """Raise DownloadError for a response that is not the Hub API's, such as a web page."""
         try:
             yield
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._not_the_hub("sent an answer that is not the Hub API's") from error
+            raise self._not_the_hub("sent a response that is not the Hub API's") from error
 
     def _not_the_hub(self, what: str) -> DownloadError:
         """The error for a server that may not be the Hub at all."""
-        advice = "check HF_ENDPOINT, and whether a proxy or a login page answers in its place"
+        advice = "check HF_ENDPOINT, and that no proxy or login page responds in its place"
         return DownloadError(f"{self.title}: {self._hub} {what}; {advice}, {OTHERWISE}")
 
     def _refusal(self, error: HfHubHTTPError, path: str) -> DownloadError:
-        """The error for a refused request, with what to do about it."""
+        """The error for a refused request, with advice."""
         title = self.title
         if isinstance(error, GatedRepoError):  # before its parent class
             advice = "accept its terms on its page, then set HF_TOKEN to a token of that account"
             return DownloadError(f"{title} is gated: {advice}", "gated")
         if isinstance(error, RepositoryNotFoundError):
             advice = "check the name, or set HF_TOKEN to a token that may read it"
-            return DownloadError(f"{title} does not exist, or is private, says {self._hub}: {advice}", "no_repository")
+            return DownloadError(
+                f"{title} does not exist, or is private, according to {self._hub}: {advice}", "no_repository"
+            )
         if isinstance(error, RevisionNotFoundError):
             return DownloadError(f"{title} has no such revision: check it, or leave it out", "no_revision")
         if isinstance(error, EntryNotFoundError):

@@ -1,6 +1,6 @@
 """Reads weights that are not on the Hub: copies them from a bucket, or uses a local folder in place.
 
-It does not know how transfers are resumed. In both, a repository is a folder named after it or its part: `stage1`.
+In both, a repository is a folder named after the repository or its part of the model: `stage1`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MirrorSource:
         return self._look()[1]
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """Always true: the bucket is not asked again."""
+        """Always true: the bucket is not listed again."""
         return True
 
     def wants(self, path: str) -> bool:

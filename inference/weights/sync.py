@@ -1,6 +1,6 @@
 """Syncs all repositories of a model to this machine: inspects, checks free space, fetches, verifies, records.
 
-It does not know where files come from (a `Source` does) or in which process it runs.
+Independent of where the files come from: a `Source` knows that.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ from inference.weights.checksums import (
     IS_POINTER,
     POINTER_BYTES,
     Record,
-    Verified,
+    VerifiedFile,
     WantedFile,
     is_pointer,
     is_whole,
     looks_verified,
+    mark_verified,
     read_record,
-    verified,
     write_record,
 )
-from inference.weights.transfer import PARTIAL, ByteCounter, Emit, Move, RetryPolicy, Source, disk_error, unreadable
+from inference.weights.transfer import (
+    PARTIAL,
+    ByteCounter,
+    Emit,
+    FileTransfer,
+    RetryPolicy,
+    Source,
+    disk_error,
+    unreadable,
+)
 
-CONNECTIONS = 4  # files that are fetched at once
-LOCKED_AGAIN_S = 0.2  # between two tries to take a lock that another process holds
+CONNECTIONS = 4  # files that are fetched at the same time
+LOCK_RETRY_S = 0.2  # between two tries to take a lock that another process holds
 
 log = logging.getLogger(__name__)
 
@@ -67,23 +76,23 @@ class LocalCopy:
     options: FetchOptions
     revision: str = ""
     files: tuple[WantedFile, ...] = ()
-    stamps: dict[str, Verified] = field(default_factory=dict)  # path -> its record
+    verified_files: dict[str, VerifiedFile] = field(default_factory=dict)  # path -> its record
 
-    def remembered(self) -> bool:
-        """True if an earlier start verified all files, and they are unchanged since."""
+    def recall(self) -> bool:
+        """Read the record of an earlier start. True if it verified all files and they are unchanged."""
         record = None if self.options.force else read_record(self._record)
         if record is None:
             return False
-        self.revision, self.files = record.revision, tuple(stamp.file for stamp in record.files)
-        self.stamps = {stamp.file.path: stamp for stamp in record.files}
+        self.revision, self.files = record.revision, tuple(verified.file for verified in record.files)
+        self.verified_files = {verified.file.path: verified for verified in record.files}
         if record.holds(self.folder) and not self._lacking() and self.source.unchanged(self.files):
             return True
         if not self.source.keeps_revisions:
-            self.files = ()  # so they are listed again
+            self.files = ()  # so that they are listed again
         return False
 
     def inspect(self) -> None:
-        """List the files, and verify those that are here. Raises DownloadError."""
+        """List the files, and verify the existing ones. Raises DownloadError."""
         if not self.files or self._lacking():
             retry_policy, emit, source = self.options.retry_policy, self.options.emit, self.source
             self.revision = retry_policy.run(source.title, source.resolve, emit)
@@ -92,19 +101,19 @@ class LocalCopy:
             self._require_all()
         for file in self.files:
             path = self.source.store(self.revision, file)
-            stamp = self.stamps.pop(file.path, None)
-            if stamp is None or stamp.file != file or not looks_verified(path, stamp):
+            verified = self.verified_files.pop(file.path, None)
+            if verified is None or verified.file != file or not looks_verified(path, verified):
                 try:
-                    stamp = self._verify(path, file)
+                    verified = self._verify(path, file)
                 except OSError as error:
                     raise unreadable(error) from error
-            if stamp is not None:
-                self.stamps[file.path] = stamp
+            if verified is not None:
+                self.verified_files[file.path] = verified
 
     @property
     def missing(self) -> list[WantedFile]:
-        """The files to fetch."""
-        return [file for file in self.files if file.path not in self.stamps]
+        """The files that are still to be fetched."""
+        return [file for file in self.files if file.path not in self.verified_files]
 
     @property
     def folder(self) -> Path:
@@ -118,7 +127,7 @@ class LocalCopy:
         left_bytes = sum(path.stat().st_size for path in partials if path.exists())
         return max(sum(size for _, size in paths) - left_bytes, 0)
 
-    def moves(self, counter: ByteCounter) -> list[Move]:
+    def transfers(self, counter: ByteCounter) -> list[FileTransfer]:
         """The transfers of the missing files."""
         name, source, retry_policy, emit = (
             self.repository.name,
@@ -130,19 +139,20 @@ class LocalCopy:
         def count(number: int, fetched: bool) -> None:
             counter.add(name, number, fetched)
 
-        return [Move(source, self.revision, file, retry_policy, emit, count) for file in self.missing]
+        return [FileTransfer(source, self.revision, file, retry_policy, emit, count) for file in self.missing]
 
     def finish(self) -> None:
-        """After all files were fetched: link them into the folder, and record that they were verified."""
+        """Link the fetched files into the folder, and record that they were verified."""
         try:
             for file in self.files:
                 self.source.link(self.revision, file)
                 path = self.source.store(self.revision, file)
-                self.stamps.setdefault(file.path, verified(path, file))
+                self.verified_files.setdefault(file.path, mark_verified(path, file))
         except OSError as error:
             raise disk_error(self.source.title, error) from error
         try:
-            write_record(self._record, Record(self.revision, tuple(self.stamps[file.path] for file in self.files)))
+            records = tuple(self.verified_files[file.path] for file in self.files)
+            write_record(self._record, Record(self.revision, records))
         except OSError as error:  # the weights are usable; only the next start verifies them again
             message = "%s cannot be written (%s): the next start verifies all files again"
             log.warning(message, self._record, error.strerror)
@@ -154,14 +164,14 @@ class LocalCopy:
     def _lacking(self) -> list[str]:
         return self.repository.lacking(file.path for file in self.files)
 
-    def _verify(self, path: Path, file: WantedFile) -> Verified | None:
-        """The record of a correct file. A wrong one counts as missing, or is an error."""
+    def _verify(self, path: Path, file: WantedFile) -> VerifiedFile | None:
+        """The record of a correct file. A wrong file counts as missing, or is an error in a folder."""
         if not path.exists():
             return None
         self.options.emit("verifying", repository=self.repository.name, file=file.path)
-        stamp, pointer = verified(path, file), is_pointer(path)
+        verified, pointer = mark_verified(path, file), is_pointer(path)
         if not pointer and is_whole(path, file):
-            return stamp
+            return verified
         if self.source.removable:
             return None
         if pointer:
@@ -183,16 +193,16 @@ class LocalCopy:
 
 
 def ensure(copies: list[LocalCopy], options: FetchOptions) -> None:
-    """Fetch what is missing of all repositories. Raises DownloadError."""
-    unsure = [copy for copy in copies if not copy.remembered()]
-    for copy in unsure:
+    """Fetch the missing files of all repositories. Raises DownloadError."""
+    unchecked = [copy for copy in copies if not copy.recall()]
+    for copy in unchecked:
         copy.inspect()
-    missing = [copy for copy in unsure if copy.missing]
+    missing = [copy for copy in unchecked if copy.missing]
     with _locked(missing, options.emit):
         for copy in missing:
             copy.inspect()  # another process may have fetched it meanwhile
         _fetch(copies, [copy for copy in missing if copy.missing], options)
-        for copy in unsure:
+        for copy in unchecked:
             copy.finish()
 
 
@@ -206,14 +216,14 @@ def _fetch(copies: list[LocalCopy], missing: list[LocalCopy], options: FetchOpti
                 copy.source.store(copy.revision, file).unlink(missing_ok=True)  # its content is wrong
         except OSError as error:
             raise disk_error(copy.source.title, error) from error
-    options.announce(_require_room(missing, options))
+    options.announce(_require_free_space(missing, options))
     counter = _counter(copies, options.emit)
     counter.start()
-    _move([move for copy in missing for move in copy.moves(counter)])
+    _transfer_all([transfer for copy in missing for transfer in copy.transfers(counter)])
 
 
-def _require_room(missing: list[LocalCopy], options: FetchOptions) -> int:
-    """Raise DownloadError unless all missing files fit on the disk. Returns their bytes."""
+def _require_free_space(missing: list[LocalCopy], options: FetchOptions) -> int:
+    """The bytes of all missing files. Raises DownloadError if they do not fit on the disk."""
     needed = sum(copy.needed_bytes() for copy in missing)
     folder = missing[0].folder  # all are in one cache
     free = options.free_bytes(folder)
@@ -237,12 +247,12 @@ def _counter(copies: list[LocalCopy], emit: Emit) -> ByteCounter:
     return ByteCounter(totals, emit, done)
 
 
-def _move(moves: list[Move]) -> None:
-    """Fetch several at once: first those that may be pointers, then the largest. The first error ends all."""
-    ordered = sorted(moves, key=lambda move: (move.file.size_bytes >= POINTER_BYTES, -move.file.size_bytes))
+def _transfer_all(transfers: list[FileTransfer]) -> None:
+    """Run several transfers at once: files that may be pointers first, then the largest. The first error ends all."""
+    ordered = sorted(transfers, key=lambda each: (each.file.size_bytes >= POINTER_BYTES, -each.file.size_bytes))
     pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="download")
     try:
-        for future in [pool.submit(move.run) for move in ordered]:
+        for future in [pool.submit(transfer.run) for transfer in ordered]:
             future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -252,7 +262,7 @@ def _move(moves: list[Move]) -> None:
 def _locked(copies: list[LocalCopy], emit: Emit) -> Iterator[None]:
     """Lock the repositories against other processes. The system releases the locks when this process ends."""
     with ExitStack() as stack:
-        for copy in sorted(copies, key=lambda copy: copy.source.key):  # in one order, so no deadlock
+        for copy in sorted(copies, key=lambda copy: copy.source.key):  # always in the same order, to prevent deadlocks
             path = copy.source.lock()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -273,4 +283,4 @@ def _wait_for(lock: int, copy: LocalCopy, emit: Emit) -> None:
             if not told:
                 emit("waiting", seconds=None, reason=f"another process fetches {copy.repository.name}")
             told = True
-            threading.Event().wait(LOCKED_AGAIN_S)
+            threading.Event().wait(LOCK_RETRY_S)

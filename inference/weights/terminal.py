@@ -1,6 +1,6 @@
 """Shows the progress of a download at a terminal: one line that is overwritten, and a line for every other event.
 
-It does not know how files are fetched. It gets the events that a program gets as JSON lines.
+The events are the same ones that a program gets as JSON lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Terminal:
 
     def __init__(self, output: IO[str]) -> None:
         self._output = output
-        self._in_bar = False  # the cursor is behind a line that will be overwritten
+        self._in_bar = False  # the cursor is at the end of a line that will be overwritten
 
     def emit(self, event: str, **fields: Any) -> None:
         """Show an event."""
@@ -32,7 +32,7 @@ class Terminal:
             case "waiting":
                 self._say(f"{fields['reason']}; again in {fields['seconds']:.0f} s")
             case "done":
-                self._say(f"The weights of {fields['files']['model']} are here, and verified.")
+                self._say(f"The weights of {fields['files']['model']} are complete and verified.")
             case "error":
                 self._say(f"The download failed: {fields['message']}")
 

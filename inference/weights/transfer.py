@@ -1,6 +1,6 @@
 """Transfers files to this machine: resumes partial files, retries temporary errors, verifies while it reads.
 
-It does not know the Hub or any bucket: a `Source` reads for it, and says which errors are temporary.
+Independent of the Hub and of buckets: a `Source` reads the bytes and decides which errors are temporary.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ T = TypeVar("T")
 Emit = Callable[..., None]  # event, and its fields
 
 PARTIAL = ".partial"
-REPORTS = 200  # of progress, about, for a whole download
-REPORT_S = 1.0  # and at least one in this time while bytes arrive
+REPORTS = 200  # progress reports for a whole download, approximately
+REPORT_S = 1.0  # the longest time between two reports while bytes arrive
 RATE_SAMPLES = 20  # the rate is measured over the last reports
-FETCHES = 2  # a file with wrong content is fetched once more
+FETCHES = 2  # a file with wrong content is fetched again once
 
 
 class TemporaryError(Exception):
-    """An error that may pass by itself. `wait_s` is the wait that the other side asked for."""
+    """An error that a retry may overcome. `wait_s` is the wait that the server asked for."""
 
     def __init__(self, cause: str, wait_s: float | None = None) -> None:
         super().__init__(cause, wait_s)
@@ -39,7 +39,7 @@ class TemporaryError(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """The number of tries and the waits between: `first_s`, doubled up to `longest_s`, or what the other side asks."""
+    """The number of tries and the waits between: `first_s`, doubled up to `longest_s`, or what the server asks."""
 
     tries: int = 6
     first_s: float = 1.0
@@ -63,7 +63,7 @@ class RetryPolicy:
         raise AssertionError("the last try returns or raises")
 
     def pause(self, what: str, failures: int, error: TemporaryError, emit: Emit) -> None:
-        """Wait before the next try, and emit that. Raises DownloadError after the last try."""
+        """Emit the wait before the next try, then wait. Raises DownloadError after the last try."""
         if failures >= self.tries:
             message = f"{what}: {error.cause}, {failures} times in a row; try again later"
             raise DownloadError(message, "unavailable") from error
@@ -81,13 +81,13 @@ class Source(Protocol):
     keeps_revisions: bool  # the content of a revision never changes: true of a commit, not of a folder
 
     def resolve(self) -> str:
-        """The commit, or a name in its place. Raises TemporaryError and DownloadError."""
+        """The commit, or a name that stands for it. Raises TemporaryError and DownloadError."""
 
     def listing(self, revision: str) -> list[WantedFile]:
         """All its files. Raises TemporaryError and DownloadError."""
 
     def unchanged(self, files: tuple[WantedFile, ...]) -> bool:
-        """True if it still holds these files, without asking another machine. Raises DownloadError."""
+        """True if it still holds these files. Sends no requests. Raises DownloadError."""
 
     def wants(self, path: str) -> bool:
         """True if a model needs the file."""
@@ -105,7 +105,7 @@ class Source(Protocol):
         """Its bytes from `offset` on. Raises TemporaryError and DownloadError."""
 
     def lock(self) -> Path:
-        """The file to lock while files are changed."""
+        """The file that is locked while files change."""
 
     def clean(self, revision: str, files: tuple[WantedFile, ...]) -> None:
         """Remove partial files that will not be resumed. Raises OSError."""
@@ -131,7 +131,7 @@ class ByteCounter:
                 self._report(name)
 
     def add(self, name: str, count: int, fetched: bool) -> None:
-        """Count `count` more bytes; a negative `count` takes bytes back."""
+        """Add `count` bytes; a negative `count` subtracts them."""
         with self._lock:
             self.done[name] = self.done.get(name, 0) + count
             self._fetched += count if fetched else 0
@@ -145,8 +145,8 @@ class ByteCounter:
         overall, total = sum(self.done.values()), sum(self.totals.values())
         self._reported = overall
         self._samples.append((time.monotonic(), self._fetched))
-        (began, first), (now, last) = self._samples[0], self._samples[-1]
-        rate = max(last - first, 0) / (now - began) if now > began else 0.0
+        (started, first), (now, last) = self._samples[0], self._samples[-1]
+        rate = max(last - first, 0) / (now - started) if now > started else 0.0
         self.emit(
             "progress",
             repository=name,
@@ -160,8 +160,8 @@ class ByteCounter:
 
 
 @dataclass(frozen=True)
-class Move:
-    """The transfer of one file. `count(bytes, fetched)` is called for all bytes; below zero takes them back."""
+class FileTransfer:
+    """The transfer of one file. `count(bytes, fetched)` is called for all bytes; a negative number subtracts them."""
 
     source: Source
     revision: str
@@ -205,25 +205,25 @@ class Move:
 
     def _fetch(self, partial: Path) -> bool:
         """Fetch the rest of the file into `partial`. True if the content is right."""
-        digest = self._begun(partial)
+        digest = self._hash_partial(partial)
         failures, before = 0, partial.stat().st_size
         with partial.open("ab") as output:
             while output.tell() < self.file.size_bytes:
                 try:
                     self._read(output.tell(), digest, output.write)
                 except TemporaryError as error:
-                    failures = failures + 1 if output.tell() == before else 1  # bytes arrived: count from the start
+                    failures = failures + 1 if output.tell() == before else 1  # bytes arrived: count anew
                     before = output.tell()
                     self.retry_policy.pause(self.what, failures, error, self.emit)
             output.flush()
             os.fsync(output.fileno())
         return agrees(self.file, digest)
 
-    def _begun(self, partial: Path) -> Hash:
+    def _hash_partial(self, partial: Path) -> Hash:
         """The hash of the bytes in `partial`. Bytes that cannot be resumed are dropped."""
         digest = hasher(self.file)
         left_bytes = partial.stat().st_size if partial.exists() else 0
-        if left_bytes > self.file.size_bytes or self.file.digest is None:  # they may be of another version
+        if left_bytes > self.file.size_bytes or self.file.digest is None:  # they may belong to another version
             left_bytes = 0
         if not left_bytes:
             partial.write_bytes(b"")
@@ -252,7 +252,7 @@ def unreadable(error: OSError) -> DownloadError:
 
 
 def disk_error(what: str, error: OSError) -> DownloadError:
-    """The error for a file that cannot be written, with what to do about it."""
+    """The error for a file that cannot be written, with advice."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(f"{what}: the disk is full; make room or set HF_HOME to a larger disk", "no_space")
     advice = f"{what}: {error.filename or 'a file'} cannot be written ({error.strerror})"

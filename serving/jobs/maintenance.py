@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from inference.errors import LASTING, Cancelled
+from inference.errors import Cancelled
 from serving.jobs import records
 from serving.jobs.job import MOST_ATTEMPTS, Job, now
 from serving.jobs.layout import NOBODY, LiveState
@@ -24,7 +24,7 @@ from serving.jobs.records import End
 from serving.jobs.run_all import run_all
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
-from storage import StorageError
+from storage import PERMANENT_KINDS, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Maintenance:
             yield
             self._refusals.pop(what, None)
         except StorageError as error:
-            if error.kind in LASTING:
+            if error.kind in PERMANENT_KINDS:
                 self._refusals[what] = error
             raise
         finally:

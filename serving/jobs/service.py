@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from inference.errors import LASTING
 from serving.jobs import records
 from serving.jobs.dispatcher import Dispatcher, Models
 from serving.jobs.errors import BeingAccepted, Conflict, NotFound
@@ -24,7 +23,7 @@ from serving.jobs.queue import JobQueue
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
 from serving.jobs.wait_estimates import WaitEstimate
-from storage import StorageError
+from storage import PERMANENT_KINDS, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +229,7 @@ class Jobs:
         try:
             self._queue.refresh(job)
         except StorageError as error:
-            if error.kind in LASTING:
+            if error.kind in PERMANENT_KINDS:
                 raise
             log.warning("job %s: cannot be read: %s", job.id, error)
 

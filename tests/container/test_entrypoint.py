@@ -168,7 +168,7 @@ def test_a_download_on_a_terminal_is_told_in_words(environment: dict[str, str], 
     os.close(ours)
     assert downloading.returncode == 0, shown
     assert "100%" in shown and "GB" in shown and "{" not in shown
-    assert shown.splitlines()[-1] == "The weights of en-cot are here, and verified."
+    assert shown.splitlines()[-1] == "The weights of en-cot are complete and verified."
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(environment: dict[str, str]) -> None:
@@ -243,7 +243,7 @@ def test_what_was_downloaded_is_served_without_a_network(environment: dict[str, 
         done = entrypoint(settings | {"YUE_DEVICE": "cpu"}, "download")
         assert done.returncode == 0, done.stderr
         (warning,) = done.stderr.splitlines()
-        assert warning.startswith("en-cot: ") and "no GPU here" in warning and "estimate" in warning
+        assert warning.startswith("en-cot: ") and "has no GPU" in warning and "estimate" in warning
         last = json.loads(done.stdout.splitlines()[-1])
         assert last["event"] == "done" and Path(last["files"]["stage1"]).is_dir()
     offline = settings | {"HF_HUB_OFFLINE": "1"}  # and the Hub is gone

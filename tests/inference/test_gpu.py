@@ -54,7 +54,7 @@ def test_a_machine_is_known_by_its_devices(tmp_path: Path, file: str, missing: b
 
 def test_the_warning_tells_the_size_and_what_a_cpu_takes() -> None:
     text = warning("en-cot", 16_210_000_000)
-    assert text.startswith("en-cot: 16.2 GB of weights are fetched")
+    assert text.startswith("en-cot: 16.2 GB of weights are downloaded")
     assert all(word in text for word in ("no GPU", "hour", "estimate"))
 
 

@@ -82,6 +82,6 @@ def test_pythons_warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_line_without_an_end_is_cut(caplog: pytest.LogCaptureFixture) -> None:
-    records = records_of(f"os.write(1, b'x' * {3 * log_relay.LONGEST_LINE})", caplog)
-    assert "".join(record.getMessage() for record in records) == "x" * 3 * log_relay.LONGEST_LINE
-    assert max(len(record.getMessage()) for record in records) <= log_relay.LONGEST_LINE
+    records = records_of(f"os.write(1, b'x' * {3 * log_relay.MAX_LINE})", caplog)
+    assert "".join(record.getMessage() for record in records) == "x" * 3 * log_relay.MAX_LINE
+    assert max(len(record.getMessage()) for record in records) <= log_relay.MAX_LINE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from inference.engine.cuda_graphs import Recorder
+from inference.engine.cuda_graphs import GraphRecorder
 from inference.engine.stage1 import Composition
 from inference.engine.stage1_batch import Stage1Batch
 from inference.engine.stage2 import pieces
@@ -19,7 +19,7 @@ TOKENS_A_REPORT, FRAMES_A_REPORT = 16, 4
 
 
 def compose(
-    llama: Llama, song: Composition, report: Callable[[int, int], None], recorder: Recorder | None = None
+    llama: Llama, song: Composition, report: Callable[[int, int], None], recorder: GraphRecorder | None = None
 ) -> None:
     """Generate all sections of a song. `report(section, tokens)` is called every few tokens and may raise to stop."""
     batch = Stage1Batch(llama, max_songs=1, recorder=recorder)
@@ -35,7 +35,7 @@ def upsample(
     tracks: Sequence[Tensor],
     report: Callable[[int, int], None],
     max_rows: int = MAX_ROWS,
-    recorder: Recorder | None = None,
+    recorder: GraphRecorder | None = None,
 ) -> list[Tensor]:
     """Codes (8, T) for each of `tracks`, codes (T,) of codebook 0, with at most `max_rows` active rows.
 

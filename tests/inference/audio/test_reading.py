@@ -62,13 +62,13 @@ GOOD = wav(tone(3, CODEC_RATE_HZ))
     [
         (Reference(), "reference.audio", "got nothing; allowed: "),
         (Reference(mix=b""), "reference.audio", "an empty file"),
-        (Reference(mix=b"no audio at all"), "reference.audio", "15 bytes that are no audio"),
+        (Reference(mix=b"no audio at all"), "reference.audio", "15 bytes that are not audio"),
         (Reference(mix=GOOD, vocal=GOOD), "reference.audio", "a mix and a separate track"),
         (Reference(mix=GOOD, instrumental=GOOD), "reference.audio", "a mix and a separate track"),
         (Reference(vocal=GOOD), "reference.instrumental", "as reference.vocal is given"),
         (Reference(instrumental=GOOD), "reference.vocal", "as reference.instrumental is given"),
-        (Reference(vocal=GOOD, instrumental=b"-"), "reference.instrumental", "no audio"),
-        (Reference(vocal=b"-", instrumental=GOOD), "reference.vocal", "no audio"),
+        (Reference(vocal=GOOD, instrumental=b"-"), "reference.instrumental", "not audio"),
+        (Reference(vocal=b"-", instrumental=GOOD), "reference.vocal", "not audio"),
         (Reference(mix=wav(tone(0.999, CODEC_RATE_HZ))), "reference.audio", "0.999 s"),
         (Reference(mix=wav(np.zeros(0, np.float32))), "reference.audio", "0.000 s"),
         (Reference(mix=GOOD, start_seconds=2.5), "reference.audio", "0.500 s"),
@@ -148,8 +148,8 @@ def test_few_bytes_do_not_unpack_to_many() -> None:
     [
         (wav(np.full((16_000, 9), 0.5)), "9 channels; allowed: up to 8"),
         (wav(np.full(32_000, np.nan, np.float32), subtype="FLOAT"), "NaN"),
-        (wav(np.full((32_000, 2), [np.inf, -np.inf]), subtype="FLOAT"), "NaN or infinite"),
-        (wav(np.full((32_000, 2), 3e38), subtype="FLOAT"), "infinite"),
+        (wav(np.full((32_000, 2), [np.inf, -np.inf]), subtype="FLOAT"), "NaN or Inf"),
+        (wav(np.full((32_000, 2), 3e38), subtype="FLOAT"), "Inf"),
         (wav(np.full(32_000, 32_767.0), subtype="FLOAT"), "between -1 and 1"),
     ],
 )

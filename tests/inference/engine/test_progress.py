@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from inference.engine.progress import MEASURED_S, ProgressTracker, RestShare, counted_down, expected_tokens, tokens_left
+from inference.engine.progress import MEASURED_S, ProgressTracker, TailRatio, counted_down, expected_tokens, tokens_left
 from inference.song import Progress
 from tests.support.fakes import FakeClock
 from yue_client.progress import job_words, models_words
@@ -40,14 +40,14 @@ class Run:
         """What was shown, each with its time."""
         clock, shown = FakeClock(), []
         lengths = [expected_tokens(self.words, BUDGET)] * len(self.sections)
-        share = RestShare(self.rest if self.learned is None else self.learned)
+        share = TailRatio(self.rest if self.learned is None else self.learned)
         progress = ProgressTracker(lengths, BUDGET, lambda progress: shown.append((clock(), progress)), share, clock)
         progress.enter("prompt")
         clock.advance(0.5)
         progress.enter("stage1")
         for _ in range(int(self.waits)):
             clock.advance(1)
-            progress.composed(1, 0)
+            progress.note_stage1(1, 0)
         self._sing(progress, clock)
         progress.enter("stage2")
         rest_s = self.rest * sum(self.sections) / self.rate
@@ -68,14 +68,14 @@ class Run:
             for inside in range(TOKENS_A_STEP, section + TOKENS_A_STEP, TOKENS_A_STEP):
                 tokens = generated + min(inside, section)
                 clock.advance(TOKENS_A_STEP / self.rate * (2 if tokens > self.slower_from * total else 1))
-                progress.composed(number, tokens)
-                progress.upsampled(0, 0, 0)
+                progress.note_stage1(number, tokens)
+                progress.note_stage2(0, 0, 0)
                 if tokens >= FIRST_PIECE and not paused:
                     paused = True
                     for step in range(1, 11):
                         clock.advance(self.rest * total / self.rate * self._first / 10)
-                        progress.composed(number, tokens)
-                        progress.upsampled(
+                        progress.note_stage1(number, tokens)
+                        progress.note_stage2(
                             0, step, step / 10 * FIRST_PIECE / max(progress.expected_tokens, FIRST_PIECE)
                         )
             generated += section
@@ -84,7 +84,7 @@ class Run:
         frames = sum(self.sections)
         done = FIRST_PIECE if frames > FIRST_PIECE else 0
         for step in range(41):
-            progress.upsampled(2, done + step, (done + (frames - done) * step / 40) / frames)
+            progress.note_stage2(2, done + step, (done + (frames - done) * step / 40) / frames)
             clock.advance(seconds / 40)
 
 
@@ -191,7 +191,7 @@ def test_a_countdown_follows_a_smaller_estimate_at_once_and_a_larger_one_slowly(
 
 
 def test_later_songs_know_how_long_the_rest_takes() -> None:
-    share = RestShare(1.4)
+    share = TailRatio(1.4)
     for _ in range(5):
         share.note({"stage1": 100.0, "stage2": 10.0, "decode": 4.0, "encode": 1.0})
     assert share.value == pytest.approx(0.15, abs=0.05)

@@ -126,10 +126,10 @@ def test_songs_that_draw_together_draw_as_if_alone() -> None:
     settings = [Sampling(temperature=0), Sampling(top_k=5, top_p=0.5, temperature=1.7), Sampling(top_k=0, top_p=1.0)]
     noise = torch.ones(3, N_CANDIDATES)
     for row, sampling in zip(noise, settings, strict=True):
-        row[: sampling.n_ranks].exponential_(generator=seeded(8))
+        row[: sampling.n_top].exponential_(generator=seeded(8))
     together = Samplers(settings, torch.device("cpu")).draw(scores, noise)
     alone = [
-        one(sampling).draw(scores[i : i + 1], noise[i : i + 1, : sampling.n_ranks]).item()
+        one(sampling).draw(scores[i : i + 1], noise[i : i + 1, : sampling.n_top]).item()
         for i, sampling in enumerate(settings)
     ]
     assert together.tolist() == alone

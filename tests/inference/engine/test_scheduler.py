@@ -102,7 +102,7 @@ def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> No
     [
         ((SongInProgress, "_composition"), AssertionError("a budget that no row has room for")),
         ((SongInProgress, "_composition"), RuntimeError("Overflow when unpacking long long")),
-        ((Composition, "begin_section"), IndexError("list index out of range")),
+        ((Composition, "start_section"), IndexError("list index out of range")),
         ((SongInProgress, "new_pieces"), ValueError("a piece has 1 to 300 frames, not 0")),
         ((SongInProgress, "report_progress"), ZeroDivisionError("division by zero")),
         ((SongInProgress, "decode_part"), AssertionError("a piece has its codes when it is done")),
@@ -136,7 +136,7 @@ def test_a_fault_of_the_device_is_no_mistake_in_one_song(small: Pipeline, monkey
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(SongInProgress, "decode_part", fail)
-    monkeypatch.setattr(Scheduler, "_answers", lambda engine: False)
+    monkeypatch.setattr(Scheduler, "_device_works", lambda engine: False)
     engine = Scheduler(small)
     engine.add("song", request(segments=1, max_new_tokens=4), ignore)
     with pytest.raises(RuntimeError, match="CUDA error"):
@@ -176,7 +176,7 @@ def test_a_full_gpu_ends_one_song_and_not_the_others(tiny_pipeline: Pipeline) ->
     for name, song in songs.items():
         engine.add(name, song, ignore)
     engine.step()
-    with memory_that_runs_out(tiny_pipeline.composer, at_forward=2):
+    with memory_that_runs_out(tiny_pipeline.stage1, at_forward=2):
         outcomes = run(engine)
     assert isinstance(outcomes["2"].result, EngineError)  # the one that came last
     assert all(audio_of(outcomes[name]) == alone[name] for name in "01")
@@ -207,7 +207,7 @@ def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
     engine = Scheduler(tiny_pipeline)
     for name in "01":
         engine.add(name, request(seed=int(name), segments=1), ignore)
-    with memory_that_runs_out(tiny_pipeline.composer, at_forward=0):
+    with memory_that_runs_out(tiny_pipeline.stage1, at_forward=0):
         outcomes = run(engine)
     assert isinstance(outcomes["0"].result, EngineError)
     assert isinstance(outcomes["1"].result, Song)
@@ -217,11 +217,11 @@ def test_a_song_whose_prompt_finds_no_memory_is_ended_itself(
 def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
     engine = Scheduler(tiny_pipeline)
     engine.add("song", request(), ignore)
-    head = tiny_pipeline.composer.model.lm_head.weight
+    head = tiny_pipeline.stage1.model.lm_head.weight
     kept = head[50_000].clone()
     head[50_000] = torch.nan
     try:
-        with pytest.raises(EngineError, match="not numbers"):
+        with pytest.raises(EngineError, match="non-finite"):
             run(engine)
     finally:
         head[50_000] = kept

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from inference.engine.sampling import Sampling
-from inference.engine.stage1 import Composition, Stage1Settings, interleave, tracks, window
+from inference.engine.stage1 import Composition, Stage1Settings, deinterleave, interleave, truncate_context
 from inference.models.llama import Llama
 from inference.text.prompt import Prompt
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FIRST_CODE_ID
@@ -69,7 +69,7 @@ def test_greedy_tokens_equal_the_published_algorithms(
         llama = parity_llama("stage1", case["eoa_gain"])
     song = generate(llama, recorded_prompt(parity_dir, case["prompt"], case["n_segments"]), settings)
     assert song.sections == case["new_tokens"]
-    vocal, instrumental = tracks(song.sections)
+    vocal, instrumental = deinterleave(song.sections)
     assert vocal.tolist() == case["vocal"]
     assert instrumental.tolist() == case["instrumental"]
     assert song.shortened == ("context" in case)
@@ -166,7 +166,7 @@ def test_a_report_that_raises_ends_the_song_within_a_few_tokens(llama: Llama, pa
 
 def test_an_odd_last_token_is_left_out() -> None:
     codes = [FIRST_CODE_ID + c for c in (1, 2, 3, 4, 5)]
-    vocal, instrumental = tracks([[*codes, EOA_ID], [*codes[:2], EOA_ID]])
+    vocal, instrumental = deinterleave([[*codes, EOA_ID], [*codes[:2], EOA_ID]])
     assert vocal.tolist() == [1, 3, 1]
     assert instrumental.tolist() == [2, 4, 2]
 
@@ -175,14 +175,14 @@ def test_a_window_drops_the_oldest_section_and_keeps_the_head() -> None:
     head, sections = [0, 0], [[1] * 5, [2] * 6, [3] * 7]
     sequence = [*head, *sections[0], *sections[1], *sections[2]]
     starts = [2, 7, 13]
-    assert window(sequence, starts, 20) == sequence
-    assert window(sequence, starts, 19) == head + sections[1] + sections[2]
-    assert window(sequence, starts, 4) == [3] * 4
+    assert truncate_context(sequence, starts, 20) == sequence
+    assert truncate_context(sequence, starts, 19) == head + sections[1] + sections[2]
+    assert truncate_context(sequence, starts, 4) == [3] * 4
 
 
 def test_a_window_with_two_sections_keeps_only_the_last_ids() -> None:
     sequence = [0, 0] + [1] * 5 + [2] * 6
-    assert window(sequence, [2, 7], 12) == sequence[-12:]
+    assert truncate_context(sequence, [2, 7], 12) == sequence[-12:]
 
 
 def test_reference_tracks_alternate_and_are_cut_to_the_shorter() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference.engine.cuda_graphs import Recorder, Recordings, buckets_up_to
+from inference.engine.cuda_graphs import GraphRecorder, GraphRecordings, batch_sizes_up_to
 from inference.engine.sampling import Sampling
 from inference.engine.stage1 import Composition, Stage1Settings
 from inference.engine.stage1_batch import Stage1Batch
@@ -147,7 +147,7 @@ def test_nothing_in_a_step_waits_for_the_device(stage: str) -> None:
     """Its layers aside, which the compiler has checked."""
     llama = short_llama(stage) if stage == "stage1" else parity_llama(stage)
     llama._layer = lambda layer, hidden, turns, static_rows: hidden
-    recorder = Recorder.on(CPU)
+    recorder = GraphRecorder.on(CPU)
     recorded = (Stage1Batch if stage == "stage1" else Stage2Batch)(llama, 2, recorder).recorded
     assert recorded
     with torch.inference_mode(), NothingWaits():
@@ -162,7 +162,7 @@ def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> 
         song = a_song(seed, composer.context)
         compose(composer, song, silent)
         alone.append(song.sections)
-    batch = Stage1Batch(composer, max_songs=4, recorder=Recorder.on(CPU))
+    batch = Stage1Batch(composer, max_songs=4, recorder=GraphRecorder.on(CPU))
     songs = [a_song(seed, composer.context) for seed in range(6)]
     dice, waiting = random.Random(2), list(songs)
     while not all(song.finished for song in songs):
@@ -177,7 +177,7 @@ def test_songs_at_random_arrivals_draw_what_they_draw_alone(composer: Llama) -> 
 def test_pieces_at_random_arrivals_are_as_if_alone(upsampler: Llama) -> None:
     tracks = [torch.randint(CODEBOOK_SIZE, (n,), generator=seeded(n)) for n in (9, 14, 3)]
     alone = [upsample(upsampler, [track], silent)[0] for track in tracks]
-    together = upsample(upsampler, tracks, silent, max_rows=2, recorder=Recorder.on(CPU))
+    together = upsample(upsampler, tracks, silent, max_rows=2, recorder=GraphRecorder.on(CPU))
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
@@ -190,13 +190,13 @@ def test_a_step_that_computes_other_numbers_is_not_used(
     codes = upsample(upsampler, [track], silent)[0]
     true = Llama.static_forward
     monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * 1.01)
-    song, batch = a_song(1, composer.context), Stage1Batch(composer, 1, Recorder.on(CPU))
+    song, batch = a_song(1, composer.context), Stage1Batch(composer, 1, GraphRecorder.on(CPU))
     batch.join(song)
     while not song.finished:
         batch.step()
-    assert batch.recorded and "other numbers" in batch.recorded.recordings.failure
+    assert batch.recorded and "hidden states differ" in batch.recorded.recordings.failure
     assert song.sections == plain.sections
-    assert torch.equal(upsample(upsampler, [track], silent, recorder=Recorder.on(CPU))[0], codes)
+    assert torch.equal(upsample(upsampler, [track], silent, recorder=GraphRecorder.on(CPU))[0], codes)
 
 
 def deep_llama() -> Llama:
@@ -209,7 +209,7 @@ def deep_llama() -> Llama:
     return Llama(network.to(torch.bfloat16).eval().requires_grad_(False))
 
 
-def play_first_frame(llama: Llama, recorder: Recorder | None) -> tuple[Stage2Batch, Piece]:
+def play_first_frame(llama: Llama, recorder: GraphRecorder | None) -> tuple[Stage2Batch, Piece]:
     batch = Stage2Batch(llama, 1, recorder)
     piece = Piece(torch.randint(CODEBOOK_SIZE, (1,), generator=seeded(8)))
     batch.join(piece)
@@ -226,7 +226,7 @@ def test_a_frame_of_other_codes_that_are_as_good_is_used(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Llama, "static_forward", rounded_otherwise)
     _, plain = play_first_frame(llama, None)
-    batch, played = play_first_frame(llama, Recorder.on(CPU))
+    batch, played = play_first_frame(llama, GraphRecorder.on(CPU))
     assert batch.recorded and not batch.recorded.recordings.failure
     assert not torch.equal(played.codes, plain.codes)
 
@@ -246,8 +246,8 @@ def test_a_wrong_frame_is_not_used_in_half_precision_either(monkeypatch: pytest.
 
     monkeypatch.setattr(Llama, "static_forward", fewer_layers if wrong == "a layer too few" else another_token)
     _, plain = play_first_frame(llama, None)
-    batch, played = play_first_frame(llama, Recorder.on(CPU))
-    assert batch.recorded and "other numbers" in batch.recorded.recordings.failure
+    batch, played = play_first_frame(llama, GraphRecorder.on(CPU))
+    assert batch.recorded and "hidden states differ" in batch.recorded.recordings.failure
     assert torch.equal(played.codes, plain.codes)
 
 
@@ -259,7 +259,7 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(Llama, "static_forward", unknown)
-    song, batch = a_song(3, composer.context), Stage1Batch(composer, 1, Recorder.on(CPU))
+    song, batch = a_song(3, composer.context), Stage1Batch(composer, 1, GraphRecorder.on(CPU))
     batch.join(song)
     while not song.finished:
         batch.step()
@@ -268,28 +268,28 @@ def test_a_step_that_cannot_be_recorded_is_done_without(composer: Llama, monkeyp
 
 
 def test_a_bucket_for_which_memory_runs_out_is_done_without_and_no_other() -> None:
-    def step(bucket: int) -> None:
-        if bucket == 4:
+    def step(batch_size: int) -> None:
+        if batch_size == 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    recordings = Recordings("step", step, buckets_up_to(8), Recorder.on(CPU))
-    assert [recordings.prepare(bucket) for bucket in (1, 4, 8, 4)] == [True, False, True, False]
+    recordings = GraphRecordings("step", step, batch_sizes_up_to(8), GraphRecorder.on(CPU))
+    assert [recordings.prepare(batch_size) for batch_size in (1, 4, 8, 4)] == [True, False, True, False]
     assert recordings.missing == (2,) and list(recordings.skipped) == [4] and not recordings.failure
 
 
 def test_numbers_that_are_none_are_noticed_in_a_window(upsampler: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = Stage2Batch(upsampler, 1, Recorder.on(CPU))
+    batch = Stage2Batch(upsampler, 1, GraphRecorder.on(CPU))
     batch.join(Piece(torch.randint(CODEBOOK_SIZE, (8,), generator=seeded(6))))
     batch.step()
     true = Llama.static_forward
     monkeypatch.setattr(Llama, "static_forward", lambda *given: true(*given) * torch.nan)
-    with pytest.raises(EngineError, match="not numbers"):
+    with pytest.raises(EngineError, match="non-finite"):
         batch.step()
 
 
 def test_few_buckets_serve_every_number_of_rows() -> None:
-    assert buckets_up_to(12) == (1, 2, 4, 8, 12)
-    assert buckets_up_to(8) == (1, 2, 4, 8)
-    assert buckets_up_to(8, only_one=True) == (8,)
-    recordings = Recordings("step", lambda bucket: None, buckets_up_to(12), Recorder.on(CPU))
-    assert [recordings.bucket(rows) for rows in (1, 3, 9, 12)] == [1, 4, 12, 12]
+    assert batch_sizes_up_to(12) == (1, 2, 4, 8, 12)
+    assert batch_sizes_up_to(8) == (1, 2, 4, 8)
+    assert batch_sizes_up_to(8, only_one=True) == (8,)
+    recordings = GraphRecordings("step", lambda batch_size: None, batch_sizes_up_to(12), GraphRecorder.on(CPU))
+    assert [recordings.batch_size(rows) for rows in (1, 3, 9, 12)] == [1, 4, 12, 12]

@@ -247,8 +247,8 @@ def test_legacy_rotary_buffers_are_ignored(one_file: Path) -> None:
         ("[1]", "holds a list"),
         ('{"model_type": "mistral"}', "model_type is 'mistral'"),
         ("{}", "model_type is None"),
-        ('{"model_type": "llama", "hidden_size": "wide"}', "is no valid LLaMA configuration"),
-        ('{"model_type": "llama", "num_attention_heads": 0}', "is no valid LLaMA configuration"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "is not a valid LLaMA configuration"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "is not a valid LLaMA configuration"),
         (GIT_LFS_STUB, "Git LFS pointer"),
     ],
 )
@@ -275,7 +275,7 @@ def test_shard_cut_short_is_named(sharded: Path, kept_bytes: int) -> None:
     content = (sharded / SHARD_3).read_bytes()
     (sharded / SHARD_3).write_bytes(content[:kept_bytes])
     message = refuse_llama(sharded)
-    assert SHARD_3 in message and "cut short" in message
+    assert SHARD_3 in message and "truncated" in message
 
 
 def test_shard_that_is_a_git_lfs_pointer_is_named(sharded: Path) -> None:
@@ -302,8 +302,8 @@ def test_tensor_that_the_index_does_not_name_is_refused(sharded: Path) -> None:
     [
         ("{}", "has no weight_map"),
         ("nonsense", "is not JSON"),
-        ('{"weight_map": {"a": "../a.safetensors"}}', "no file beside it"),
-        ('{"weight_map": {"a": 3}}', "no file beside it"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "not a file in the same folder"),
+        ('{"weight_map": {"a": 3}}', "not a file in the same folder"),
     ],
 )
 def test_broken_index_is_refused(sharded: Path, index: str, reason: str) -> None:

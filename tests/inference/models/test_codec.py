@@ -245,8 +245,8 @@ def test_a_gain_without_its_direction_is_refused(tmp_path: Path, small_tensors: 
         (None, "is missing"),
         ("{", "is not JSON"),
         ("[]", "not a JSON object"),
-        ('{"hidden_size": "wide"}', "is no HuBERT config"),
-        ('{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}', "160 samples a frame, allowed: 320"),
+        ('{"hidden_size": "wide"}', "is not a HuBERT config"),
+        ('{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}', "160 samples per frame, allowed: 320"),
     ],
 )
 def test_a_broken_semantic_config_is_named(
@@ -272,5 +272,5 @@ def test_semantic_heads_that_do_not_divide_the_width_are_refused(
     tmp_path: Path, small_tensors: dict[str, torch.Tensor]
 ) -> None:
     write(tmp_path, small_tensors, SMALL_HUBERT | {"num_attention_heads": 7})
-    with pytest.raises(CheckpointError, match="make no network"):
+    with pytest.raises(CheckpointError, match="do not form a valid network"):
         Codec.load(tmp_path, CPU)

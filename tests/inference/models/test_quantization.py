@@ -112,7 +112,7 @@ def test_the_decoder_is_quantized_and_nothing_else(tiny_files: ModelFiles) -> No
         assert isinstance(small.get_submodule(name), Int8Linear) == quantizable, name
     for name, parameter in small.named_parameters():
         assert torch.equal(parameter, plain.get_parameter(name)), name
-    assert quantization.of(small) == "int8" and quantization.of(plain) == "none"
+    assert quantization.quantization_of(small) == "int8" and quantization.quantization_of(plain) == "none"
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -177,8 +177,8 @@ def test_a_decoder_layer_compiles_whole(tiny_files: ModelFiles) -> None:
 
 
 def test_stage_2_is_left_as_it_is(int8_pipeline: Pipeline, tiny_pipeline: Pipeline) -> None:
-    assert quantization.of(int8_pipeline.composer.model) == "int8"
-    ours, plain = (p.upsampler.model.state_dict() for p in (int8_pipeline, tiny_pipeline))
+    assert quantization.quantization_of(int8_pipeline.stage1.model) == "int8"
+    ours, plain = (p.stage2.model.state_dict() for p in (int8_pipeline, tiny_pipeline))
     assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in plain)
 
 

@@ -95,11 +95,11 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [1, 100, 2_000])
 def test_a_cut_file_is_refused(model: bytes, tmp_path: Path, missing: int) -> None:
-    assert "cut short" in refusal(written(tmp_path, model[:-missing])).reason
+    assert "truncated" in refusal(written(tmp_path, model[:-missing])).reason
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    assert "no SentencePiece model" in refusal(written(tmp_path, b'{"model_type": "llama"}')).reason
+    assert "not a SentencePiece model" in refusal(written(tmp_path, b'{"model_type": "llama"}')).reason
 
 
 def test_a_git_lfs_pointer_is_called_by_its_name(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_git_lfs_pointer_is_called_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_model_without_byte_pieces_is_refused(tmp_path: Path) -> None:
-    assert "byte pieces" in refusal(written(tmp_path, trained(byte_fallback=False))).reason
+    assert "byte tokens" in refusal(written(tmp_path, trained(byte_fallback=False))).reason
 
 
 def test_a_model_that_reads_control_tokens_out_of_text_is_refused(model: bytes, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_machine_without_a_gpu_is_warned_of_before_the_first_byte(
     assert held.reached.wait(SECONDS)
     (warning,) = warnings()
     held.release()
-    assert warning.startswith("zh-cot: 0.1 GB of weights are fetched, but there is no GPU here")
+    assert warning.startswith("zh-cot: 0.1 GB of weights are downloaded, but this machine has no GPU")
     assert "estimate" in warning
     thread.join(SECONDS)
     DownloadProcess(ZH_COT, tmp_path, device="cpu").run()

@@ -15,7 +15,8 @@ import pytest
 
 from inference import catalog
 from inference.errors import DownloadError
-from inference.weights.download import cache_folder, fetch
+from inference.weights.download import fetch
+from paths import cache_folder
 from tests.support.downloads import (
     EN_COT,
     SECONDS,

@@ -14,7 +14,7 @@ import pytest
 from inference import catalog
 from inference.catalog import ModelFiles
 from inference.errors import DownloadError
-from inference.weights.checksums import WantedFile, looks_verified, verified
+from inference.weights.checksums import WantedFile, looks_verified, mark_verified
 from inference.weights.download import PARTS, DownloadProcess, fetch
 from inference.weights.mirror import SUMS, MirrorSource, parse_sums
 from inference.weights.sync import FetchOptions, LocalCopy, ensure
@@ -165,7 +165,7 @@ def test_any_file_may_be_a_pointer(weights: Path, tmp_path: Path, path: str) -> 
 def test_a_pointer_that_was_taken_for_a_file_before_is_not_trusted(weights: Path, tmp_path: Path) -> None:
     path = weights / WEIGHTS
     path.write_bytes(POINTER)
-    assert not looks_verified(path, verified(path, WantedFile(WEIGHTS, len(POINTER), None)))
+    assert not looks_verified(path, mark_verified(path, WantedFile(WEIGHTS, len(POINTER), None)))
 
 
 @pytest.mark.parametrize("summed", [False, True])
