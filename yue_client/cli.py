@@ -160,8 +160,11 @@ def status(server: Server, arguments: argparse.Namespace, progress: Progress) ->
 def cancel(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
     """cancel a queued or running job"""
     job = server.predict({"job_id": arguments.job_id, "operation": "cancel"})
-    soon = " (cancelled soon)" if job.get("cancel_requested") and job["status"] in songs.OPEN else ""
-    return job, f"job {arguments.job_id}: {job['status']}{soon}"
+    if job["status"] in songs.OPEN:
+        more = ", being cancelled" if job.get("cancel_requested") else ""
+    else:
+        more = "" if job["status"] == "cancelled" else " already; there is nothing to cancel"
+    return job, f"job {arguments.job_id}: {job['status']}{more}"
 
 
 def delete(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
@@ -256,7 +259,7 @@ def _cancelled(server: Server, job_id: str, song: Json) -> str:
     try:
         job_id = job_id or server.predict({**song, "wait_seconds": 0})["job_id"]
         job = server.predict({"job_id": job_id, "operation": "cancel"})
-        soon = " (cancelled soon)" if job["status"] in songs.OPEN else ""
+        soon = ", being cancelled" if job["status"] in songs.OPEN else ""
         return f"job {job_id}: {job['status']}{soon}"
     except ClientError as error:
         return f"the song could not be cancelled: {error}"
