@@ -204,9 +204,7 @@ class RecordedStep(ABC, Generic[MemberT]):
         # (n_counts, R); the first row is 1 for active rows of the cache.
         self._counts = torch.zeros(n_counts, even(rows), dtype=torch.long, device=llama.device)
         self._taken = torch.zeros(1, dtype=torch.long, device=llama.device)  # steps since the last sync
-        self._finite = torch.ones(
-            (), dtype=torch.bool, device=llama.device
-        )  # all logits since the last sync are finite
+        self._finite = torch.ones((), dtype=torch.bool, device=llama.device)  # all logits since the sync
         self._verified: set[int] = set()  # batch sizes whose hidden states agree with the eager step's
         self.recordings = recorder.recordings(name, self._step, rows)
 
