@@ -207,7 +207,7 @@ def test_a_crash_loop_shows_in_health_on_demand_and_songs_are_told_when_to_come_
     assert refused.headers["Retry-After"] == "20"
     answer = problem(refused, 503)
     assert answer["type"].endswith("engine-failed")
-    assert "4 engines in a row" in answer["detail"] and "SIGKILL" in answer["detail"]
+    assert "4 times in a row" in answer["detail"] and "SIGKILL" in answer["detail"]
     served.models.clock.advance(20)
     served.one()
 

@@ -201,13 +201,10 @@ class RecordedStep(ABC, Generic[MemberT]):
     def __init__(self, name: str, llama: Llama, recorder: GraphRecorder, rows: int, n_counts: int) -> None:
         self.stale = True  # the members have changed since they were copied
         self._name, self._llama = name, llama
-        self._counts = torch.zeros(
-            n_counts, even(rows), dtype=torch.long, device=llama.device
-        )  # (n_counts, R); the first is 1 for active rows
+        # (n_counts, R); the first row is 1 for active rows of the cache.
+        self._counts = torch.zeros(n_counts, even(rows), dtype=torch.long, device=llama.device)
         self._taken = torch.zeros(1, dtype=torch.long, device=llama.device)  # steps since the last sync
-        self._finite = torch.ones(
-            (), dtype=torch.bool, device=llama.device
-        )  # True if all logits since the last sync are finite
+        self._finite = torch.ones((), dtype=torch.bool, device=llama.device)  # all logits since the sync
         self._verified: set[int] = set()  # batch sizes whose hidden states agree with the eager step's
         self.recordings = recorder.recordings(name, self._step, rows)
 

@@ -137,9 +137,9 @@ class Stage1Batch:
 
     def _advance(self, slots: list[Stage1Slot]) -> int:
         """Decode one token, or up to 16 in recorded steps, for each of the slots."""
-        drawn = self.recorded.draw(slots, self._slots) if self.recorded else None  # (S, W)
+        drawn = self.recorded.draw(slots, self._slots) if self.recorded else None  # (S, n_steps)
         if drawn is None:
-            drawn = self._draw(slots)[:, None]
+            drawn = self._eager_step(slots)[:, None]
         for slot, candidates in zip(slots, drawn.tolist(), strict=True):
             for row in (slot.row, slot.unconditional_row):
                 row.length += len(candidates)
@@ -159,7 +159,7 @@ class Stage1Batch:
                 self._note_change()
         slot.song.noise.advance(taken)
 
-    def _draw(self, slots: list[Stage1Slot]) -> Tensor:
+    def _eager_step(self, slots: list[Stage1Slot]) -> Tensor:
         """Take an eager step: the next candidates (S,). The rows hold the fed token, but do not count it yet."""
         device = self._llama.device
         samplers = self._samplers = self._samplers or Samplers([slot.song.settings.sampling for slot in slots], device)

@@ -105,7 +105,7 @@ class Stage2Batch:
 
     def _advance(self, active: Sequence[Piece]) -> int:
         """Decode one frame, or up to 4 in recorded steps, of each piece."""
-        frames = self.recorded.draw(active, active) if self.recorded else None  # (R, 7, frames)
+        frames = self.recorded.draw(active, active) if self.recorded else None  # (R, 7, n_frames)
         if frames is None:
             ids, finite = _eager_frame(self._llama, active)
             require_finite(NAME, bool(finite.all()))

@@ -209,7 +209,7 @@ class Llama:
 
 @contextmanager
 def kept_length(rows: Sequence[Row]) -> Iterator[None]:
-    """Restore the rows' lengths at the end, also after an error.
+    """Restore the rows' lengths at the end of the block, also after an error.
 
     To keep the tokens that were fed, the caller increases the lengths; otherwise the next tokens overwrite them.
     """
