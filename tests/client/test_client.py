@@ -222,7 +222,7 @@ def test_a_finished_song_cannot_be_cancelled_and_says_what_became_of_it(capsys: 
 
     with answering(Failed()) as server:
         assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
-    assert f"job {JOB_ID}: failed" in capsys.readouterr().out
+    assert f"job {JOB_ID}: failed already; there is nothing to cancel" in capsys.readouterr().out
 
 
 def test_an_unknown_job_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,13 +303,3 @@ def test_a_download_by_a_script_is_warned_of(capsys: pytest.CaptureFixture[str])
 def test_python_alone_is_enough(tmp_path: Path) -> None:
     command = [sys.executable, "-S", str(CLIENT), "--help"]  # without installed packages
     subprocess.run(command, cwd=tmp_path, capture_output=True, env={}, check=True)
-
-
-def test_a_finished_song_cannot_be_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
-    class Done(JobServer):
-        def prediction(self, instance: Json) -> Json:
-            return DONE
-
-    with answering(Done()) as server:
-        assert client.main(["cancel", JOB_ID, "--url", server.address]) == 0
-    assert f"job {JOB_ID}: succeeded already; there is nothing to cancel" in capsys.readouterr().out

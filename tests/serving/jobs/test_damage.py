@@ -15,6 +15,7 @@ from serving.jobs.job import Job
 from serving.jobs.maintenance import SWEEP_SECONDS, Retention
 from storage import Storage, StorageError
 from tests.support.fakes import LYRICS, FakeClock, Served, new_folder
+from tests.support.real_server import until
 from tests.support.replicas import Replica, lose
 
 ROUNDS = 4
@@ -302,13 +303,11 @@ def test_a_song_out_of_range_in_the_storage_is_answered_with_its_reason_over_htt
     served = Served(may_fetch=False)
     storage = Storage.at(served.app.extensions["yue"].settings.data)
     lost = Replica(storage, FakeClock())
-    job = lost.submit("key")
-    change(storage, f"jobs/{job.id}/job.json", set_field("request", "max_new_tokens", to=10**9))
+    job_id = lost.submit("key").id
+    change(storage, f"jobs/{job_id}/job.json", set_field("request", "max_new_tokens", to=10**9))
     lost.jobs.close()
     jobs = served.app.extensions["yue"].jobs
     jobs.maintenance.wake()
-    assert jobs.wait(jobs.get(job.id), 10)
-    answer = served.client.get(f"/jobs/{job.id}").json
-    assert answer["status"] == "failed"
+    answer: Any = until(lambda: (job := served.client.get(f"/jobs/{job_id}").json)["status"] == "failed" and job)
     assert "max_new_tokens: got 1000000000; allowed: a whole number from 100 to 6000" in answer["error"]["detail"]
     jobs.close()
