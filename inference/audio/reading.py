@@ -32,7 +32,7 @@ MAX_SPAN_SAMPLES = round(2 * MAX_FILE_RATE_HZ * MAX_REFERENCE_SECONDS)
 READ_SAMPLES = 1 << 18  # of all channels, in one read
 READ_FORMATS = "WAV, FLAC, MP3 or OGG"
 CONVERT = "convert to WAV, FLAC or MP3"
-LOUDEST_PEAK = 16.0  # 24 dB above full scale; with much louder input the networks compute NaN
+MAX_PEAK = 16.0  # 24 dB above full scale; with much louder input the networks compute NaN
 
 
 def read_reference(reference: Reference) -> tuple[np.ndarray, ...]:
@@ -178,7 +178,7 @@ def _checked(field: str, block: np.ndarray) -> np.ndarray:
     if not np.isfinite(block).all():
         raise InvalidField(field, "non-finite samples (NaN or Inf)", "finite samples")
     peak = np.abs(block).max(initial=0)
-    if peak > LOUDEST_PEAK:
-        allowed = f"samples between -1 and 1; peaks above {LOUDEST_PEAK:g} are rejected"
+    if peak > MAX_PEAK:
+        allowed = f"samples between -1 and 1; peaks above {MAX_PEAK:g} are rejected"
         raise InvalidField(field, f"a sample of {peak:g}", allowed)
     return block

@@ -16,22 +16,25 @@ from inference.text.lyrics import Kind, Lyrics, Section
 from inference.vocabulary import TOKENS_PER_SECOND
 
 _MESSAGES = {  # about one place, about several
-    Kind.LINE_END: ("{} is taken for a line end", "{} are taken for line ends"),
-    Kind.TAB: ("{} is taken for a tab", "{} are taken for tabs"),
+    Kind.LINE_END: ("{} is read as a line end", "{} are read as line ends"),
+    Kind.TAB: ("{} is read as a tab", "{} are read as tabs"),
     Kind.TIME_STAMP: ("the time stamp is left out", "time stamps are left out"),
     Kind.DIRECTION: (
-        "{} is taken for a stage direction and left out",
-        "{} are taken for stage directions and left out",
+        "{} is read as a stage direction and left out",
+        "{} are read as stage directions and left out",
     ),
     Kind.WORDLESS: (
-        "{} has no words and is no section that YuE knows, so it is left out",
-        "{} have no words and are no sections that YuE knows, so they are left out",
+        "{} has no words and is not a section that YuE knows, so it is left out",
+        "{} have no words and are not sections that YuE knows, so they are left out",
     ),
     Kind.UNTAGGED: (
-        "{} is taken as words; to begin a section, write its name in brackets, as in [Chorus]",
-        "{} are taken as words; to begin sections, write their names in brackets, as in [Chorus]",
+        "{} is read as words; to start a section, write its name in brackets, as in [Chorus]",
+        "{} are read as words; to start sections, write their names in brackets, as in [Chorus]",
     ),
-    Kind.NOT_THE_END: ("{} does not end the song, for sections follow", "{} do not end the song, for sections follow"),
+    Kind.NOT_THE_END: (
+        "{} does not end the song, because sections follow",
+        "{} do not end the song, because sections follow",
+    ),
 }
 _INTRO = re.compile(r"\s*intro", re.IGNORECASE)
 _SCRIPTS = {
@@ -68,11 +71,11 @@ def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[str]:
 
 def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Iterator[str]:
     if _INTRO.match(sections[0].tag):
-        text = f"{_tags(sections[:1])} comes first: songs that begin with a verse or a chorus come out more reliably"
+        text = f"{_tags(sections[:1])} comes first: songs that start with a verse or a chorus come out more reliably"
         yield _at([sections[0].line], text)
     if unusual := [section for section in sections if not section.usual]:
-        what = "is no section that YuE is known to understand; it is kept as one"
-        several = "are no sections that YuE is known to understand; they are kept as such"
+        what = "is not a section that YuE is known to understand; it is kept as one"
+        several = "are not sections that YuE is known to understand; they are kept as such"
         yield _about(unusual, what, several)
     if any(section.body for section in sections) and (empty := [section for section in sections if not section.body]):
         yield _about(

@@ -262,7 +262,7 @@ def test_a_line_end_may_be_spelled_out(out: Path, capsys: pytest.CaptureFixture[
         words = ["sing", "--genres", "pop", "--seed", "7", "--lyrics", r"[intro]\nA\n\n[chorus]\n[solo]"]
         assert client.main([*words, "--url", url(server), "--out", str(out)], FakeClock()) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert warnings[0] == r"warning: lyrics (lines 1–4): \n are taken for line ends"
+    assert warnings[0] == r"warning: lyrics (lines 1–4): \n are read as line ends"
     assert warnings[-1].startswith("warning: lyrics (lines 4–5): [chorus], [solo] have no words")
 
 

@@ -106,7 +106,7 @@ def test_a_refused_song_ends_and_the_others_go_on(tiny_pipeline: Pipeline) -> No
         ((SongInProgress, "new_pieces"), ValueError("a piece has 1 to 300 frames, not 0")),
         ((SongInProgress, "report_progress"), ZeroDivisionError("division by zero")),
         ((SongInProgress, "decode_part"), AssertionError("a piece has its codes when it is done")),
-        ((SongInProgress, "finish"), TypeError("a song without spans")),
+        ((SongInProgress, "result"), TypeError("a song without spans")),
     ],
 )
 def test_a_mistake_in_one_song_ends_it_and_no_other(

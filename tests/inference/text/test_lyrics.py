@@ -152,8 +152,8 @@ def test_a_line_end_that_is_spelled_out_is_one_beside_real_ones_too(end: str) ->
     text = f"[verse]\na {end} b{end}[chorus]\nc"
     assert [(s.tag, s.body.split()) for s in parse(text).sections] == [("verse", ["a", "b"]), ("chorus", ["c"])]
     (warning,) = told(text)
-    assert warning == f"lyrics (lines 2–3): {end} are taken for line ends"
-    assert told(f"[verse]\na{end}b") == (f"lyrics (line 2): {end} is taken for a line end",)
+    assert warning == f"lyrics (lines 2–3): {end} are read as line ends"
+    assert told(f"[verse]\na{end}b") == (f"lyrics (line 2): {end} is read as a line end",)
 
 
 @pytest.mark.parametrize("end", SPELLED_LINE_ENDS)
@@ -166,7 +166,7 @@ def test_a_line_end_that_is_spelled_out_in_front_of_a_real_one_is_the_same_one(e
 @pytest.mark.parametrize("tab", ["\\t", "\\\\t", "\\u0009", "%09", "&#9;", "&Tab;", "&nbsp;"])
 def test_a_tab_that_is_spelled_out_is_one(tab: str) -> None:
     assert bodies(f"[verse]\na{tab}b") == ["a\tb"]
-    assert told(f"[verse]\na{tab}b") == (f"lyrics (line 2): {tab} is taken for a tab",)
+    assert told(f"[verse]\na{tab}b") == (f"lyrics (line 2): {tab} is read as a tab",)
 
 
 @pytest.mark.parametrize(

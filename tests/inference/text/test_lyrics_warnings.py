@@ -40,7 +40,7 @@ def test_a_name_without_a_bracket_is_kept_with_a_warning(line: str) -> None:
     text = f"[verse]\na\n{line}\nb"
     assert [section.body for section in parse(text).sections] == [f"a\n{line}\nb"]
     (warning,) = told(text)
-    assert warning.startswith(f"lyrics (line 3): '{line}' is taken as words")
+    assert warning.startswith(f"lyrics (line 3): '{line}' is read as words")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_budget_is_what_max_new_tokens_say() -> None:
 def test_warnings_of_one_kind_are_one() -> None:
     text = "".join(f"[verse {n}]\n[a, {n}]\n" + "la " * (100 + n) + "\n" for n in range(20))
     directions, long = told(text)
-    assert directions.startswith("lyrics (lines 2, 5, 8, 11, 14, 17, 20, 23, …): [a, 0], [a, 1], [a, 2], … are taken")
+    assert directions.startswith("lyrics (lines 2, 5, 8, 11, 14, 17, 20, 23, …): [a, 0], [a, 1], [a, 2], … are read as")
     assert "need about 34–40 s" in long
     assert all(len(warning) < 250 for warning in (directions, long))
 
