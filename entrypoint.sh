@@ -100,7 +100,7 @@ check_folders() {
     check_writable "$variable" "${hub/#\~/${HOME:-}}"
   fi
   if [[ -n ${YUE_DATA:-} && $YUE_DATA != *://* ]]; then # else it is a bucket
-    check_writable YUE_DATA "$YUE_DATA"
+    check_writable YUE_DATA "${YUE_DATA/#\~/$HOME}"
   fi
 }
 

@@ -47,6 +47,7 @@ OWN_RETRIES = 0  # obstore's retries would wait without a word in the log
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_A_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 
 
 PERMANENT_KINDS = ("denied", "missing", "invalid")  # errors of these kinds stay until somebody acts
@@ -55,7 +56,8 @@ PERMANENT_KINDS = ("denied", "missing", "invalid")  # errors of these kinds stay
 class StorageError(Exception):
     """An operation on a folder or bucket failed.
 
-    `kind` is "missing", "exists", "denied", "full", "invalid" (the address) or "unavailable" (worth a retry).
+    `kind` is "missing", "exists", "denied", "full", "invalid" (the address, or no file there)
+    or "unavailable" (worth a retry).
     """
 
     def __init__(self, message: str, kind: str) -> None:
@@ -255,4 +257,6 @@ def _kind(cause: str) -> str:
     code = int(number[1]) if number else None
     if code in NO_ROOM:
         return "full"
+    if code in NOT_A_FILE:
+        return "invalid"
     return "denied" if code in (errno.EROFS, errno.EACCES, errno.EPERM) else "unavailable"

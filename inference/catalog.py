@@ -87,7 +87,8 @@ STAGE_1_REVISIONS: dict[str, str | None] = {
 NAMES = (TINY, *STAGE_1_REVISIONS)
 ALLOWED_NAMES = f"{', '.join(NAMES)}, or owner/name@revision"
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_PART = r"(?![.-])(?:(?!\.\.)[\w.-])+"  # owner or name on the Hub
+_HUB_NAME = re.compile(rf"(?P<name>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 def find(name: str, revision: str | None = None) -> Model:

@@ -41,6 +41,7 @@ KEY_VARIABLE = "YUE_API_KEY"
 HOSTS_VARIABLE = "YUE_ALLOWED_HOSTS"
 KEY = r"[!-+\--~]{16,256}"  # visible ASCII except the comma
 KEYS_TEXT = "one key or several, separated by commas, each of 16 to 256 visible ASCII characters"
+BUCKET_TYPO = r"[a-z]+://|(gs|s3|az):"  # an address that is none, such as gs:/bucket
 REFERENCE_HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?|gs://[a-z0-9][a-z0-9._-]+(/[^/]+)*"
 HOSTS_TEXT = "hosts such as audio.example.com or audio.example.com:8443, and gs://bucket/folder, separated by commas"
 HOST_TEXT = "an IP address of this machine such as 127.0.0.1, 0.0.0.0 or ::"
@@ -185,7 +186,7 @@ class Settings(BaseSettings):
     def _is_usable_folder(cls, data: Path | str) -> Path | str:
         if is_address(str(data)):
             return data
-        if "://" in str(data) or (Path(data).exists() and not Path(data).is_dir()):
+        if re.match(BUCKET_TYPO, str(data)) or (Path(data).exists() and not Path(data).is_dir()):
             raise ValueError("no folder")
         return Path(data).expanduser().resolve()
 

@@ -10,13 +10,17 @@ import math
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from yue_client import files
 from yue_client.errors import Misused
 
 TEXT_ENDINGS = (".txt", ".md", ".lrc")
 STANDARD_INPUT = "-"
+MAX_TEXT_BYTES = 1 << 20  # far more than the server takes
 
 
 def text(words: str) -> str:
@@ -45,7 +49,12 @@ def _is_file_name(words: str) -> bool:
 def text_file(name: str) -> str:
     """The words in a file, or in the standard input."""
     try:
-        content = _standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
+        with nullcontext(_standard_input()) if name == STANDARD_INPUT else Path(name).open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        if len(content) > MAX_TEXT_BYTES:
+            raise ArgumentTypeError(
+                f"got {name!r}, which is too long; allowed: a text file of up to {MAX_TEXT_BYTES} bytes"
+            )
         words = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ArgumentTypeError(f"got {name!r}, which is not in UTF-8; allowed: a text file in UTF-8") from None
@@ -57,8 +66,8 @@ def text_file(name: str) -> str:
     return words
 
 
-def _standard_input() -> bytes:
-    return sys.stdin.buffer.read() if sys.stdin else b""
+def _standard_input() -> BinaryIO:
+    return sys.stdin.buffer if sys.stdin else BytesIO()
 
 
 def is_address(value: object) -> bool:

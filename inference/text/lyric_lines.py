@@ -24,7 +24,9 @@ _OUTER_BRACKET = re.compile(
     rf"[{OPEN_BRACKETS}]((?:[^{OPEN_BRACKETS}{CLOSE_BRACKETS}]|{_BRACKET.pattern})*)[{CLOSE_BRACKETS}]"
 )  # `[ti: Song [live]]`
 _QUOTED = re.compile(r"[「『]([^「」『』]*)[」』]")
-_RULE = re.compile(r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}\w*|[;|])\s*")  # `---`, a fence of code, a lone separator
+_RULE = re.compile(
+    r"\s*(?:([-*_=~#])\s*(?:\1\s*){2,}|`{3,}(?:text|txt|lyrics|markdown|md)?|[;|])\s*"
+)  # `---`, a fence of code, a lone separator
 _SEPARATORS = ";|/,:；｜／，、："
 _EMPHASIS = "*_~`"
 _MARKS = f"{_EMPHASIS}#>=–—-"

@@ -6,6 +6,7 @@ warnings.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -24,6 +25,7 @@ CHARACTERS_PER_SECOND = 4
 WORDS_PER_SECOND = 3
 
 PARSED_AT_ONCE = 64  # cached results: the checks, warnings and estimates of a request share one
+_BARE_END = re.compile(r"\W*end\W*(?:of\s+)?(?:the\s+)?(?:song|lyrics)?\W*", re.IGNORECASE)
 ALLOWED_TEXT = "sections, each under a tag such as [verse] or [chorus], and no text before the first"
 
 
@@ -87,7 +89,8 @@ def parse(text: str) -> Lyrics:
     parser = _Parser(timed=any(time_stamps.starts_with_stamp(line) for line, _ in written))
     for number, (line, spelled_end) in enumerate(written, 1):
         line, spelled_tab = with_tabs(line)
-        parser.read(number, line)
+        is_cue_number = line.strip().isdecimal() and number < len(written) and time_stamps.is_cue(written[number][0])
+        parser.read(number, "" if is_cue_number else line)
         if spelled_end:
             parser.note(Kind.LINE_END, number, spelled_end)
         if spelled_tab:
@@ -194,6 +197,8 @@ class _Parser:
                 self._notes.append((Kind.WORDLESS, section.line, section.written, n_open))
             elif places[n_open] < len(kept) - 1:
                 self._notes.append((Kind.NOT_THE_END, section.line, section.written, n_open))
+            elif not _BARE_END.fullmatch(section.name.tag):
+                self._notes.append((Kind.DIRECTION, section.line, section.written, n_open))
         notes = [Note(kind, line, text, places[n_open]) for kind, line, text, n_open in self._notes]
         return Lyrics(tuple(section.closed() for section in kept), tuple(sorted(notes, key=lambda note: note.line)))
 

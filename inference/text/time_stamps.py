@@ -18,6 +18,7 @@ _IN_BRACKETS = re.compile(rf"[{OPEN_BRACKETS}]\s*{_SPAN}\s*[{CLOSE_BRACKETS}]|<{
 _BARE = re.compile(  # at the start of a line or after a tag; in round brackets, anywhere
     rf"(?:^|(?<=[{CLOSE_BRACKETS}]))\s*({_SPAN})\s*(?:(?=[{OPEN_BRACKETS}])|[-–—|:.)]?(?:\s+|$))|{_ROUND}\s*[-–—|:]?"
 )
+_CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 # What cannot be a time of day: `0:14`, a span, hours and seconds, parts of a second.
 _SURE = re.compile(rf"0\d{{0,2}}[:：]\d\d|{_TIME}\D+{_TIME}|\d+[:：]\d\d[:：]\d\d|\d+[:：]\d\d[.,]\d+")
 _IN_TAG = re.compile(
@@ -30,6 +31,11 @@ def starts_with_stamp(line: str) -> bool:
     """True if a line starts with what can only be a time stamp: `0:14 la`, but not `10:15 on the clock`."""
     stamp = _BARE.match(line)
     return stamp is not None and _is_sure(stamp)
+
+
+def is_cue(line: str) -> bool:
+    """True for the time span above a subtitle: `00:00:01,000 --> 00:00:03,500`. The line above it is its number."""
+    return _CUE.fullmatch(line) is not None
 
 
 def without(line: str, timed: bool) -> str:

@@ -31,8 +31,7 @@ def read_json(empty: object = None) -> object:
     access.check_values(body)
     value = parse(body)
     if body.count(b"[") + body.count(b"{") > DEEPEST and _is_deeper(value):
-        detail = f"the body's lists and objects are nested too deeply; allowed: {DEEPEST} levels"
-        raise Problem(400, "invalid-json", detail, {"allowed": DEEPEST})
+        raise _too_deep()
     return value
 
 
@@ -43,8 +42,10 @@ def parse(body: bytes) -> object:
         return _parse_text(text)
     except UnicodeDecodeError as error:
         raise _no_json(f"it is not in UTF-8, {error}") from error
-    except (JSONDecodeError, RecursionError) as error:
+    except JSONDecodeError as error:
         raise _no_json(str(error)) from error
+    except RecursionError as error:
+        raise _too_deep() from error
 
 
 def _parse_text(text: str) -> object:
@@ -81,6 +82,11 @@ def _is_deeper(value: object) -> bool:
         if not level:
             return False
     return True
+
+
+def _too_deep() -> Problem:
+    detail = f"the body's lists and objects are nested too deeply; allowed: {DEEPEST} levels"
+    return Problem(400, "invalid-json", detail, {"allowed": DEEPEST})
 
 
 def _no_json(why: str) -> Problem:

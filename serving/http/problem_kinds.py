@@ -231,7 +231,7 @@ _KINDS = (
         "engine-failed",
         503,
         (PREDICT, DOWNLOAD),
-        "The engine's process ended or could not be started.",
+        "The engine's process ended, could not be started, or ran out of memory for this song.",
         "Try again after `Retry-After` seconds.",
     ),
     ProblemKind(

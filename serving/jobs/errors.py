@@ -151,6 +151,17 @@ class ReferenceLost(JobError):
         super().__init__("song-failed", detail)
 
 
+class AudioDamaged(JobError):
+    """The stored file of a track has another size than when it was written."""
+
+    def __init__(self, path: str, size_bytes: int, written_bytes: int) -> None:
+        detail = (
+            f"{path} has {size_bytes} bytes, but {written_bytes} were written: the song's file is damaged; "
+            "generate the song again, as a new request"
+        )
+        super().__init__("song-failed", detail)
+
+
 class InvalidFields(JobError):
     """One error for all the fields of a request that are wrong."""
 

@@ -7,12 +7,13 @@ Independent of queues, of where jobs are stored, and of HTTP.
 
 from __future__ import annotations
 
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
 from structlog.contextvars import bound_contextvars, get_contextvars
@@ -23,12 +24,32 @@ from serving.models.states import Engine
 QUEUED, RUNNING = "queued", "running"
 SUCCEEDED, FAILED, CANCELLED, INTERRUPTED = "succeeded", "failed", "cancelled", "interrupted"
 FINISHED = (SUCCEEDED, FAILED, CANCELLED, INTERRUPTED)
+MILLISECOND = timedelta(milliseconds=1)
 MOST_ATTEMPTS = 2  # a song that ends its engine or its server twice is likely the reason
 
 
 def now() -> datetime:
     """The current time, for people to read. No decision depends on it."""
     return datetime.now(UTC)
+
+
+class Moments:
+    """Gives the current time, but never the same millisecond twice: jobs are listed in the order of these times."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = datetime.min.replace(tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        with self._lock:
+            moment = now()
+            if -MILLISECOND < self._last - moment < timedelta(seconds=1):  # further back, the clock was set back
+                moment = self._last + MILLISECOND
+            self._last = moment
+            return moment
+
+
+next_moment = Moments()
 
 
 @dataclass(eq=False)
@@ -47,7 +68,7 @@ class Job:
     song: Song | None = None
     error: Exception | None = None
     cancel_requested: bool = False
-    created_at: datetime = field(default_factory=now)
+    created_at: datetime = field(default_factory=next_moment)
     started_at: datetime | None = None
     finished_at: datetime | None = None
     engine: Engine | None = None  # while the song is in it

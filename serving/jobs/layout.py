@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import SEEK_END
 from typing import IO
 
+from serving.jobs.errors import AudioDamaged
 from serving.jobs.job import SizedAudio
 from storage import Entry, Storage
 
@@ -135,7 +137,9 @@ class StoredAudio(SizedAudio):
         self._storage, self._paths, self.sizes_bytes = storage, paths, sizes_bytes
 
     def __getitem__(self, track: str) -> bytes:
-        return self._storage.get(self._paths[track])
+        content = self._storage.get(self._paths[track])
+        self._check_size(track, len(content))
+        return content
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -144,10 +148,18 @@ class StoredAudio(SizedAudio):
         return len(self._paths)
 
     def open(self, track: str) -> IO[bytes]:
-        return self._storage.open(self._paths[track])
+        file = self._storage.open(self._paths[track])
+        self._check_size(track, file.seek(0, SEEK_END))
+        file.seek(0)
+        return file
 
     def uri(self, track: str) -> str | None:
         return self._storage.uri(self._paths[track])
 
     def sign(self, track: str, seconds: int) -> str | None:
         return self._storage.sign(self._paths[track], seconds)
+
+    def _check_size(self, track: str, size_bytes: int) -> None:
+        """Raise AudioDamaged unless the file has the size that was stored with the job's end."""
+        if size_bytes != self.sizes_bytes[track]:
+            raise AudioDamaged(self._paths[track], size_bytes, self.sizes_bytes[track])

@@ -29,6 +29,8 @@ class RecordFiles:
         except StorageError as error:
             if error.kind == "missing":
                 return None
+            if error.kind == "invalid":
+                raise Malformed(str(error), "unavailable") from error
             raise
         try:
             return parsed(content)

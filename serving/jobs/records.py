@@ -23,7 +23,7 @@ from serving.jobs.errors import (
     Unreadable,
     described,
 )
-from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, now
+from serving.jobs.job import CANCELLED, FAILED, INTERRUPTED, SUCCEEDED, Job, SizedAudio, next_moment
 from serving.jobs.schema import (
     REFERENCE_PARTS,
     Json,
@@ -53,7 +53,7 @@ class End:
     state: str
     song: Song | None = None
     error: Exception | None = None
-    finished_at: datetime = field(default_factory=now)
+    finished_at: datetime = field(default_factory=next_moment)
 
     def apply_to(self, job: Job) -> None:
         """Give the job this end."""
@@ -129,7 +129,7 @@ def ordered(job: Job) -> Json:
     return {**kept, **written, "told_reference": told_reference(job), "request": request}
 
 
-@well_formed("its request")
+@well_formed("its request, in job.json,")
 def read_ordered(job_id: str, record: Json) -> Job:
     """The job as it was when it arrived, without its reference audio. Raises Malformed.
 
@@ -151,7 +151,7 @@ def read_ordered(job_id: str, record: Json) -> Job:
     return job
 
 
-@well_formed("its reference audio")
+@well_formed("its reference audio, in job.json,")
 def read_reference(record: Json) -> StoredReference | None:
     """The reference audio of the request. Raises Malformed."""
     reference = record["request"].get("reference")
@@ -175,7 +175,7 @@ def progressed(job: Job) -> Json:
     }
 
 
-@well_formed("its progress")
+@well_formed("its progress, in progress.json,")
 def read_progressed(job: Job, record: Json) -> None:
     """Update the job from the record of its progress. Raises Malformed."""
     stored = StoredProgress.model_validate(record)
@@ -203,7 +203,7 @@ def ended(job: Job, end: End) -> Json:
     }
 
 
-@well_formed("its end")
+@well_formed("its end, in end.json,")
 def read_end(record: Json) -> StoredEnd:
     """The end of a job. Raises Malformed."""
     return StoredEnd.model_validate(record)

@@ -47,6 +47,7 @@ WRONG = {  # words -> what is said
     "sing --lyrics-file none.txt": "--lyrics-file: got 'none.txt': No such file or directory; allowed: a text file",
     "sing --lyrics-file here": "--lyrics-file: got 'here': Is a directory",
     "sing --lyrics-file here/empty": "--lyrics-file: got 'here/empty', which is empty",
+    "sing --lyrics-file /dev/zero": "--lyrics-file: got '/dev/zero', which is too long; allowed: a text file of up to",
     "sing --lyrics-file here/binary": "--lyrics-file: got 'here/binary', which is not in UTF-8",
     "sing --seed seven": "--seed: got 'seven'; allowed: a whole number",
     "sing --top-p nan": "--top-p: got 'nan'; allowed: a number",

@@ -43,7 +43,26 @@ def test_any_repository_can_be_named(name: str, repository: str, revision: str |
     assert model.stage2 == catalog.STAGE_2
 
 
-@pytest.mark.parametrize("name", ["", "en", "EN-COT", "a/b/c", "a/", "/b", "a/b@", "a b/c", "a/b@x y", "ü/b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "en",
+        "EN-COT",
+        "a/b/c",
+        "a/",
+        "/b",
+        "a/b@",
+        "a b/c",
+        "a/b@x y",
+        "ü/b",
+        "../x",
+        "a/..",
+        "a/.b",
+        "-a/b",
+        "a/b..c",
+    ],
+)
 def test_other_names_are_refused_with_what_is_allowed(name: str) -> None:
     with pytest.raises(UnknownModel) as caught:
         catalog.find(name)

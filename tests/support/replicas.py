@@ -9,14 +9,13 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from inference import catalog
 from inference.catalog import ModelFiles
 from inference.errors import Cancelled
 from inference.song import Progress, Song, SongRequest
-from serving.jobs.job import Job, now
+from serving.jobs.job import Job
 from serving.jobs.liveness import LOST_SECONDS
 from serving.jobs.maintenance import Retention
 from serving.jobs.service import Jobs
@@ -120,7 +119,7 @@ class Replica:
 
     def submit(self, key: str | None, seed: int = 1) -> Job:
         request = SongRequest("pop", LYRICS, seed)
-        job = Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id(), created_at=distinct_moment())
+        job = Job(request, "tiny", request_id=key, fingerprint=str(seed), id=an_id())
         return self.jobs.submit(job)
 
     def begin(self) -> None:
@@ -137,7 +136,6 @@ class Replica:
         for job in self.queue.living():
             if job.id in self.engine.begun:
                 self.generated.append(job.id)
-                distinct_moment.wait()
                 future = self.engine.end(job.id, f"{job.id} by {self.store.replica}".encode())
                 self.jobs.dispatcher.end(job, self.engine, future)
                 return
@@ -154,26 +152,6 @@ class Replica:
 def an_id() -> str:
     """Of a job or a server: as good as any, and the same again where `random` is seeded, as hypothesis does."""
     return f"{random.getrandbits(128):032x}"
-
-
-class DistinctMoments:
-    """Now, but never twice within a millisecond: lists of jobs are ordered by milliseconds."""
-
-    def __init__(self) -> None:
-        self._last = now()
-
-    def __call__(self) -> datetime:
-        self._last = max(now(), self._last + timedelta(milliseconds=1))
-        return self._last
-
-    def wait(self) -> None:
-        """Until now is such a moment."""
-        wanted = self()
-        while now() < wanted:
-            pass
-
-
-distinct_moment = DistinctMoments()
 
 
 def lose(clock: FakeClock, *watchers: Replica) -> None:

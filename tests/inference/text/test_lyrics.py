@@ -365,3 +365,7 @@ def test_a_time_of_day_is_generated_where_no_line_begins_with_a_time_stamp(words
     assert bodies(f"[verse]\n{words} la") == [f"{words} la"]
     assert told(f"[verse]\n{words} la") == ()
     assert bodies("[verse]\n0:58 la\n1:02 lo\n10:15 lu") == ["la\nlo\nlu"]
+
+
+def test_a_word_after_a_fence_is_kept() -> None:
+    assert bodies("```lyrics\n[verse]\nA\n```hello\n```") == ["A\n```hello"]

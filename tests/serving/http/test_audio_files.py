@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +134,19 @@ def test_head_says_of_every_route_what_get_says_without_the_rest(served: Served,
             assert head.mimetype == whole.mimetype, path
     assert served.client.head("/jobs/none").status_code == 404
     assert served.app.extensions["yue"].wait_slots.free == free
+
+
+@pytest.mark.parametrize("size_bytes", [0, 3, 10_000])
+def test_a_file_of_another_size_than_was_written_is_an_error_that_names_it(size_bytes: int) -> None:
+    first = Served()
+    song = first.one(seed=1, request_id="key")
+    (path,) = Path(str(first.app.extensions["yue"].settings.data)).glob(f"jobs/{song['job_id']}/audio-*/mix.mp3")
+    path.write_bytes(WHOLE.ljust(size_bytes, b"x")[:size_bytes])
+    served = Served(data=first.app.extensions["yue"].settings.data)
+    detail = problem(served.client.get(song["tracks"]["mix"]["url"]), 500)["detail"]
+    assert f"mix.mp3 has {size_bytes} bytes, but {SIZE} were written" in detail
+    assert problem(served.predict({"job_id": song["job_id"], "operation": "result"}), 500)["detail"] == detail
+    piece = {"job_id": song["job_id"], "operation": "result", "track": "mix", "offset": 0}
+    assert problem(served.predict(piece), 500)["detail"] == detail
+    for each in (first, served):
+        close_app(each.app)
