@@ -289,7 +289,7 @@ class JobQueue:
     # Ending and removing jobs
 
     def finish(self, job: Job, end: End) -> None:
-        """End a job. Every end on this server is decided here: succeeded, failed, cancelled or interrupted.
+        """End a job. Every end on this server passes through here: succeeded, failed, cancelled or interrupted.
 
         The end is stored first; `save` tries again if that fails. The result of a job that another server has taken
         over is dropped.
