@@ -34,7 +34,7 @@ def different_songs(n: int) -> list[SongRequest]:
             seed=i,
             genres=dice.choice(["folk calm", "metal male loud", "jazz"]),
             max_new_tokens=dice.choice([100, 110, 130]),
-            segments=dice.choice([1, 2, 3]),
+            segments=dice.choice([1, 2]),
             temperature=dice.choice([0.0, 0.8, 1.0, 1.3]),
             top_k=dice.choice([0, 5, 50]),
             top_p=dice.choice([0.5, 0.93, 1.0]),
@@ -69,7 +69,7 @@ def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipe
 
 
 def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None:
-    long_song = request(seed=1, max_new_tokens=350, segments=2, tracks=("vocal",))
+    long_song = request(seed=1, max_new_tokens=310, segments=2, tracks=("vocal",))
     alone = Scheduler(tiny_pipeline).generate(long_song)
     assert alone.duration_seconds > 6.0
     engine = Scheduler(tiny_pipeline, Limits(songs=2, rows=1))
