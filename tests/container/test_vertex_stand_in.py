@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.support.http_handler import QuietHandler
 from tests.support.paths import PROJECT
 from tests.support.vertex import (
     DEDICATED,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 QUICK = Probes(liveness_period_s=0.05, health_period_s=0.05, health_timeout_s=5.0)
 
 
-class Told(BaseHTTPRequestHandler):
+class Told(QuietHandler):
     """Health is the status in a file. A body that is JSON says in its first instance what to answer."""
 
     def do_GET(self) -> None:
@@ -49,16 +50,6 @@ class Told(BaseHTTPRequestHandler):
         time.sleep(told.get("late_s", 0))
         answer = {"predictions": ["x" * told.get("size_bytes", 1)], "metadata": "kept", "secret": "lost"}
         self._send(told.get("status", 200), "application/json", json.dumps(answer).encode())
-
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """The tests' output is theirs."""
 
 
 @pytest.fixture

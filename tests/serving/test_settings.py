@@ -131,6 +131,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("YUE_WEIGHTS", "/no/such/folder", "a folder"),
         ("YUE_DATA", "ftp://host/songs", "gs://, s3:// or az://"),
         ("YUE_DATA", __file__, "a folder on this machine"),
+        ("YUE_DATA", "gs:/bucket/songs", "gs://, s3:// or az://"),
         ("YUE_KEEP_HOURS", "0", "a number of hours above 0"),
         ("YUE_KEEP_BYTES", "-1", "a whole number of bytes"),
         ("YUE_DEVICE", "tpu", "cuda:N"),

@@ -11,8 +11,10 @@ import json
 import sys
 import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http_handler import QuietHandler
 
 Json = dict[str, Any]
 
@@ -94,7 +96,7 @@ class JobServer(ThreadingHTTPServer):
                 return {"error": {"title": "Unknown operation", "detail": f"operation: got {other!r}"}}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: JobServer
 
     def do_POST(self) -> None:
@@ -110,16 +112,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._send(200, "audio/mpeg", AUDIO)
-
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """The tests' output is theirs."""
 
 
 def _next(script: list[Json]) -> Json:

@@ -330,8 +330,6 @@ def test_time_stamps_are_left_out_and_their_words_are_kept(stamp: str) -> None:
             "00:14 |",
             "00:14:",
             "0:14)",
-            "00:14:",
-            "0:14)",
             "(00:12)",
             "(0:12 - 0:20)",
             "{00:12}",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inference.song import Reference, SongRequest
-from serving.jobs.job import Job
+from server import close_app
+from serving.jobs.job import Job, next_moment
 from serving.jobs.listing import JobQuery
 from serving.settings import RESERVED_THREADS
 from storage import Storage
@@ -239,3 +241,22 @@ def test_the_list_shows_only_how_long_lyrics_begin(held: Served) -> None:
     (job,) = held.client.get("/jobs").json["jobs"]
     assert len(job["request"]["lyrics"]) == 200 and lyrics.startswith(job["request"]["lyrics"].rstrip("…"))
     assert held.client.get(f"/jobs/{job_id}").json["request"]["lyrics"] == lyrics
+
+
+def test_a_job_whose_record_is_no_file_hides_no_other_from_the_list() -> None:
+    data = new_folder()
+    first = Served(data=data)
+    broken, whole = (first.one(request_id=name)["job_id"] for name in ("a", "b"))
+    record = Path(str(data)) / "jobs" / broken / "end.json"
+    record.unlink()
+    record.symlink_to(record)
+    other = Served(data=data)
+    assert whole in [job["job_id"] for job in other.client.get("/jobs").json["jobs"]]
+    for served in (first, other):
+        close_app(served.app)
+
+
+def test_jobs_made_in_one_millisecond_keep_their_order() -> None:
+    moments = [next_moment() for _ in range(100)]
+    milliseconds = [int(moment.timestamp() * 1_000) for moment in moments]
+    assert milliseconds == sorted(set(milliseconds))
