@@ -103,7 +103,7 @@ class SongInProgress:
         """Parse the request. Raises InvalidField if no song can be generated from it."""
         self.request = request
         self.lyrics = lyrics.parse(request.lyrics)
-        seconds = [section.singing_seconds for section in self.lyrics.sections[: request.segments]]
+        seconds = [section.words_seconds for section in self.lyrics.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
         self.progress = ProgressTracker(lengths, request.max_new_tokens, observe, pipeline.tail_ratio)
         self.progress.enter("prompt")

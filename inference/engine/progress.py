@@ -34,9 +34,9 @@ class TailRatio:
             self.value = (self.value + tail / timings["stage1"]) / 2
 
 
-def expected_tokens(singing_seconds: float, max_new_tokens: int) -> float:
-    """The expected number of tokens of a section whose words last `singing_seconds`."""
-    seconds = max(SHORTEST_SECONDS, SECONDS_FOR_WORDS * singing_seconds + SECONDS_AROUND)
+def expected_tokens(words_seconds: float, max_new_tokens: int) -> float:
+    """The expected number of tokens of a section whose words last `words_seconds`."""
+    seconds = max(SHORTEST_SECONDS, SECONDS_FOR_WORDS * words_seconds + SECONDS_AROUND)
     return min(float(max_new_tokens), seconds * TOKENS_PER_SECOND)
 
 

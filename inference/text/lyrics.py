@@ -66,7 +66,7 @@ class Section:
         return f"[{self.tag}]\n{self.body.strip()}\n\n"
 
     @property
-    def singing_seconds(self) -> float:
+    def words_seconds(self) -> float:
         """The estimated duration of the words: rap is faster, a ballad slower."""
         rest, n_characters = SYLLABLE_CHARACTER.subn(" ", unicodedata.normalize("NFC", self.body))
         n_words = sum(map(has_words, rest.split()))

@@ -82,8 +82,8 @@ def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Itera
             empty, *(f"{has} no words, but other sections do: YuE may make some up" for has in ("has", "have"))
         )
     budget_s = max_new_tokens / TOKENS_PER_SECOND
-    if long := [section for section in sections if section.singing_seconds > budget_s]:
-        needed = sorted({math.ceil(section.singing_seconds) for section in long})
+    if long := [section for section in sections if section.words_seconds > budget_s]:
+        needed = sorted({math.ceil(section.words_seconds) for section in long})
         singing = f"about {'–'.join(map(str, dict.fromkeys((needed[0], needed[-1]))))} s of singing"
         one = f"needs {singing} and gets {budget_s:g} s; its end may be missing, so split it or raise max_new_tokens"
         several = (
