@@ -24,17 +24,17 @@ from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
 from paths import PROJECT, cache_folder
-from serving.http import accept, access, audio_files, events, openapi, request_models
-from serving.http.job_query import read_query
+from serving.http import accept, access, openapi, request_models
+from serving.http.job_routes import JobRoutes, Route, View
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
 from serving.http.predictions import Answers, Outcome, Pending
-from serving.http.problems import RETRY_AFTER_SECONDS, Problem, no_wait_slot, problem_of
+from serving.http.problems import RETRY_AFTER_SECONDS, Problem, problem_of
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
 from serving.http.song_instances import SongInstance, read_song_instance
-from serving.http.wait_slots import WaitSlots, is_gone
+from serving.http.wait_slots import WaitSlots
 from serving.http.waiting import Waiting
 from serving.jobs.job import Job
 from serving.jobs.maintenance import Retention
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 SERVICES = "yue"  # where create_app leaves the Services in app.extensions
 RETRY_LATER = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 STOPPABLE = "stoppable"  # where `serving/gunicorn/draining.py` finds them
 
 
@@ -122,7 +121,6 @@ def make_manager(settings: Settings) -> ModelManager:
     return ModelManager(catalog.find(settings.model), fetch, start, has_gpu=not gpu.is_missing(settings.device))
 
 
-View = Callable[..., ResponseReturnValue]
 Wanted = SongInstance | JobOperation | ModelsOperation | Problem  # of an instance that was read
 
 
@@ -137,6 +135,7 @@ class Services:
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
+        self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
 
     def drain(self) -> None:
         """Start no song and load no models any more; running songs go on, the rest is handed over to other servers."""
@@ -212,39 +211,6 @@ class Services:
             raise outcomes[0]  # the key belongs to another request, so no song of this one is started
         return [*outcomes, *map(begin, wanted[1:])], as_audio, began
 
-    def list_jobs(self) -> Response:
-        """All jobs, page by page: unfinished ones, then the others, each the newest first."""
-        access.check_admin(self.settings)
-        return jsonify(self.answers.job_list(self.jobs.page(read_query(request.args))))
-
-    def show_job(self, job_id: str) -> Response:
-        """One job."""
-        return jsonify(self.answers.job_view(self.jobs.get(job_id)))
-
-    def job_events(self, job_id: str) -> Response:
-        """The progress of one job, as server-sent events."""
-        job, last_id = self.jobs.get(job_id), request.headers.get("Last-Event-ID")
-        if job.finished and last_id == events.end_id(job):
-            return Response(status=204)  # which tells a browser not to reconnect
-        if not self.wait_slots.take():
-            raise no_wait_slot()
-        told = events.stream(self.jobs, job, last_id, partial(is_gone, request.environ))
-        response = Response(told, mimetype=events.EVENT_STREAM, headers=UNBUFFERED)
-        response.call_on_close(self.wait_slots.give_back)
-        return response
-
-    def cancel_job(self, job_id: str) -> Response:
-        """Cancel one job."""
-        return jsonify(self.answers.job_view(self.jobs.cancel(job_id)))
-
-    def delete_job(self, job_id: str) -> Response:
-        """Delete one finished job, or cancel an unfinished one."""
-        return jsonify(self._delete(job_id))
-
-    def job_audio(self, job_id: str, track: str, audio_format: str) -> Response:
-        """One track of a finished song, or a range of it."""
-        return audio_files.named_track(self.jobs.get(job_id), track, audio_format)
-
     def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
             if request_models.is_job_operation(instance):
@@ -291,7 +257,7 @@ class Services:
                 case JobOperation(operation="cancel"):
                     return self.answers.job_view(self.jobs.cancel(wanted.job_id))
                 case JobOperation(operation="delete"):
-                    return self._delete(wanted.job_id)
+                    return self.answers.job_view(*self.jobs.delete(wanted.job_id))
                 case ModelsOperation(operation=request_models.MODELS_STATUS):
                     return self.manager.status()
                 case ModelsOperation(operation=request_models.CANCEL_DOWNLOAD):
@@ -315,10 +281,6 @@ class Services:
             job.deadline = time.monotonic() + order.deadline_seconds
         goes_on = bool(self.settings.aip_mode or order.request_id or order.wait_seconds is not None)
         return Pending(self.jobs.submit(job, references.completing(order)), wait_seconds, goes_on)
-
-    def _delete(self, job_id: str) -> dict[str, object]:
-        job, deleted = self.jobs.delete(job_id)
-        return self.answers.job_view(job, deleted)
 
     def _download(self, wanted: Download, began: float) -> tuple[dict[str, object], bool]:
         """The answer to a download that was requested at `began`, and true if the model is ready."""
@@ -358,7 +320,7 @@ def _add_routes(app: Flask, services: Services) -> None:
     """Add each path and method once. Paths that Vertex AI names may be the server's own, or equal each other."""
     settings = services.settings
     either = ("GET", "POST")
-    table: list[tuple[str | None, tuple[str, ...], View]] = [
+    table: list[Route] = [
         ("/predict", ("POST",), services.predict),
         (settings.predict_route, ("POST",), services.predict),
         ("/health", either, services.health),
@@ -369,13 +331,8 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
         ("/download-models/cancel", ("POST",), services.cancel_download),
-        ("/jobs", either, services.list_jobs),
-        ("/jobs/<job_id>", either, services.show_job),
-        ("/jobs/<job_id>", ("DELETE",), services.delete_job),
-        ("/jobs/<job_id>/cancel", ("POST",), services.cancel_job),
-        ("/jobs/<job_id>/events", either, services.job_events),
-        ("/jobs/<job_id>/audio/<track>.<audio_format>", either, services.job_audio),
         ("/", ("GET",), services.opened.home),
+        *services.job_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}
     for path, methods, view in table:

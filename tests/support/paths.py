@@ -7,4 +7,3 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 PROJECT = TESTS.parent
 DATA = TESTS / "data"
-SUPPORT = TESTS / "support"
