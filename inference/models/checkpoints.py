@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from inference.errors import CheckpointError, first_line
 from inference.models import quantization
+from inference.models.llama_network import LlamaConfig, LlamaNetwork
 from inference.options import Quantization
 from inference.weights.files import first_bytes, read_json
 
@@ -78,7 +77,7 @@ def load_llama(
     device: torch.device,
     dtype: torch.dtype,
     quantize: Quantization = "none",
-) -> LlamaForCausalLM:
+) -> LlamaNetwork:
     """The language model in `folder`, for inference. A GPU gets it tensor by tensor, so it need not fit into RAM.
 
     With `quantize` "int8", the linear layers of the decoder are `Int8Linear`s; embedding, norms and output layer are
@@ -98,9 +97,9 @@ def load_llama(
     if config.tie_word_embeddings:
         _tie(tensors, listing)
     load_strict(model, tensors, listing)
-    model.tie_weights()
-    # Not in the files, and empty on the meta device. Computed on the CPU, so it is the same on every device.
-    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary.fill(device)
     assert not any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers()))
     return model.eval().requires_grad_(False)
 
@@ -114,17 +113,17 @@ def _only_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def _empty_llama(path: Path) -> LlamaForCausalLM:
+def _empty_llama(path: Path) -> LlamaNetwork:
     """The network that a config.json describes, on the meta device."""
     content = read_json(path)
     if content.get("model_type") != "llama":
         raise CheckpointError(path, f"model_type is {content.get('model_type')!r}, allowed: 'llama'")
     try:
-        config = LlamaConfig.from_dict(content, attn_implementation="sdpa")
-        with torch.device("meta"):
-            return LlamaForCausalLM(config)
-    except Exception as error:  # transformers validates little: a bad number may cause any error
-        raise CheckpointError(path, f"is not a valid LLaMA configuration ({first_line(error)})") from error
+        config = LlamaConfig.from_json(content)
+    except ValueError as error:
+        raise CheckpointError(path, f"is not a valid LLaMA configuration ({error})") from error
+    with torch.device("meta"):
+        return LlamaNetwork(config)
 
 
 def _shards(folder: Path) -> tuple[dict[Path, set[str] | None], Path]:

@@ -1,7 +1,7 @@
 """Runs a LLaMA over rows of different lengths, on preallocated KV caches, without padding.
 
-Independent of what the tokens mean and how they are sampled. The network is `transformers.LlamaForCausalLM`, with an
-attention that writes to and reads from these caches.
+Independent of what the tokens mean and how they are sampled. `inference/models/llama_network.py` has the layers; the
+attention between their halves, which writes to and reads from these caches, is here.
 
 A row is one sequence. The next token of each row has its own position, so a row of 400 tokens and a row of one token
 can take a step together:
@@ -27,16 +27,15 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-ATTENTION = "live_rows"
+from inference.models.llama_network import DecoderLayer, LlamaConfig, LlamaNetwork
+
 BLOCK_TOKENS = 128  # the block size of the attention in static steps; capacities are multiples of it
 PREFILL_CHUNK = 2_048  # tokens per forward pass; bounds the memory for the attention of a long prompt
 MAX_COMPILED_SHAPES = 64  # the shapes for which static steps may be compiled
@@ -59,7 +58,7 @@ class RowCache:
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.capacity = _whole_blocks(capacity)
-        shape = (rows, config.num_key_value_heads, self.capacity, _head_dim(config))
+        shape = (rows, config.num_key_value_heads, self.capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         # Zeros, because a static step multiplies all entries after a row's last token by 0, and 0 times NaN is NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -120,19 +119,18 @@ class _Run:
 class Llama:
     """A loaded language model. Results are on the model's device, in its dtype."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        model.set_attn_implementation(ATTENTION)
+    def __init__(self, model: LlamaNetwork) -> None:
         self.model = model
-        self.config: LlamaConfig = model.config
-        self.device: torch.device = model.lm_head.weight.device
-        self.dtype: torch.dtype = model.lm_head.weight.dtype
+        self.config = model.config
+        self.device = model.device
+        self.dtype = model.lm_head.weight.dtype
         self._min_rows = MIN_EXACT_ROWS if self.device.type == "cpu" else 1
         self._layer: Callable[..., Tensor] = _layer
 
     @property
     def context(self) -> int:
         """The size of the context window, in tokens."""
-        return int(self.config.max_position_embeddings)
+        return self.config.max_position_embeddings
 
     def new_cache(self, rows: int, capacity: int) -> RowCache:
         """A KV cache for `rows` sequences of up to `capacity` tokens."""
@@ -141,7 +139,7 @@ class Llama:
 
     def cache_bytes(self, capacity: int) -> int:
         """The size of a cache row of `capacity` tokens."""
-        elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * _head_dim(self.config)
+        elements = 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
         return _whole_blocks(capacity) * elements * self.dtype.itemsize
 
     def compile(self, backend: str = "inductor") -> None:
@@ -174,10 +172,15 @@ class Llama:
         padded = self._padded(tokens)
         starts = [row.length for row in rows] + [0] * (len(padded) - n_rows)
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(n_new, device=self.device)
-        output = self.model.model(input_ids=padded, position_ids=positions, use_cache=False, row_runs=runs)
+        network = self.model.model
+        hidden = network.embed_tokens(padded)
+        angles = network.rotary(positions, self.dtype)
+        for index, layer in enumerate(network.layers):
+            query, key, value = layer.attention_inputs(hidden, angles)
+            hidden = layer.finish(hidden, _attend_in_runs(query, key, value, runs, index, layer.scaling))
         for row in rows:
             row.length += n_new
-        return output.last_hidden_state[:n_rows, -1]
+        return network.norm(hidden)[:n_rows, -1]
 
     def static_forward(self, static_rows: Sequence[StaticRows], tokens: Tensor) -> Tensor:
         """Feed tokens (R, Q) to the rows of `static_rows`, cache after cache. Returns the last hidden states (R, H)."""
@@ -185,9 +188,9 @@ class Llama:
         starts = torch.cat([part.lengths for part in static_rows])
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
         hidden = network.embed_tokens(tokens)
-        cos_sin = network.rotary_emb(hidden, positions)
+        angles = network.rotary(positions, self.dtype)
         for index, layer in enumerate(network.layers):
-            hidden = self._layer(layer, hidden, cos_sin, [part.of_layer(index) for part in static_rows])
+            hidden = self._layer(layer, hidden, angles, [part.of_layer(index) for part in static_rows])
         return network.norm(hidden)[:, -1]
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
@@ -249,29 +252,10 @@ def _share(row: Row, following: Row) -> bool:
     return following.cache is row.cache and following.index == row.index + 1 and following.length == row.length
 
 
-def _layer(
-    layer: LlamaDecoderLayer, hidden: Tensor, cos_sin: tuple[Tensor, Tensor], static_rows: list[_LayerRows]
-) -> Tensor:
+def _layer(layer: DecoderLayer, hidden: Tensor, angles: tuple[Tensor, Tensor], static_rows: list[_LayerRows]) -> Tensor:
     """One layer of a static step. It must not use the layer's number, or each layer is compiled separately."""
-    return layer(hidden, position_embeddings=cos_sin, static_rows=static_rows)
-
-
-def _attend(
-    module: LlamaAttention,
-    query: Tensor,  # (R, heads, Q, D)
-    key: Tensor,  # (R, kv_heads, Q, D)
-    value: Tensor,  # (R, kv_heads, Q, D)
-    attention_mask: None,
-    scaling: float,
-    row_runs: list[_Run] | None = None,
-    static_rows: list[_LayerRows] | None = None,
-    **_: Any,  # transformers passes dropout, position ids, …
-) -> tuple[Tensor, None]:
-    """Write the new keys and values to the cache, then attend. Returns (R, Q, heads, D)."""
-    if static_rows is not None:
-        return _attend_static(query, key, value, static_rows, scaling), None
-    assert row_runs is not None, "rows are fed by forward or static_forward"
-    return _attend_in_runs(query, key, value, row_runs, module.layer_idx, scaling), None
+    query, key, value = layer.attention_inputs(hidden, angles)
+    return layer.finish(hidden, _attend_static(query, key, value, static_rows, layer.scaling))
 
 
 def _attend_in_runs(query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], layer: int, scaling: float) -> Tensor:
@@ -354,10 +338,3 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 
 def _whole_blocks(capacity: int) -> int:
     return -(-capacity // BLOCK_TOKENS) * BLOCK_TOKENS
-
-
-def _head_dim(config: LlamaConfig) -> int:
-    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
-
-
-AttentionInterface.register(ATTENTION, _attend)

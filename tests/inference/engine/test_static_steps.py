@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference.engine.cuda_graphs import GraphRecorder, GraphRecordings, batch_sizes_up_to
 from inference.engine.sampling import Sampling
@@ -23,9 +22,8 @@ from inference.errors import EngineError
 from inference.models import llama as room
 from inference.models.llama import Llama, Row, StaticRows
 from inference.text.prompt import Prompt
-from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, XCODEC_ID
-from tests.support.language_models import PARITY_CONFIG, parity_llama, parity_network, seeded
+from tests.support.language_models import own_network, parity_llama, seeded
 from tests.support.stages import compose, upsample
 
 # Without a compiler torch says that its flexible attention is slow, which is no fault here.
@@ -39,9 +37,7 @@ SHORT = 1_024  # positions; what is read of a cache is its whole length without 
 
 def short_llama(stage: str) -> Llama:
     """The parity network with a shorter memory."""
-    network = parity_network(stage)
-    network.config.max_position_embeddings = SHORT
-    return Llama(network)
+    return Llama(own_network(stage, max_position_embeddings=SHORT))
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +197,10 @@ def test_a_step_that_computes_other_numbers_is_not_used(
 
 def deep_llama() -> Llama:
     """Stage 2 with more layers, in bfloat16, where rounding adds up, and a head whose scores are as good as equal."""
-    config = LlamaConfig(**PARITY_CONFIG | {"num_hidden_layers": 6, "max_position_embeddings": 4_096})
-    network = LlamaForCausalLM(config)
-    tensors = {key: fabricate(f"deep.{key}", value.shape) for key, value in network.state_dict().items()}
-    tensors["lm_head.weight"] = tensors["lm_head.weight"][:1] + 0.01 * tensors["lm_head.weight"]
-    network.load_state_dict(tensors)
-    return Llama(network.to(torch.bfloat16).eval().requires_grad_(False))
+    network = own_network("deep", num_hidden_layers=6, max_position_embeddings=4_096)
+    head = network.lm_head.weight
+    head.copy_(head[:1] + 0.01 * head)
+    return Llama(network.to(torch.bfloat16))
 
 
 def play_first_frame(llama: Llama, recorder: GraphRecorder | None) -> tuple[Stage2Batch, Piece]:
