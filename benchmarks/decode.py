@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from datetime import date
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from inference.engine.stage1 import Composition, Stage1Settings
 from inference.models.llama import Llama
+from inference.models.llama_network import LlamaConfig, LlamaNetwork
 from inference.text.prompt import Prompt
 from inference.tiny.checkpoints import fabricate
 from inference.vocabulary import CODEBOOK_SIZE, PIECE_FRAMES, SOA_ID, XCODEC_ID
@@ -35,8 +35,8 @@ SMALL = LlamaConfig(
     num_hidden_layers=6,
     num_attention_heads=8,
     num_key_value_heads=2,
+    head_dim=32,
     max_position_embeddings=16_384,
-    tie_word_embeddings=False,
 )
 
 
@@ -71,20 +71,20 @@ def main() -> None:
     print("\n".join(result.row for result in results))
 
 
-def small_network() -> LlamaForCausalLM:
+def small_network() -> LlamaNetwork:
     """A language model of 6 layers with fabricated weights."""
-    network = LlamaForCausalLM(SMALL)
+    network = LlamaNetwork(SMALL)
     network.load_state_dict(
         {key: fabricate(f"small.{key}", value.shape) for key, value in network.state_dict().items()}
     )
     return network.eval().requires_grad_(False)
 
 
-def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
+def measure_stage1(network: LlamaNetwork, n_tokens: int) -> Result:
     """One section of exactly `n_tokens` tokens, sampled."""
     lead = torch.randint(32_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = [*lead, SOA_ID, XCODEC_ID]
-    published_s = timed(lambda: published.generate_section(network, ids, n_tokens))
+    published_s = timed(lambda: published.generate_section(published.twin(network), ids, n_tokens))
     llama = Llama(network)
     settings = Stage1Settings(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
 
@@ -94,10 +94,10 @@ def measure_stage1(network: LlamaForCausalLM, n_tokens: int) -> Result:
     return Result("1", f"{n_tokens} tokens, guidance 1.5", published_s, timed(ours))
 
 
-def measure_stage2(network: LlamaForCausalLM, n_frames: int) -> Result:
+def measure_stage2(network: LlamaNetwork, n_frames: int) -> Result:
     """Four rows of `n_frames` frames, greedily."""
     rows = torch.randint(CODEBOOK_SIZE, (ROWS, n_frames), generator=torch.Generator().manual_seed(1))
-    published_s = timed(lambda: published.fill_in_rows(network, rows))
+    published_s = timed(lambda: published.fill_in_rows(published.twin(network), rows))
     llama = Llama(network)
     ours = timed(lambda: upsample(llama, list(rows), ignore))
     return Result("2", f"{ROWS} rows × {n_frames} frames", published_s, ours)

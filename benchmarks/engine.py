@@ -24,7 +24,6 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import published
 from benchmarks.sizes import SCALED_TO_SECONDS, SIZES, Size
@@ -35,6 +34,7 @@ from inference.errors import YueError
 from inference.models import vocoder
 from inference.models.codec import Codec
 from inference.models.llama import BLOCK_TOKENS, Llama
+from inference.models.llama_network import LlamaConfig, LlamaNetwork
 from inference.song import Progress, Song, SongRequest
 from inference.text.tokenizer import Tokenizer
 from inference.tiny import checkpoints, tokenizer
@@ -258,8 +258,12 @@ def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
     n_frames = size.seconds * FRAME_RATE_HZ
     n_rows = len(TRACKS) * math.ceil(n_frames / PIECE_FRAMES)
     rows = torch.randint(CODEBOOK_SIZE, (n_rows, PIECE_FRAMES), generator=torch.Generator().manual_seed(1))
-    stage1_s = _timed(lambda: published.generate_section(pipeline.stage1.model, prompt, size.published_tokens))
-    stage2_s = _timed(lambda: published.fill_in_rows(pipeline.stage2.model, rows, size.published_frames))
+    stage1_s = _timed(
+        lambda: published.generate_section(published.twin(pipeline.stage1.model), prompt, size.published_tokens)
+    )
+    stage2_s = _timed(
+        lambda: published.fill_in_rows(published.twin(pipeline.stage2.model), rows, size.published_frames)
+    )
     tokens = n_frames * len(TRACKS)
     # A row that is read again for each frame grows by eight tokens a frame: the middle frame's length is the mean.
     shortest, mean = _read_tokens(0, size.published_frames), _read_tokens(0, PIECE_FRAMES)
@@ -310,9 +314,9 @@ def _read_tokens(first_frame: int, last_frame: int) -> float:
     return PIECE_FRAMES + N_CODEBOOKS * (first_frame + last_frame) / 2
 
 
-def _network(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+def _network(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> LlamaNetwork:
     with torch.device("meta"):
-        empty = LlamaForCausalLM(config)
+        empty = LlamaNetwork(config)
     model = empty.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
@@ -321,7 +325,7 @@ def _network(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> L
         else:
             parameter.data.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
     model.lm_head.weight.data[EOA_ID] = 0.0  # so that a section never ends before its budget
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    model.model.rotary.fill(device)
     return model.eval().requires_grad_(False)
 
 

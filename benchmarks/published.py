@@ -7,11 +7,13 @@ each frame in stage 2, which reads the whole row again. It uses none of our code
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from inference.models.llama_network import LlamaNetwork
 from inference.vocabulary import EOA_ID, FIRST_CODE_ID, N_CODEBOOKS, SOA_ID, STAGE_1_ID, STAGE_2_ID, code_ids
 
 
@@ -25,6 +27,18 @@ class OnlyIds(LogitsProcessor):
         """Scores (R, V) with every other id at minus infinity."""
         scores[:, self._blocked] = -torch.inf
         return scores
+
+
+def twin(network: LlamaNetwork) -> LlamaForCausalLM:
+    """The network of transformers with the same weights, which both share."""
+    config = asdict(network.config)
+    rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope))
+    model.load_state_dict(network.state_dict(), assign=True)
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(model.config).to(network.device)  # on the meta device it was empty
+    return model.eval().requires_grad_(False)
 
 
 def generate_section(network: LlamaForCausalLM, prompt_ids: Sequence[int], n_tokens: int) -> None:

@@ -15,14 +15,15 @@ from datetime import date
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.decode import small_network
 from benchmarks.sizes import SIZES
 from inference.engine.sampling import candidate_logits
 from inference.models import quantization
+from inference.models.llama_network import LlamaConfig, LlamaNetwork
 from inference.models.quantization import Int8Linear
 from inference.vocabulary import CODEBOOK_SIZE, FIRST_CODE_ID, SOA_ID, XCODEC_ID
+from tests.support.language_models import plain_logits
 
 TEXT_TOKENS = 100  # read before the first step that is measured
 TEXT_IDS = 32_000
@@ -68,7 +69,7 @@ def forced_ids(steps: int) -> Tensor:
     return torch.cat([text, torch.tensor([SOA_ID, XCODEC_ID]), codes])[None]
 
 
-def converted(network: LlamaForCausalLM, dtype: torch.dtype, quantized: bool) -> LlamaForCausalLM:
+def converted(network: LlamaNetwork, dtype: torch.dtype, quantized: bool) -> LlamaNetwork:
     """A copy of `network` in `dtype`, its decoder in int8 where that is wanted; rounded as a loaded one would be."""
     model = copy.deepcopy(network)
     if quantized:
@@ -82,11 +83,10 @@ def converted(network: LlamaForCausalLM, dtype: torch.dtype, quantized: bool) ->
     return model
 
 
-def candidate_scores(network: LlamaForCausalLM, ids: Tensor, steps: int) -> Tensor:
+def candidate_scores(network: LlamaNetwork, ids: Tensor, steps: int) -> Tensor:
     """The logits (steps, 1025) of what stage 1 can choose after each of the last `steps` of `ids` (1, T)."""
     with torch.inference_mode():
-        hidden = network.model(input_ids=ids, use_cache=False).last_hidden_state[0, -steps:]
-        return candidate_logits(network.lm_head(hidden))
+        return candidate_logits(plain_logits(network, ids)[0, -steps:])
 
 
 def compare(scores: Tensor, exact: Tensor) -> Error:
@@ -110,7 +110,7 @@ def _sizes(dtype: torch.dtype, quantized: bool) -> str:
 def held_bytes(config: LlamaConfig, dtype: torch.dtype, quantized: bool) -> int:
     """The bytes of all weights of a network, without making them."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaNetwork(config).to(dtype)
     if quantized:
         quantization.replace_linears(model.model)
     return sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import LlamaConfig
-
+from inference.codec_layout import CodecWidths
+from inference.models.llama_network import LlamaConfig
 from inference.tiny import checkpoints
-from inference.tiny.layers import CodecWidths, VocosWidths
+from inference.tiny.layers import VocosWidths
 from tests.support.full_size import REAL_CODEC, REAL_VOCOS
 
 SCALED_TO_SECONDS = 30.0  # of audio, the unit in which YuE's speed is reported
@@ -38,9 +38,9 @@ def _config(width: int, feed_forward: int, layers: int, heads: int, kv_heads: in
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
+        head_dim=width // heads,
         max_position_embeddings=context,
         rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
     )
 
 

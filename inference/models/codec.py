@@ -1,29 +1,30 @@
 """X-Codec: decodes codes to 16 kHz waveforms and to the vocoder's embeddings, and encodes waveforms to codes.
 
-Independent of token ids, tracks and audio files.
+Independent of token ids, tracks and audio files. A checkpoint is verified whole when it is loaded.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from torch.nn.utils.parametrize import remove_parametrizations
-from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
+from inference.codec_layout import HUBERT_KERNELS, HUBERT_STRIDES, RATIOS, CodecWidths, codec_shapes
 from inference.errors import CheckpointError, InvalidField
+from inference.models import codec_decoder
 from inference.models.checkpoints import load_strict, read_pickle, shape_of
-from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, FRAME_RATE_HZ, N_CODEBOOKS
+from inference.models.codec_decoder import CodecDecoder
+from inference.models.codec_encoder import CodecEncoder
+from inference.vocabulary import CODEBOOK_SIZE, CODEC_HOP, CODEC_RATE_HZ, N_CODEBOOKS
 from inference.weights.files import read_json
 
 CHECKPOINT = Path("final_ckpt/ckpt_00360000.pth")
 CHECKPOINT_KEY = "codec_model"
 SEMANTIC_CONFIG = Path("semantic_ckpts/hf_1_325000/config.json")
+EMBED = "quantizer.vq.layers.{}._codebook.embed"
 
 MAX_FAULTS_IN_ERROR = 3
 
@@ -31,48 +32,53 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Codec:
-    """YuE's codec in float32, as a `transformers.XcodecModel`."""
+    """YuE's codec in float32."""
 
-    def __init__(self, model: XcodecModel) -> None:
-        self._model = model.to(torch.float32).eval().requires_grad_(False)
+    def __init__(self, codebooks: torch.Tensor, decoder: CodecDecoder, encoder: CodecEncoder) -> None:
+        self._codebooks, self._decoder, self._encoder = codebooks, decoder, encoder
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Codec:
-        """Load the codec from `folder`, laid out like its repository. Raises CheckpointError."""
+        """Load the codec from `folder`, laid out like its repository. Raises CheckpointError.
+
+        On a CPU the encoder is built when reference audio is first encoded.
+        """
         path = folder / CHECKPOINT
         tensors = _plain_weights(read_pickle(path, CHECKPOINT_KEY), path)
-        model = _empty_model(_config(tensors, path, _semantic_config(folder / SEMANTIC_CONFIG)), path)
-        load_strict(model, _renamed(tensors, model, path), path)
-        return cls(model.to(device))
+        semantic = _semantic_config(folder / SEMANTIC_CONFIG)
+        widths = _widths(tensors, semantic, path)
+        _require_layout(tensors, widths, path)
+        with torch.device("meta"):
+            decoder = CodecDecoder(widths)
+        load_strict(decoder, {name: tensors[name] for name in decoder.state_dict()}, path)
+        codebooks = torch.stack([tensors[EMBED.format(codebook)] for codebook in range(N_CODEBOOKS)])
+        encoder = CodecEncoder(tensors, widths, semantic, device)
+        if device.type != "cpu":
+            encoder.prepare()
+        return cls(codebooks.to(device), decoder.to(device).eval().requires_grad_(False), encoder)
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (8, T) -> waveform (320 * T,) at 16 kHz, float32, on the codec's device."""
-        codes = self._checked(codes)
-        return self._model.decode(codes[None]).audio_values[0, 0, : codes.shape[1] * CODEC_HOP]
+        return self._decoder(self._embedded(codes))
 
     @torch.inference_mode()
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (8, T) -> embeddings (D, T), the sums of their codebook vectors: the vocoder's input."""
-        return self._model.quantizer.decode(self._checked(codes)[:, None])[0]
+        return self._embedded(codes).T
 
-    @torch.inference_mode()
     def encode(self, waveform: torch.Tensor) -> torch.Tensor:
         """Mono waveform (samples,) at 16 kHz -> the codes of codebook 0 (T,), at least samples // 320 of them."""
         assert waveform.ndim == 1, f"a mono waveform has one dimension, not {waveform.ndim}"
         if len(waveform) < CODEC_HOP:
             allowed = f"at least {CODEC_HOP} samples at {CODEC_RATE_HZ} Hz, one frame"
             raise InvalidField("reference.audio", f"{len(waveform)} samples", allowed)
-        samples = waveform.to(self._model.device, torch.float32)
-        lowest_bandwidth = self._model.config.target_bandwidths[0]
-        return self._model.encode(samples[None, None], bandwidth=lowest_bandwidth).audio_codes[0, 0]
+        return self._encoder.encode(waveform)
 
-    def _checked(self, codes: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, codes: torch.Tensor) -> torch.Tensor:
         assert codes.ndim == 2 and codes.shape[0] == N_CODEBOOKS and codes.shape[1] > 0, tuple(codes.shape)
-        return codes.to(self._model.device, torch.long)
+        return codec_decoder.embed(self._codebooks, codes.to(self._codebooks.device, torch.long))
 
-
-# --- the checkpoint's tensors ---
 
 # The two namings of a weight-normed tensor g * v / |v|. Both are converted to one plain weight.
 GAINS = {".weight_g": ".weight_v", ".parametrizations.weight.original0": ".parametrizations.weight.original1"}
@@ -108,135 +114,103 @@ def _with_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     return direction * (gain / torch.linalg.vector_norm(direction, dim=normed_axes, keepdim=True))
 
 
-def _renamed(tensors: Tensors, model: XcodecModel, path: Path) -> Tensors:
-    """The tensors under the model's names. Raises CheckpointError, which uses the file's names."""
-    n_blocks = len(model.acoustic_encoder.block)
-    modules = _acoustic_modules(n_blocks)
-    wanted = {_original_name(name, modules): (name, value) for name, value in model.state_dict().items()}
-    faults = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-    faults += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
+def _require_layout(tensors: Tensors, widths: CodecWidths, path: Path) -> None:
+    """Raise CheckpointError unless the tensors are those of a whole X-Codec of these widths."""
+    expected = {_plain_name(name): shape for name, shape in codec_shapes(widths).items() if not _is_gain(name)}
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
+    faults += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
     faults += [
-        f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-        for name, (_, value) in wanted.items()
-        if name in tensors and tensors[name].shape != value.shape
+        f"{name} has the shape {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
     ]
     if faults:
         named = "; ".join(faults[:MAX_FAULTS_IN_ERROR])
         more = f"; and {len(faults) - MAX_FAULTS_IN_ERROR} more" if len(faults) > MAX_FAULTS_IN_ERROR else ""
         raise CheckpointError(path, named + more)
-    return {new: tensors[original] for original, (new, _) in wanted.items()}
 
 
-def _original_name(name: str, acoustic_modules: Mapping[str, str]) -> str:
-    """The checkpoint's name of a tensor that the model calls `name`."""
-    module, _, tensor = name.rpartition(".")
-    module = acoustic_modules.get(module, module)
-    for pattern, original in RENAMED_MODULES:
-        module = re.sub(pattern, original, module)
-    return f"{module}.{tensor}"
+def _is_gain(name: str) -> bool:
+    return name.endswith(tuple(GAINS))
 
 
-RENAMED_MODULES = (
-    (r"^fc$", "fc_prior"),
-    (r"^fc([12])$", r"fc_post\1"),
-    (r"^quantizer\.quantizers\.(\d+)\.codebook$", r"quantizer.vq.layers.\1._codebook"),
-    # The semantic branches wrap each convolution in another module, except for the second one of a residual unit.
-    (r"^((?:en|de)coder_semantic\.(?!.*res_units\.\d+\.conv2$).*conv\d?)$", r"\1.conv"),
-)
+def _plain_name(name: str) -> str:
+    """The name that the weight of a weight-normed direction gets."""
+    for direction in GAINS.values():
+        if name.endswith(direction):
+            return f"{name.removesuffix(direction)}.weight"
+    return name
 
 
-def _acoustic_modules(n_blocks: int) -> dict[str, str]:
-    """The model's names of the acoustic encoder's and decoder's modules -> the checkpoint's."""
-    units = ("res_unit1", "res_unit2", "res_unit3")
-    branches = (
-        ("acoustic_encoder", "encoder.block", (*units, "snake1", "conv1")),
-        ("acoustic_decoder", "decoder_2.model", ("snake1", "conv_t1", *units)),
-    )
-    names: dict[str, str] = {}
-    for new, original, parts in branches:
-        names |= {f"{new}.conv1": f"{original}.0"}
-        names |= {f"{new}.snake1": f"{original}.{n_blocks + 1}", f"{new}.conv2": f"{original}.{n_blocks + 2}"}
-        for block in range(n_blocks):
-            for i, part in enumerate(parts):
-                module = f"{new}.block.{block}.{part}", f"{original}.{block + 1}.block.{i}"
-                names |= _residual_unit(*module) if part in units else dict([module])
-    return names
-
-
-def _residual_unit(new: str, original: str) -> dict[str, str]:
-    return {f"{new}.{part}": f"{original}.block.{i}" for i, part in enumerate(("snake1", "conv1", "snake2", "conv2"))}
-
-
-# --- the network ---
-
-
-def _empty_model(config: XcodecConfig, path: Path) -> XcodecModel:
-    """The network on the meta device, with plain weights only."""
-    try:
-        with torch.device("meta"):
-            model = XcodecModel(config)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            path, f"its shapes and the semantic config do not form a valid network ({error})"
-        ) from error
-    remove_parametrizations(model.semantic_model.encoder.pos_conv_embed.conv, "weight")
-    return model
-
-
-def _config(tensors: Tensors, path: Path, semantic: HubertConfig) -> XcodecConfig:
-    """The config that matches the shapes of the tensors. Raises CheckpointError if YuE cannot use them."""
-    strides = _strides(tensors, "encoder.block.{}.block.4.weight", path)
-    up_strides = _strides(tensors, "decoder_2.model.{}.block.1.weight", path)
-    n_codebooks = _count(tensors, "quantizer.vq.layers.{}._codebook.embed")
+def _widths(tensors: Tensors, semantic: Mapping[str, Any], path: Path) -> CodecWidths:
+    """The widths that the tensors have. Raises CheckpointError if YuE cannot use them."""
+    _check_strides(tensors, "encoder.block.{}.block.4.weight", path)
+    _check_strides(tensors, "decoder_2.model.{}.block.1.weight", path)
+    n_codebooks = _count(tensors, EMBED)
     if n_codebooks < N_CODEBOOKS:
-        name = f"quantizer.vq.layers.{n_codebooks}._codebook.embed"
+        name = EMBED.format(n_codebooks)
         raise CheckpointError(path, f"{name} is missing: it has {n_codebooks} codebooks, YuE needs {N_CODEBOOKS}")
-    codebook_size, codebook_dim = shape_of(tensors, "quantizer.vq.layers.0._codebook.embed", path, 2)
+    codebook_size, _ = shape_of(tensors, EMBED.format(0), path, 2)
     if codebook_size != CODEBOOK_SIZE:
         raise CheckpointError(path, f"its codebooks have {codebook_size} codes, allowed: {CODEBOOK_SIZE}")
-    acoustic = DacConfig(
-        encoder_hidden_size=shape_of(tensors, "encoder.block.0.weight", path, 3)[0],
-        hidden_size=shape_of(tensors, f"encoder.block.{len(strides) + 2}.weight", path, 3)[0],
-        downsampling_ratios=strides,
-        decoder_hidden_size=shape_of(tensors, "decoder_2.model.0.weight", path, 3)[0],
-        upsampling_ratios=up_strides,
-    )
-    codebook_kbps = math.log2(CODEBOOK_SIZE) * FRAME_RATE_HZ / 1_000
-    return XcodecConfig(
-        target_bandwidths=[codebook_kbps, codebook_kbps * n_codebooks],
-        sample_rate=CODEC_RATE_HZ,
-        codebook_size=codebook_size,
-        codebook_dim=codebook_dim,
-        acoustic_model_config=acoustic,
-        semantic_model_config=semantic,
+    return CodecWidths(
+        encoder=shape_of(tensors, "encoder.block.0.weight", path, 3)[0],
+        decoder=shape_of(tensors, "decoder_2.model.0.weight", path, 3)[0],
+        acoustic=shape_of(tensors, f"encoder.block.{len(RATIOS) + 2}.weight", path, 3)[0],
+        semantic=semantic["hidden_size"],
+        hubert_layers=semantic["num_hidden_layers"],
+        hubert_heads=semantic["num_attention_heads"],
+        hubert_feed_forward=semantic["intermediate_size"],
+        hubert_convolutions=semantic["conv_dim"][0],
+        n_codebooks=n_codebooks,
     )
 
 
-def _semantic_config(path: Path) -> HubertConfig:
-    """The architecture in the semantic branch's config.json. The rest of that file concerns training."""
-    content = read_json(path)
-    try:
-        config = HubertConfig(**_architecture(content))
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(path, f"is not a HuBERT config ({' '.join(str(error).split())})") from error
-    hop = math.prod(config.conv_stride)
+HUBERT_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3_072}
+HUBERT_LAYERS = {
+    "conv_dim": [512] * len(HUBERT_KERNELS),
+    "conv_kernel": list(HUBERT_KERNELS),
+    "conv_stride": list(HUBERT_STRIDES),
+}
+
+
+def _semantic_config(path: Path) -> dict[str, Any]:
+    """The content of the semantic branch's config.json, with HuBERT's own defaults. Raises CheckpointError."""
+    content: dict[str, Any] = {**HUBERT_SIZES, **HUBERT_LAYERS, **read_json(path)}
+    for name in HUBERT_SIZES:
+        if not _is_size(content[name]):
+            raise _no_hubert(path, name, content[name], "a whole number from 1 on")
+    for name, default in HUBERT_LAYERS.items():
+        numbers = content[name]
+        if not isinstance(numbers, list) or len(numbers) != len(default) or not all(map(_is_size, numbers)):
+            raise _no_hubert(path, name, numbers, f"{len(default)} whole numbers from 1 on")
+    if len(set(content["conv_dim"])) > 1:
+        raise _no_hubert(path, "conv_dim", content["conv_dim"], "equal numbers")
+    hop = math.prod(content["conv_stride"])
     if hop != CODEC_HOP:
         raise CheckpointError(path, f"conv_stride gives {hop} samples per frame, allowed: {CODEC_HOP}")
-    return config
+    if content["conv_kernel"] != HUBERT_LAYERS["conv_kernel"]:
+        raise _no_hubert(path, "conv_kernel", content["conv_kernel"], str(HUBERT_LAYERS["conv_kernel"]))
+    if content["hidden_size"] % content["num_attention_heads"]:
+        raise CheckpointError(path, "hidden_size and num_attention_heads do not form a valid network")
+    return content
 
 
-def _architecture(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: content[name] for name in HubertConfig.__annotations__.keys() & content.keys() - {"model_type"}}
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _strides(tensors: Tensors, pattern: str, path: Path) -> list[int]:
-    """The strides of the numbered convolutions, whose kernels are two strides wide."""
+def _no_hubert(path: Path, name: str, value: object, allowed: str) -> CheckpointError:
+    return CheckpointError(path, f"is not a HuBERT config ({name}: got {value!r}; allowed: {allowed})")
+
+
+def _check_strides(tensors: Tensors, pattern: str, path: Path) -> None:
+    """Raise CheckpointError unless the numbered convolutions, with kernels of two strides, have YuE's strides."""
     names = [pattern.format(block) for block in range(1, 1 + _count(tensors, pattern, start=1))]
     strides = [tensors[name].shape[-1] // 2 for name in names]
-    if math.prod(strides) != CODEC_HOP:
+    if strides != list(RATIOS):
         series = pattern.format(f"1…{len(names)}")
-        raise CheckpointError(path, f"{series} have the strides {strides}; their product must be {CODEC_HOP}")
-    return strides
+        raise CheckpointError(path, f"{series} have the strides {strides}, allowed: {list(RATIOS)}, {CODEC_HOP} in all")
 
 
 def _count(tensors: Tensors, pattern: str, start: int = 0) -> int:

@@ -175,7 +175,7 @@ class Llama:
         network = self.model.model
         hidden = network.embed_tokens(padded)
         angles = network.rotary(positions, self.dtype)
-        for index, layer in enumerate(network.layers):
+        for index, layer in enumerate(network.decoder_layers):
             query, key, value = layer.attention_inputs(hidden, angles)
             hidden = layer.finish(hidden, _attend_in_runs(query, key, value, runs, index, layer.scaling))
         for row in rows:
@@ -189,7 +189,7 @@ class Llama:
         positions = starts[:, None] + torch.arange(tokens.shape[1], device=self.device)
         hidden = network.embed_tokens(tokens)
         angles = network.rotary(positions, self.dtype)
-        for index, layer in enumerate(network.layers):
+        for index, layer in enumerate(network.decoder_layers):
             hidden = self._layer(layer, hidden, angles, [part.of_layer(index) for part in static_rows])
         return network.norm(hidden)[:, -1]
 

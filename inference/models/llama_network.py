@@ -11,9 +11,9 @@ Letters in shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta)
+
+    @property
+    def decoder_layers(self) -> Iterable[DecoderLayer]:
+        """The layers, by their type."""
+        return cast("Iterable[DecoderLayer]", self.layers)
 
 
 class DecoderLayer(nn.Module):

@@ -17,18 +17,15 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from inference.tiny.layers import (
+from inference.codec_layout import (
     HUBERT_KERNELS,
     HUBERT_STRIDES,
     POSITION_GROUPS,
     POSITION_KERNEL,
-    VOCOS_FFT,
     CodecWidths,
-    VocosWidths,
     codec_shapes,
-    llama_shapes,
-    vocos_shapes,
 )
+from inference.tiny.layers import VOCOS_FFT, VocosWidths, llama_shapes, vocos_shapes
 from inference.tiny.tokenizer import tokenizer_model
 from inference.vocabulary import EOA_ID
 

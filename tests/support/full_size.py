@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inference.tiny.layers import CodecWidths, VocosWidths
+from inference.codec_layout import CodecWidths
+from inference.tiny.layers import VocosWidths
 
 REAL_CODEC = CodecWidths(
     encoder=64,

@@ -13,6 +13,7 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from inference.catalog import CODEC_FILES, ModelFiles
+from inference.codec_layout import codec_shapes
 from inference.engine.stage1 import Composition, Stage1Settings
 from inference.models import vocoder
 from inference.models.checkpoints import load_llama, read_pickle
@@ -23,6 +24,7 @@ from inference.text.tokenizer import Tokenizer
 from inference.tiny import checkpoints, layers, model_files
 from inference.vocabulary import SOA_ID, XCODEC_ID
 from tests.support.full_size import REAL_CODEC, REAL_VOCOS
+from tests.support.language_models import plain_logits
 from tests.support.stages import compose
 
 # The first 16 digits of the SHA-256 of each tensor's bytes, one for each way of scaling.
@@ -70,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_names_and_shapes_of_a_full_size_codec_are_the_real_ones(parity_dir: Path) -> None:
     real = json.loads((parity_dir / "xcodec_keys.json").read_text())
-    assert layers.codec_shapes(REAL_CODEC) == {name: tuple(shape) for name, shape in real.items()}
+    assert codec_shapes(REAL_CODEC) == {name: tuple(shape) for name, shape in real.items()}
 
 
 def test_names_and_shapes_of_a_full_size_vocos_are_the_real_ones(parity_dir: Path) -> None:
@@ -110,7 +112,7 @@ def test_language_models_load(files: ModelFiles, stage: str, heads: int, kv_head
     assert model.config.vocab_size == checkpoints.MODEL_VOCABULARY_SIZE
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (heads, kv_heads)
     with torch.no_grad():
-        logits = model(torch.tensor([[1, 32_001, 32_016]])).logits
+        logits = plain_logits(model, torch.tensor([[1, 32_001, 32_016]]))
     assert logits.isfinite().all() and 0.1 < logits.std() < 10
 
 
