@@ -258,12 +258,9 @@ def published_seconds(pipeline: Pipeline, size: Size) -> tuple[float, float]:
     n_frames = size.seconds * FRAME_RATE_HZ
     n_rows = len(TRACKS) * math.ceil(n_frames / PIECE_FRAMES)
     rows = torch.randint(CODEBOOK_SIZE, (n_rows, PIECE_FRAMES), generator=torch.Generator().manual_seed(1))
-    stage1_s = _timed(
-        lambda: published.generate_section(published.twin(pipeline.stage1.model), prompt, size.published_tokens)
-    )
-    stage2_s = _timed(
-        lambda: published.fill_in_rows(published.twin(pipeline.stage2.model), rows, size.published_frames)
-    )
+    twins = [published.twin(llama.model) for llama in (pipeline.stage1, pipeline.stage2)]
+    stage1_s = _timed(lambda: published.generate_section(twins[0], prompt, size.published_tokens))
+    stage2_s = _timed(lambda: published.fill_in_rows(twins[1], rows, size.published_frames))
     tokens = n_frames * len(TRACKS)
     # A row that is read again for each frame grows by eight tokens a frame: the middle frame's length is the mean.
     shortest, mean = _read_tokens(0, size.published_frames), _read_tokens(0, PIECE_FRAMES)

@@ -76,7 +76,7 @@ def converted(network: LlamaNetwork, dtype: torch.dtype, quantized: bool) -> Lla
         for name in quantization.replace_linears(model.model):
             layer = model.model.get_submodule(name)
             assert isinstance(layer, Int8Linear)
-            layer.weight, layer.scale = quantization.quantize(network.model.get_submodule(name).weight, dtype)
+            layer.weight, layer.scale = quantization.quantize(network.model.get_parameter(f"{name}.weight"), dtype)
     # Not `model.to`, which would round the rotary frequencies, too; a loaded network keeps them in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

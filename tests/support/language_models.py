@@ -51,7 +51,7 @@ def plain_logits(network: LlamaNetwork, ids: torch.Tensor) -> torch.Tensor:
     decoder = network.model
     hidden = decoder.embed_tokens(ids)
     angles = decoder.rotary(torch.arange(ids.shape[1])[None], hidden.dtype)
-    for layer in decoder.layers:
+    for layer in decoder.decoder_layers:
         query, key, value = layer.attention_inputs(hidden, angles)
         attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         hidden = layer.finish(hidden, attended.transpose(1, 2))
