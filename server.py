@@ -24,7 +24,7 @@ from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
 from paths import PROJECT, cache_folder
-from serving.http import accept, access, openapi, request_models
+from serving.http import accept, access, openapi, request_models, studio_files
 from serving.http.job_routes import JobRoutes, Route, View
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
@@ -91,7 +91,7 @@ def create_app(
     pages = openapi.install(app, settings.max_instances)
     requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.wait_slots.free)
     opened = services.opened
-    access.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
+    access.install(app, settings, {services.health, opened.livez, opened.readyz, *studio_files.views(), *pages})
     app.register_error_handler(Exception, _problem_response)
     if looks_after:
         jobs.start()  # only now, so that jobs that end in its first round are counted
@@ -331,7 +331,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
         ("/download-models/cancel", ("POST",), services.cancel_download),
-        ("/", ("GET",), services.opened.home),
+        *studio_files.table(),
         *services.job_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}
