@@ -14,7 +14,7 @@ from paths import PROJECT
 from serving.http import response_models as answers
 from serving.http.json_body import JSON
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE, STUDIO
-from serving.http.request_models import KEY, Download
+from serving.http.request_models import KEY, Download, SignIn
 from serving.http.studio_files import TYPES
 from serving.jobs.layout import ID
 from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
@@ -228,6 +228,21 @@ OPERATIONS = {
         examples={"the configured model": {}, "do not wait": {"wait": False}, "another model": {"model": "en-cot"}},
     ),
     "cancel_download": Operation("Models", {200: _json(answers.CancelAnswer, "What was ended, if anything.")}),
+    "show_session": Operation("Session", {200: _json(answers.SessionView, "The rights.")}),
+    "sign_in": Operation(
+        "Session",
+        {
+            200: _json(
+                answers.SessionView,
+                "The session is open. Where the server has no key, none is needed, and there is no cookie.",
+                headers={"Set-Cookie": "the session, for 12 hours and as long as the server has its key"},
+            )
+        },
+        places=(BODY,),
+        body=SignIn,
+        examples={"a key": {"key": "0123456789abcdef"}},
+    ),
+    "sign_out": Operation("Session", {200: _json(answers.SessionView, "The cookie is removed.")}),
     "contract": Operation("Server", {200: _json(dict[str, Any], "An OpenAPI 3.1 document.")}),
     "docs": Operation("Server", {200: Answer("A page.", {"text/html": str})}),
 }
