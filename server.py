@@ -24,7 +24,8 @@ from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
 from paths import PROJECT, cache_folder
-from serving.http import accept, access, openapi, request_models
+from serving.http import accept, access, openapi, request_models, studio_files
+from serving.http.check import Checks
 from serving.http.job_routes import JobRoutes, Route, View
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
@@ -33,6 +34,7 @@ from serving.http.problems import RETRY_AFTER_SECONDS, Problem, problem_of
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
+from serving.http.session_routes import SessionRoutes
 from serving.http.song_instances import SongInstance, read_song_instance
 from serving.http.wait_slots import WaitSlots
 from serving.http.waiting import Waiting
@@ -91,7 +93,8 @@ def create_app(
     pages = openapi.install(app, settings.max_instances)
     requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.wait_slots.free)
     opened = services.opened
-    access.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
+    without_data = services.session_routes.views() | studio_files.views()
+    access.install(app, settings, {services.health, opened.livez, opened.readyz, *without_data, *pages})
     app.register_error_handler(Exception, _problem_response)
     if looks_after:
         jobs.start()  # only now, so that jobs that end in its first round are counted
@@ -121,7 +124,7 @@ def make_manager(settings: Settings) -> ModelManager:
     return ModelManager(catalog.find(settings.model), fetch, start, has_gpu=not gpu.is_missing(settings.device))
 
 
-Wanted = SongInstance | JobOperation | ModelsOperation | Problem  # of an instance that was read
+Wanted = SongInstance | JobOperation | ModelsOperation | dict[str, object] | Problem  # of an instance that was read
 
 
 class Services:
@@ -135,6 +138,8 @@ class Services:
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
+        self.checks = Checks(lambda: manager.model)
+        self.session_routes = SessionRoutes(settings)
         self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
 
     def drain(self) -> None:
@@ -213,6 +218,8 @@ class Services:
 
     def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
+            if request_models.is_check(instance):
+                return self.checks.answer(instance, parameters)
             if request_models.is_job_operation(instance):
                 return request_models.read(JobOperation, instance)
             if request_models.is_models_operation(instance):
@@ -264,7 +271,7 @@ class Services:
                     return self._cancel_download()
                 case ModelsOperation():
                     return self._download(wanted, began)[0]
-                case Problem():
+                case dict() | Problem():
                     return wanted
         except Exception as error:
             return problem_of(error)
@@ -331,7 +338,9 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
         ("/download-models/cancel", ("POST",), services.cancel_download),
-        ("/", ("GET",), services.opened.home),
+        *services.checks.table(),
+        *services.session_routes.table(),
+        *studio_files.table(),
         *services.job_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}
