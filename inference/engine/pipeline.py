@@ -200,7 +200,7 @@ class SongInProgress:
         """Mix and encode the decoded parts: one file for each requested track. Callable from any thread."""
         codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
         stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
-        tags = _tags(self._pipeline.model, self.request.seed)
+        tags = encoding.song_tags(self._pipeline.model, self.request.seed)
         files = {}
         for name in self.request.tracks:
             waveform = mixing.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
@@ -296,8 +296,3 @@ def _leading_frames(pieces: Sequence[Piece]) -> int:
             break
         frames += piece.n_frames
     return frames
-
-
-def _tags(model: str, seed: int) -> dict[str, str]:
-    origin = f"AI-generated with YuE, model {model}, seed {seed}"
-    return {"title": "YuE song", "comment": origin, "software": "yue-server"}
