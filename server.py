@@ -19,7 +19,7 @@ from flask.typing import ResponseReturnValue
 
 from inference import catalog, gpu
 from inference.catalog import Model
-from inference.process.engine_process import EngineSeries
+from inference.process.engine_series import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
