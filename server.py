@@ -34,6 +34,7 @@ from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
 from serving.http.song_instances import SongInstance, read_song_instance
+from serving.http.stream_routes import StreamRoutes
 from serving.http.wait_slots import WaitSlots
 from serving.http.waiting import Waiting
 from serving.jobs.job import Job
@@ -136,6 +137,7 @@ class Services:
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
         self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
+        self.stream_routes = StreamRoutes(jobs, self.wait_slots)
 
     def drain(self) -> None:
         """Start no song and load no models any more; running songs go on, the rest is handed over to other servers."""
@@ -333,6 +335,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models/cancel", ("POST",), services.cancel_download),
         ("/", ("GET",), services.opened.home),
         *services.job_routes.table(),
+        *services.stream_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}
     for path, methods, view in table:

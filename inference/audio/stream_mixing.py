@@ -40,6 +40,7 @@ class StreamMixer:
         instrumental_16k: np.ndarray,
         vocal_44k: np.ndarray,
         instrumental_44k: np.ndarray,
+        *,
         last: bool,
     ) -> np.ndarray:
         """Mix the next part of both tracks, each (samples,), to (samples,) at 44.1 kHz, float32.

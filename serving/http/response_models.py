@@ -24,6 +24,7 @@ Timestamp = Annotated[datetime, PlainSerializer(lambda moment: moment.isoformat(
 # Whole songs: the pattern is for the contract, as checking it would take as long as encoding.
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9+/]*=*$"})]
 JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
+STREAM_TEXT = "the path of the first track as a stream, which can be listened to while the song is generated"
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
 
@@ -86,6 +87,7 @@ class ProgressView(_Answer):
     frames: Natural = Field(description="of stage 2 so far, all rows together")
     fraction: float = Field(ge=0, le=1, description="of the whole song; never falls")
     seconds_left: Number | None = Field(description="null while nothing has been measured")
+    playable_seconds: Number = Field(description="of the song that can be streamed already")
 
 
 class Segment(_Answer):
@@ -170,6 +172,7 @@ class UnfinishedJob(_Job):
     expected_seconds: Number | None = _maybe(
         "of a queued song: until it is done, by the duration of the songs before it"
     )
+    stream_url: str = Field(description=STREAM_TEXT)
 
 
 class SucceededJob(_Job):
@@ -186,6 +189,7 @@ class SucceededJob(_Job):
     )
     segments: list[Segment] = Field(description="the sections that were generated")
     timings: dict[str, Number] = Field(description="the seconds of each stage")
+    stream_url: str = _maybe(STREAM_TEXT)
 
 
 class JobWithoutSong(_Job):
