@@ -105,7 +105,7 @@ def create_app(
 
 
 def close_app(app: Flask, seconds: float = 0.0) -> None:
-    """Wait so long for the app's running songs, then end them, its models and its threads."""
+    """Wait up to `seconds` for the app's running songs, then end them, its models and its threads."""
     app.extensions[SERVICES].close(seconds)
 
 
@@ -155,7 +155,7 @@ class Services:
         return self.jobs.busy
 
     def close(self, seconds: float = 0.0) -> None:
-        """Wait so long for the running songs, then end them, the models and the threads."""
+        """Wait up to `seconds` for the running songs, then end them, the models and the threads."""
         self.jobs.close(seconds)
 
     def health(self) -> ResponseReturnValue:

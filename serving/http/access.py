@@ -60,7 +60,7 @@ def install(app: Flask, settings: Settings, open_views: Collection[Callable[...,
     def check_key() -> None:
         in_session = has_token(keys, request.headers.get("Cookie", ""))
         in_session = in_session and not hosts.is_foreign_page(request.headers, request.method)
-        g.signed_in = in_session or _opens(keys, request)
+        g.signed_in = in_session or _has_valid_key(keys, request)
         on_vertex = settings.aip_mode and request.path == (settings.predict_route or "/predict")
         if not keys or on_vertex or is_open() or g.signed_in:
             return
@@ -72,7 +72,7 @@ def install(app: Flask, settings: Settings, open_views: Collection[Callable[...,
 
     for check in (check_host, check_page, check_key):
         app.before_request(check)
-    app.after_request(_take_by_its_name)
+    app.after_request(_forbid_sniffing)
 
 
 def is_signed_in() -> bool:
@@ -144,7 +144,7 @@ def _not_allowed(host: object, otherwise: str) -> Problem:
     return Problem(403, "host-not-allowed", detail, {"field": "Host", "value": shown(host)})
 
 
-def _opens(keys: Collection[SecretStr], asked: Request) -> bool:
+def _has_valid_key(keys: Collection[SecretStr], asked: Request) -> bool:
     """True if one of the keys was sent."""
     scheme, _, token = asked.headers.get("Authorization", "").partition(" ")
     sent = [asked.headers.get(KEY_HEADER, "")] + ([token.strip()] if scheme.lower() == SCHEME.lower() else [])
@@ -161,7 +161,7 @@ def _digest(text: str) -> bytes:
     return sha256(text.encode()).digest()
 
 
-def _take_by_its_name(response: Response) -> Response:
+def _forbid_sniffing(response: Response) -> Response:
     """Keep browsers from treating audio or JSON as a page."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -51,7 +51,7 @@ PREDICT_BODY = {
     ]
 }
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-RETRIED_STATUSES = (429, 503, 507)  # the statuses of what passes
+RETRIED_STATUSES = (429, 503, 507)  # of temporary failures
 # What the first prediction says of a job leads to these.
 _JOB_ID = {"job_id": "$response.body#/predictions/0/job_id"}
 _MIX = {**_JOB_ID, "track": "mix", "audio_format": "$response.body#/predictions/0/format"}
@@ -260,6 +260,6 @@ def _problem_response(status: str, kinds: list[ProblemKind], schemas: _Schemas) 
     text = "\n\n".join(f"`{kind.name}`: {kind.meaning}" for kind in kinds)
     made: Json = {"description": text, "content": {CONTENT_TYPE: {"schema": schema}}}
     if int(status) in RETRIED_STATUSES:
-        seconds = {"description": "in so many seconds another try may help", "schema": {"type": "string"}}
+        seconds = {"description": "seconds to wait before another try", "schema": {"type": "string"}}
         made["headers"] = {"Retry-After": seconds}
     return made

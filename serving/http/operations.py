@@ -233,7 +233,7 @@ OPERATIONS = {
         {
             200: _json(answers.Readiness, "Songs are accepted."),
             503: _json(
-                answers.Readiness, "Not at present.", headers={"Retry-After": "in so many seconds another try may help"}
+                answers.Readiness, "Not at present.", headers={"Retry-After": "seconds to wait before another try"}
             ),
         },
         READY_TEXT,

@@ -17,14 +17,12 @@ from inference.catalog import ALLOWED_NAMES
 from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
 from serving.http.check_models import SongCheck
 from serving.http.problem_kinds import KINDS
-from serving.http.response_types import Answer as _Answer
-from serving.http.response_types import Base64, JobId, Natural, Number, Place, Timestamp
-from serving.http.response_types import maybe as _maybe
+from serving.http.response_types import Answer, Base64, JobId, Natural, Number, Place, Timestamp, maybe
 
 STREAM_TEXT = "the path of the first track as a stream, which can be listened to while the song is generated"
 
 
-class ProblemView(_Answer):
+class ProblemView(Answer):
     """An error, as RFC 9457 has it. docs/errors.md lists the types."""
 
     model_config = ConfigDict(extra="allow")
@@ -38,17 +36,17 @@ class ProblemView(_Answer):
         ge=400, le=599, description="the HTTP status; in a prediction, the one that it would have had alone"
     )
     detail: str = Field(description="one sentence for the person who has to act")
-    instance: str = _maybe("the path, and in /predict the place of the instance in the request")
-    field: str = _maybe("which field is wrong, a dotted path")
-    value: Any = _maybe("its value, shortened")
-    allowed: Any = _maybe("the allowed values")
-    line: int = _maybe("of the lyrics", ge=1)
-    errors: list[dict[str, Any]] = _maybe("the single problems")
-    job_id: str = _maybe("the job that it is about")
-    error_id: str = _maybe("the id of the error in the server's log")
+    instance: str = maybe("the path, and in /predict the place of the instance in the request")
+    field: str = maybe("which field is wrong, a dotted path")
+    value: Any = maybe("its value, shortened")
+    allowed: Any = maybe("the allowed values")
+    line: int = maybe("of the lyrics", ge=1)
+    errors: list[dict[str, Any]] = maybe("the single problems")
+    job_id: str = maybe("the job that it is about")
+    error_id: str = maybe("the id of the error in the server's log")
 
 
-class ProgressView(_Answer):
+class ProgressView(Answer):
     """The progress of a song."""
 
     stage: str = Field(description="the earliest stage that is not done", json_schema_extra={"enum": list(STAGES)})
@@ -62,7 +60,7 @@ class ProgressView(_Answer):
     playable_seconds: Number = Field(description="of the song that can be streamed already")
 
 
-class Segment(_Answer):
+class Segment(Answer):
     """The place of a section in the song."""
 
     tag: str = Field(description="as the lyrics name it, or YuE's name for one in another language")
@@ -70,7 +68,7 @@ class Segment(_Answer):
     end_seconds: Number
 
 
-class Track(_Answer):
+class Track(Answer):
     """One file of a song."""
 
     mime_type: str = Field(json_schema_extra={"enum": list(MIME_TYPES.values())})
@@ -81,27 +79,27 @@ class Track(_Answer):
 class PredictedTrack(Track):
     """One file of a song, in a prediction."""
 
-    audio: Base64 = _maybe("the file, base64; the first track's is the prediction's own")
+    audio: Base64 = maybe("the file, base64; the first track's is the prediction's own")
 
 
-class ToldFileView(_Answer):
+class ToldFileView(Answer):
     """A file of reference audio, without its audio."""
 
-    name: str | None = _maybe("of a file that was given by its address")
-    bytes: Natural | None = _maybe("of the audio as it is kept until the song is done")
+    name: str | None = maybe("of a file that was given by its address")
+    bytes: Natural | None = maybe("of the audio as it is kept until the song is done")
 
 
-class ToldReferenceView(_Answer):
+class ToldReferenceView(Answer):
     """Reference audio, without its audio."""
 
-    audio: ToldFileView = _maybe("the file of that field")
-    vocal: ToldFileView = _maybe("the file of that field")
-    instrumental: ToldFileView = _maybe("the file of that field")
+    audio: ToldFileView = maybe("the file of that field")
+    vocal: ToldFileView = maybe("the file of that field")
+    instrumental: ToldFileView = maybe("the file of that field")
     start_seconds: Number
     end_seconds: Number | None
 
 
-class AskedSong(_Answer):
+class AskedSong(Answer):
     """The request, with drawn and default values."""
 
     genres: str
@@ -121,7 +119,7 @@ class AskedSong(_Answer):
     reference: ToldReferenceView | None
 
 
-class _Job(_Answer):
+class _Job(Answer):
     job_id: JobId = Field(description="the id of the job")
     request_id: str | None = Field(description="as the request gave it")
     model: str = Field(description="the model that generates it")
@@ -132,7 +130,7 @@ class _Job(_Answer):
     finished_at: Timestamp | None
     progress: ProgressView | None = Field(description="null before it starts")
     cancel_requested: bool = Field(description="true once its cancellation was requested")
-    deleted: bool = _maybe("of a deletion: true if the job is gone, false if it was not finished")
+    deleted: bool = maybe("of a deletion: true if the job is gone, false if it was not finished")
     request: AskedSong | None = Field(description="the request; null if it cannot be read any more")
 
 
@@ -140,8 +138,8 @@ class UnfinishedJob(_Job):
     """A song that waits or is generated."""
 
     status: Literal["queued", "running"]
-    position: Place | None = _maybe("of a queued song: 1 for the next; null on other servers")
-    expected_seconds: Number | None = _maybe(
+    position: Place | None = maybe("of a queued song: 1 for the next; null on other servers")
+    expected_seconds: Number | None = maybe(
         "of a queued song: until it is done, by the duration of the songs before it"
     )
     stream_url: str = Field(description=STREAM_TEXT)
@@ -161,7 +159,7 @@ class SucceededJob(_Job):
     )
     segments: list[Segment] = Field(description="the sections that were generated")
     timings: dict[str, Number] = Field(description="the seconds of each stage")
-    stream_url: str = _maybe(STREAM_TEXT)
+    stream_url: str = maybe(STREAM_TEXT)
 
 
 class JobWithoutSong(_Job):
@@ -185,11 +183,11 @@ class SongTooLarge(SucceededJob):
     """A finished song that is too large for an answer."""
 
     audio_omitted: str = Field(description="why, and how to get it")
-    audio_uri: str = _maybe("the first track's address in the server's bucket")
-    url: str = _maybe("the same, signed: anyone can fetch it for an hour")
+    audio_uri: str = maybe("the first track's address in the server's bucket")
+    url: str = maybe("the same, signed: anyone can fetch it for an hour")
 
 
-class SongPiece(_Answer):
+class SongPiece(Answer):
     """A part of one track of a finished song."""
 
     job_id: JobId
@@ -203,7 +201,7 @@ class SongPiece(_Answer):
     audio: Base64 = Field(description="this part, base64")
 
 
-class RefusedView(_Answer):
+class RefusedView(Answer):
     """An instance that failed, beside others that did not."""
 
     error: ProblemView
@@ -212,31 +210,31 @@ class RefusedView(_Answer):
 AnyJob = UnfinishedJob | SucceededJob | JobWithoutSong
 
 
-class JobListView(_Answer):
+class JobListView(Answer):
     """A page of the jobs: those that are not finished, then the others, each the newest first."""
 
     jobs: list[AnyJob]
     next: str | None = Field(description="`before` of the next page; null after the last")
 
 
-class ByteCounts(_Answer):
+class ByteCounts(Answer):
     """How much of something is downloaded."""
 
-    bytes_done: Natural = _maybe("so far")
-    bytes_total: Natural = _maybe("in all")
+    bytes_done: Natural = maybe("so far")
+    bytes_total: Natural = maybe("in all")
 
 
 class DownloadProgress(ByteCounts):
     """The progress of a download."""
 
-    bytes_per_second: Natural = _maybe("of late")
-    seconds_left: Number | None = _maybe("at that rate")
-    proving: str = _maybe("the file whose digest is being computed")
-    waiting: Any = _maybe("why nothing arrives at present")
-    repositories: dict[str, ByteCounts] = _maybe("the same of each repository")
+    bytes_per_second: Natural = maybe("of late")
+    seconds_left: Number | None = maybe("at that rate")
+    proving: str = maybe("the file whose digest is being computed")
+    waiting: Any = maybe("why nothing arrives at present")
+    repositories: dict[str, ByteCounts] = maybe("the same of each repository")
 
 
-class LastErrorView(_Answer):
+class LastErrorView(Answer):
     """The last error of the models."""
 
     error: str = Field(description="its class")
@@ -247,21 +245,21 @@ class LastErrorView(_Answer):
     at: datetime
 
 
-class EngineInfo(_Answer):
+class EngineInfo(Answer):
     """The engine, and how the models are loaded."""
 
-    device: str = _maybe("cpu, or the name of the GPU")
-    dtype: str = _maybe("float32, bfloat16 or float16")
-    quantization: str = _maybe("none or int8")
-    memory_bytes: Natural | None = _maybe("of the GPU, taken by the weights")
-    loading_seconds: Number = _maybe("that the weights took")
-    max_songs: int = _maybe("that are generated together")
-    max_rows: int = _maybe("of stage 2 that are computed together")
-    recordings: Any = _maybe("which steps are recorded, and why others are not")
-    pid: int = _maybe("of the engine's process")
+    device: str = maybe("cpu, or the name of the GPU")
+    dtype: str = maybe("float32, bfloat16 or float16")
+    quantization: str = maybe("none or int8")
+    memory_bytes: Natural | None = maybe("of the GPU, taken by the weights")
+    loading_seconds: Number = maybe("that the weights took")
+    max_songs: int = maybe("that are generated together")
+    max_rows: int = maybe("of stage 2 that are computed together")
+    recordings: Any = maybe("which steps are recorded, and why others are not")
+    pid: int = maybe("of the engine's process")
 
 
-class _ModelsView(_Answer):
+class _ModelsView(Answer):
     model: str = Field(description=ALLOWED_NAMES)
     revision: str | None = Field(description="the commit, where it is known")
 
@@ -276,7 +274,7 @@ class ModelsBegun(_ModelsView):
     replaces: bool = Field(description="true if another model makes room for it")
 
 
-class _Troubles(_Answer):
+class _Troubles(Answer):
     last_error: LastErrorView | None
     crashes: Natural = Field(description="engines in a row that ended by themselves")
     next_try_seconds: Number | None = Field(description="what is left of the pause after such ends")
@@ -293,7 +291,7 @@ class ModelsReady(_ModelsView, _Troubles):
     status: Literal["ready"]
     seconds: Number = Field(description="from the first byte to ready")
     engine: EngineInfo
-    next: ModelsBegun = _maybe("the model that will replace it")
+    next: ModelsBegun = maybe("the model that will replace it")
 
 
 class ModelsAbsent(_ModelsView, _Troubles):
@@ -305,7 +303,7 @@ class ModelsAbsent(_ModelsView, _Troubles):
 ModelsStatus = ModelsReady | ModelsComing | ModelsAbsent
 
 
-class DownloadAnswer(_Answer):
+class DownloadAnswer(Answer):
     """The state of a requested download."""
 
     status: Literal["success", "accepted"] = Field(description="accepted: it goes on")
@@ -313,7 +311,7 @@ class DownloadAnswer(_Answer):
     models: ModelsStatus
 
 
-class CancelAnswer(_Answer):
+class CancelAnswer(Answer):
     """The result of a cancellation."""
 
     status: Literal["cancelled", "nothing_to_cancel"]
@@ -321,7 +319,7 @@ class CancelAnswer(_Answer):
     models: ModelsStatus
 
 
-class SessionView(_Answer):
+class SessionView(Answer):
     """The rights of this client."""
 
     signed_in: bool = Field(description="true if it has a key or a session")
@@ -330,20 +328,20 @@ class SessionView(_Answer):
     version: str = Field(description="of the server")
 
 
-class Health(_Answer):
+class Health(Answer):
     """The health of the server."""
 
     status: Literal["healthy", "starting", "unhealthy", "draining"]
     models: ModelsStatus
 
 
-class Alive(_Answer):
+class Alive(Answer):
     """The process answers."""
 
     status: Literal["alive"]
 
 
-class Readiness(_Answer):
+class Readiness(Answer):
     """The readiness of the server for songs."""
 
     status: Literal["ready", "starting", "unhealthy", "draining"]
@@ -362,7 +360,7 @@ Prediction = (
 )
 
 
-class Predictions(_Answer):
+class Predictions(Answer):
     """One prediction for each instance, in their order."""
 
     predictions: list[Prediction]

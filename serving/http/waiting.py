@@ -51,7 +51,7 @@ class Waiting:
                     return
 
     def for_models(self, outcome: Future[Any], began: float, seconds: float) -> None:
-        """Wait until the models are ready or cannot be, so long at most, counted from `began`."""
+        """Wait until the models are ready or cannot be, up to `seconds` counted from `began`."""
         with self._slots.slot() as may_wait:
             self._wait(lambda left: wait([outcome], left).done, began + (seconds if may_wait else 0))
 

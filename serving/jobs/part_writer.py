@@ -41,7 +41,7 @@ class PartWriter:
             self._thread.start()
 
     def close(self, seconds: float) -> int:
-        """Store what waits, for so long at most; then end. Return the number of parts that are stored."""
+        """Store what waits, for up to `seconds`; then end. Return the number of parts that are stored."""
         self._waiting.put(None)
         if self._thread.ident:
             self._thread.join(seconds)

@@ -196,7 +196,7 @@ class Jobs:
         self.maintenance.wake()
 
     def close(self, seconds: float = 0.0) -> None:
-        """Wait so long for the running songs, then end them, the models and the threads.
+        """Wait up to `seconds` for the running songs, then end them, the models and the threads.
 
         Unfinished jobs are handed over to other servers.
         """
