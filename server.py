@@ -24,7 +24,7 @@ from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
 from paths import PROJECT, cache_folder
-from serving.http import accept, access, openapi, request_models
+from serving.http import accept, access, openapi, request_models, studio_files
 from serving.http.job_routes import JobRoutes, Route, View
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
@@ -33,6 +33,7 @@ from serving.http.problems import RETRY_AFTER_SECONDS, Problem, problem_of
 from serving.http.references import References, SharedReferences
 from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
+from serving.http.session_routes import SessionRoutes
 from serving.http.song_instances import SongInstance, read_song_instance
 from serving.http.wait_slots import WaitSlots
 from serving.http.waiting import Waiting
@@ -91,7 +92,8 @@ def create_app(
     pages = openapi.install(app, settings.max_instances)
     requests.install(app, settings, manager, jobs, lambda: services.settings.max_waiters - services.wait_slots.free)
     opened = services.opened
-    access.install(app, settings, {services.health, opened.livez, opened.readyz, opened.home, *pages})
+    without_data = services.session_routes.views() | studio_files.views()
+    access.install(app, settings, {services.health, opened.livez, opened.readyz, *without_data, *pages})
     app.register_error_handler(Exception, _problem_response)
     if looks_after:
         jobs.start()  # only now, so that jobs that end in its first round are counted
@@ -135,6 +137,7 @@ class Services:
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
+        self.session_routes = SessionRoutes(settings)
         self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
 
     def drain(self) -> None:
@@ -331,7 +334,8 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
         ("/download-models/cancel", ("POST",), services.cancel_download),
-        ("/", ("GET",), services.opened.home),
+        *services.session_routes.table(),
+        *studio_files.table(),
         *services.job_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}

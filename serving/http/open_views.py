@@ -1,13 +1,12 @@
-"""The views that need no key: liveness, readiness and the redirect to the page.
+"""The views of liveness and readiness, which need no key.
 
 They show no data, start nothing and read no storage; `/health`, which platforms ask, is in `server.py`.
 """
 
 from __future__ import annotations
 
-from flask import Response, jsonify, redirect
+from flask import Response, jsonify
 from flask.typing import ResponseReturnValue
-from werkzeug import Response as WerkzeugResponse
 
 from serving.http.problems import RETRY_AFTER_SECONDS
 from serving.http.response_models import Alive, Readiness
@@ -33,10 +32,6 @@ class OpenViews:
         if status == "ready":
             return jsonify(answer)
         return jsonify(answer), 503, {"Retry-After": str(RETRY_AFTER_SECONDS)}
-
-    def home(self) -> WerkzeugResponse:
-        """Redirect to the page of the contract."""
-        return redirect("docs")
 
     def _readiness(self) -> str:
         if self._jobs.draining:

@@ -25,6 +25,7 @@ from serving.http.operations import OPERATIONS, Answer, Operation, read_examples
 from serving.http.problem_kinds import ANYWHERE, KINDS, PREDICT, ProblemKind
 from serving.http.problems import CONTENT_TYPE
 from serving.http.request_models import Download, Instance, JobOperation, ModelsOperation, Parameters
+from serving.http.session_tokens import COOKIE
 
 VERSION = "0.1.0"
 INFO = {
@@ -36,6 +37,7 @@ INFO = {
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "where the server has a key"},
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "the same, as another header"},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "for browsers, by POST /session"},
 }
 REF = "#/components/schemas/"
 NULL = {"type": "null"}

@@ -13,8 +13,9 @@ from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
 from serving.http.json_body import JSON
-from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
-from serving.http.request_models import KEY, Download
+from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE, STUDIO
+from serving.http.request_models import KEY, Download, SignIn
+from serving.http.studio_files import TYPES
 from serving.jobs.layout import ID
 from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
 
@@ -82,6 +83,8 @@ RANGE_HEADER = _header("Range", "which bytes, such as `bytes=0-999`")
 IDEMPOTENCY_KEY = _header("Idempotency-Key", "a `request_id` for the songs of this request", pattern=KEY.pattern)
 AUDIO_TYPES = dict.fromkeys(MIME_TYPES.values())
 FILE_HEADERS = {"ETag": "stays the same", "Accept-Ranges": "bytes", "Content-Disposition": "a name for the file"}
+STUDIO_FILE = Answer("The file.", dict.fromkeys(TYPES.values()), {"ETag": "changes with the file"})
+UNCHANGED = Answer("The file is the one that `If-None-Match` names.")
 
 
 def read_examples() -> Json:
@@ -133,7 +136,7 @@ OPERATIONS = {
             206: Answer(
                 "A range of the file.", AUDIO_TYPES, {"Content-Range": "which bytes these are", **FILE_HEADERS}
             ),
-            304: Answer("The file is the one that `If-None-Match` names."),
+            304: UNCHANGED,
         },
         PREDICT_TEXT,
         (BODY, PREDICT, DOWNLOAD, STORE, JOB, AUDIO),
@@ -174,7 +177,7 @@ OPERATIONS = {
         {
             200: Answer("The file.", AUDIO_TYPES, FILE_HEADERS),
             206: Answer("A range of it.", AUDIO_TYPES, {"Content-Range": "which bytes these are", **FILE_HEADERS}),
-            304: Answer("The file is the one that `If-None-Match` names."),
+            304: UNCHANGED,
         },
         places=(STORE, JOB, AUDIO),
         parameters=(JOB_ID, TRACK_NAME, AUDIO_FORMAT, RANGE_HEADER),
@@ -203,7 +206,14 @@ OPERATIONS = {
         },
         READY_TEXT,
     ),
-    "home": Operation("Server", {302: Answer("To /docs.", headers={"Location": "the page"})}),
+    "studio_page": Operation("Studio", {200: STUDIO_FILE, 304: UNCHANGED}),
+    "studio_redirect": Operation("Studio", {302: Answer("To /.", headers={"Location": "the page"})}),
+    "studio_file": Operation(
+        "Studio",
+        {200: STUDIO_FILE, 304: UNCHANGED},
+        places=(STUDIO,),
+        parameters=(_path("name", "the name of a file"),),
+    ),
     "models_status": Operation("Models", {200: _json(answers.ModelsStatus, "The models.")}),
     "download_models": Operation(
         "Models",
@@ -218,6 +228,21 @@ OPERATIONS = {
         examples={"the configured model": {}, "do not wait": {"wait": False}, "another model": {"model": "en-cot"}},
     ),
     "cancel_download": Operation("Models", {200: _json(answers.CancelAnswer, "What was ended, if anything.")}),
+    "show_session": Operation("Session", {200: _json(answers.SessionView, "The rights.")}),
+    "sign_in": Operation(
+        "Session",
+        {
+            200: _json(
+                answers.SessionView,
+                "The session is open. Where the server has no key, none is needed, and there is no cookie.",
+                headers={"Set-Cookie": "the session, for 12 hours and as long as the server has its key"},
+            )
+        },
+        places=(BODY,),
+        body=SignIn,
+        examples={"a key": {"key": "0123456789abcdef"}},
+    ),
+    "sign_out": Operation("Session", {200: _json(answers.SessionView, "The cookie is removed.")}),
     "contract": Operation("Server", {200: _json(dict[str, Any], "An OpenAPI 3.1 document.")}),
     "docs": Operation("Server", {200: Answer("A page.", {"text/html": str})}),
 }

@@ -20,6 +20,7 @@ DOWNLOAD = "download"
 STORE = "store"  # jobs are read or written
 JOB = "job"  # a job is named
 AUDIO = "audio"  # a track is sent
+STUDIO = "studio"  # a file of the studio is sent
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ _KINDS = (
     ProblemKind(
         "not-found",
         404,
-        (PREDICT, JOB, AUDIO),
-        "There is no such path, job or track.",
+        (PREDICT, JOB, AUDIO, STUDIO),
+        "There is no such path, job, track or file.",
         "Check the path and the id; old finished jobs are deleted.",
     ),
     ProblemKind(

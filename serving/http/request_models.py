@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from inference.audio.reading import check_header, check_reference
 from inference.errors import InvalidField
@@ -153,6 +153,12 @@ class ModelsOperation(Download):
     operation: Literal["models/status", "download-models", "cancel-download"] = Field(
         description=f"{', '.join(MODELS_OPERATIONS)}, and with a job_id {', '.join(JOB_OPERATIONS)}"
     )
+
+
+class SignIn(Strict):
+    """What opens a session."""
+
+    key: SecretStr = Field(description="a key of the server, a string")
 
 
 INSTANCE_FIELDS = {*Instance.model_fields, *JobOperation.model_fields, *ModelsOperation.model_fields}

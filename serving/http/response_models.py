@@ -345,6 +345,15 @@ class CancelAnswer(_Answer):
     models: ModelsStatus
 
 
+class SessionView(_Answer):
+    """The rights of this client."""
+
+    signed_in: bool = Field(description="true if it has a key or a session")
+    key_required: bool = Field(description="true if most routes need one")
+    may_administer: bool = Field(description="true if it may change models and list all jobs")
+    version: str = Field(description="of the server")
+
+
 class Health(_Answer):
     """The health of the server."""
 

@@ -1,4 +1,4 @@
-"""What everybody is answered: that the process lives, whether songs are taken, and the way to the page."""
+"""What everybody is answered: that the process lives, and whether songs are taken."""
 
 from __future__ import annotations
 
@@ -82,11 +82,4 @@ def test_probes_may_ask_as_they_like(method: str) -> None:
     served = Served(api_key="0123456789abcdef")
     for path in ("/livez", "/readyz", "/health"):
         assert served.client.open(path, method=method).status_code == 200
-    close_app(served.app)
-
-
-def test_the_root_leads_to_a_page() -> None:
-    served = Served(api_key="0123456789abcdef")
-    page = served.client.get("/", follow_redirects=True)
-    assert (page.status_code, page.mimetype, page.request.path) == (200, "text/html", "/docs")
     close_app(served.app)

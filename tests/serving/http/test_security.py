@@ -18,7 +18,7 @@ PAGE = (PROJECT / "docs" / "security.md").read_text()
 KEY = "first-key-0123456789"
 HEALTH, PREDICT = "/v1/health", "/v1/predict"
 NAMED = {"$AIP_HEALTH_ROUTE": HEALTH, "$AIP_PREDICT_ROUTE": PREDICT}
-IN_PATHS = {"<job_id>": "0" * 32, "<track>": "mix", "<audio_format>": "mp3"}
+IN_PATHS = {"<name>": "index.html", "<job_id>": "0" * 32, "<track>": "mix", "<audio_format>": "mp3"}
 BEYOND, VERTEX = {"host": "0.0.0.0"}, {"aip_mode": "PREDICTION"}
 # By the columns of the table: the settings, and whether the key is sent.
 SITUATIONS: dict[str, tuple[dict[str, str], bool]] = {
