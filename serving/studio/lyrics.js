@@ -77,7 +77,8 @@ export class LyricsEditor {
     const lines = this.text.split('\n').map((text, index) => {
       const section = tags.get(index + 1);
       const kinds = ['line', section && /[[【［〔「]/.test(text) && 'tag', section && !section.generated && 'left', noted.has(index + 1) && 'noted'];
-      return h('div', { class: kinds.filter(Boolean).join(' ') }, text || '\u200b');
+      const length = section && h('span', {}, section.generated ? `${section.tag} · about ${span(section.expected_seconds)}` : `${section.tag} · left out`);
+      return h('div', { class: kinds.filter(Boolean).join(' ') }, h('b', {}, text || '\u200b'), length);
     });
     byId('marks').replaceChildren(...lines);
   }
@@ -108,7 +109,7 @@ export class LyricsEditor {
     const notes = this.remarks().map((remark) => h('li', { class: remark.wrong ? 'wrong' : '' },
       remark.line && h('button', {
         type: 'button', class: 'to-line', onclick: () => this.goTo(remark.line),
-      }, `Line ${remark.line}`), ' ', remark.detail.replace(/^lyrics: /, '')));
+      }, `Line ${remark.line}`), ' ', remark.detail.replace(/^lyrics: /, '').replace(/^line \d+: /, '')));
     byId('notes').replaceChildren(...notes);
     this.placeNotes();
   }

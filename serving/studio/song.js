@@ -5,12 +5,14 @@ import { curlLine, copy } from './curl.js';
 import { announce, confirmButton, h, icon, say } from './dom.js';
 import { follow } from './jobs.js';
 import { Mixer } from './mixer.js';
+import { models } from './model_state.js';
 import { onTime, player } from './player.js';
+import { songLayout } from './song_layout.js';
 import { songs } from './store.js';
 import { split } from './tags.js';
+import { followTakes } from './takes.js';
 import { Timeline } from './timeline.js';
 import { clock, doing, FINISHED, left, title, when } from './words.js';
-import { models } from './model_state.js';
 
 const ENOUGH_SECONDS = 6; // that can be played, before a song begins by itself
 
@@ -24,11 +26,13 @@ export class SongView {
   show(id, fresh = false) {
     this.hide();
     Object.assign(this, { id, fresh, job: null, peaks: null, reading: null, told: '' });
-    this.build();
+    this.timeline = new Timeline((seconds) => this.seek(seconds));
+    this.mixer = new Mixer();
+    Object.assign(this, songLayout(this.place, this.timeline.element, this.mixer.element, () => this.toggle()));
     this.ends = [
       follow(id, (job) => this.take(job), (problem) => this.fail(problem)),
       onTime(() => this.drawTime()),
-      ...this.followTakes(),
+      ...followTakes(this.takes, id),
     ];
   }
 
@@ -37,31 +41,6 @@ export class SongView {
     this.timeline?.release();
     this.mixer?.release();
     this.ends = null;
-  }
-
-  build() {
-    this.timeline = new Timeline((seconds) => this.seek(seconds));
-    this.mixer = new Mixer();
-    this.title = h('h1', { id: 'song-title' }, 'Song');
-    this.tags = h('p', { class: 'tag-line' });
-    this.stage = h('p', { class: 'stage' });
-    this.bar = h('progress', { max: 1, 'aria-label': 'Progress of the song' });
-    this.play = h('button', { type: 'button', class: 'play', disabled: true, onclick: () => this.toggle() });
-    this.clock = h('p', { class: 'clock' });
-    this.notice = h('p', { class: 'notice', hidden: true });
-    this.error = h('p', { class: 'error', role: 'alert', hidden: true });
-    this.downloads = h('div', { class: 'downloads' });
-    this.actions = h('div', { class: 'actions' });
-    this.lyrics = h('div', { class: 'lyrics' });
-    this.facts = h('p', { class: 'soft small' });
-    this.remarks = h('ul', { class: 'remarks' });
-    this.takes = h('nav', { class: 'takes', 'aria-label': 'Takes', hidden: true });
-    this.place.replaceChildren(
-      h('div', { class: 'song-head' }, h('div', {}, this.title, this.tags), this.takes),
-      h('div', { class: 'card stage-card' }, this.timeline.element,
-        h('div', { class: 'transport' }, this.play, this.clock, h('div', { class: 'now' }, this.stage, this.bar), this.downloads),
-        this.mixer.element, this.notice, this.error),
-      h('div', { class: 'below' }, this.lyrics, h('div', { class: 'aside' }, this.actions, this.facts, this.remarks)));
   }
 
   take(job) {
@@ -184,6 +163,7 @@ export class SongView {
     if (job.progress && job.status === 'running') this.bar.value = job.progress.fraction;
     else this.bar.removeAttribute('value');
     say(this.notice, !ended && !job.progress ? models.notice : job.model === 'tiny' ? 'Made by “tiny”, a demonstration: it hums a tune and cannot sing words.' : '');
+    this.notice.classList.toggle('calm', ended || job.model === 'tiny');
     say(this.error, ended && job.error ? job.error.detail : '');
     this.facts.textContent = [`seed ${job.seed}`, job.model, request?.format?.toUpperCase(), when(job.created_at)].filter(Boolean).join(' · ');
     this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, warning)));
@@ -264,17 +244,5 @@ export class SongView {
       if (!(error instanceof Problem)) throw error;
       say(this.error, error.message);
     }
-  }
-
-  followTakes() {
-    const ids = songs.takes(this.id).reverse();
-    this.takes.hidden = ids.length < 2;
-    if (ids.length < 2) return [];
-    const links = ids.map((id, index) => h('a', { href: `#/song/${id}`, 'aria-current': id === this.id ? 'page' : null }, `Take ${index + 1}`));
-    this.takes.replaceChildren(...links);
-    return ids.map((id, index) => follow(id, (job) => {
-      const done = job.status === 'running' && job.progress ? ` · ${Math.floor(100 * job.progress.fraction)} %` : '';
-      links[index].textContent = `Take ${index + 1}${done}`;
-    }, () => links[index].remove(), false));
   }
 }

@@ -148,6 +148,7 @@ export class WriteView {
 
   drawNotice() {
     say(byId('write-notice'), models.notice);
+    byId('write-notice').classList.toggle('calm', models.isTiny);
     const hint = models.takesReference
       ? 'The song goes on in the manner of up to 30 seconds of a recording.'
       : `The model ${models.name} takes no recording; those whose name ends in -icl do. See Models.`;
