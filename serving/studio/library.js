@@ -106,7 +106,7 @@ export class LibraryView {
         h('a', { class: 'row-title', href: `#/song/${job.job_id}` }, name),
         h('p', { class: 'tag-line' }, split(job.request?.genres ?? '').join(' · ')),
         h('p', { class: 'soft small' }, facts)),
-      h('span', { class: `state ${job.status}` }, state),
+      h('span', { class: `state is-${job.status}` }, state),
       h('div', { class: 'actions' },
         h('button', { type: 'button', class: 'quiet small', disabled: !job.request, 'aria-label': `Open ${name} in the editor`, onclick: () => this.open(job) }, 'Edit'),
         confirmButton(FINISHED.includes(job.status) ? 'Delete' : 'Cancel', 'Sure?', () => this.remove(job, name))));

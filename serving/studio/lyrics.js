@@ -8,6 +8,12 @@ const PAUSE_MS = 350; // without typing, before the server reads the words
 const SECTIONS = ['verse', 'chorus', 'bridge', 'intro', 'outro'];
 const GAP_PX = 6; // between two notes
 
+/** How the server reads a tag, where that is not plain to see, and how long its section will be. */
+function reading({ tag, generated, expected_seconds: seconds }, text) {
+  const plain = text.toLowerCase().includes(`[${tag.toLowerCase()}]`);
+  return [plain ? '' : `read as ${tag}`, generated ? `about ${span(seconds)}` : 'not generated'].filter(Boolean).join(' · ');
+}
+
 export class LyricsEditor {
   /** `fields` returns the fields of the request; `onReading` gets what the server read. */
   constructor({ fields, onChange, onReading }) {
@@ -77,7 +83,7 @@ export class LyricsEditor {
     const lines = this.text.split('\n').map((text, index) => {
       const section = tags.get(index + 1);
       const kinds = ['line', section && /[[【［〔「]/.test(text) && 'tag', section && !section.generated && 'left', noted.has(index + 1) && 'noted'];
-      const length = section && h('span', {}, section.generated ? `${section.tag} · about ${span(section.expected_seconds)}` : `${section.tag} · left out`);
+      const length = section && h('span', {}, reading(section, text));
       return h('div', { class: kinds.filter(Boolean).join(' ') }, h('b', {}, text || '\u200b'), length);
     });
     byId('marks').replaceChildren(...lines);

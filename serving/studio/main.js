@@ -63,7 +63,7 @@ function drawPill() {
   const pill = byId('model-pill');
   pill.hidden = false;
   pill.textContent = `${models.name} · ${models.words}`;
-  pill.className = `pill ${models.status.status}`;
+  pill.className = `pill is-${models.status.status}`;
 }
 
 start();

@@ -73,7 +73,7 @@ export class ModelsView {
 
   about(state) {
     const { status, model, download, loading, engine } = state;
-    const lines = [h('h2', {}, h('span', { class: `dot ${status}` }), `${model} ${TITLES[status] ?? status}`)];
+    const lines = [h('h2', {}, h('span', { class: `dot is-${status}` }), `${model} ${TITLES[status] ?? status}`)];
     if (model === 'tiny') lines.push(h('p', {}, '“tiny” is a demonstration: it hums a tune and cannot sing words. It needs no download and no GPU.'));
     if (status === 'not_loaded') lines.push(...this.first(model));
     if (status === 'downloading') lines.push(...this.downloading(download));
