@@ -25,6 +25,7 @@ from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
 from paths import PROJECT, cache_folder
 from serving.http import accept, access, openapi, request_models, studio_files
+from serving.http.check import Checks
 from serving.http.job_routes import JobRoutes, Route, View
 from serving.http.json_body import read_json
 from serving.http.open_views import OpenViews
@@ -123,7 +124,7 @@ def make_manager(settings: Settings) -> ModelManager:
     return ModelManager(catalog.find(settings.model), fetch, start, has_gpu=not gpu.is_missing(settings.device))
 
 
-Wanted = SongInstance | JobOperation | ModelsOperation | Problem  # of an instance that was read
+Wanted = SongInstance | JobOperation | ModelsOperation | dict[str, object] | Problem  # of an instance that was read
 
 
 class Services:
@@ -137,6 +138,7 @@ class Services:
         self.references = References(settings.reference_hosts, most_waiting=settings.max_waiters)
         self.opened = OpenViews(manager, jobs, settings.loading)
         self.answers = Answers(jobs, settings.max_response_bytes, is_bucket(settings.data))
+        self.checks = Checks(lambda: manager.model)
         self.session_routes = SessionRoutes(settings)
         self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
 
@@ -216,6 +218,8 @@ class Services:
 
     def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
+            if request_models.is_check(instance):
+                return self.checks.answer(instance, parameters)
             if request_models.is_job_operation(instance):
                 return request_models.read(JobOperation, instance)
             if request_models.is_models_operation(instance):
@@ -267,7 +271,7 @@ class Services:
                     return self._cancel_download()
                 case ModelsOperation():
                     return self._download(wanted, began)[0]
-                case Problem():
+                case dict() | Problem():
                     return wanted
         except Exception as error:
             return problem_of(error)
@@ -334,6 +338,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         ("/download-models", ("POST",), services.download_models),
         ("/download-models", ("DELETE",), services.cancel_download),
         ("/download-models/cancel", ("POST",), services.cancel_download),
+        *services.checks.table(),
         *services.session_routes.table(),
         *studio_files.table(),
         *services.job_routes.table(),

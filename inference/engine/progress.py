@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from inference.song import STAGES, Progress
+from inference.text.lyrics import expected_seconds
 from inference.vocabulary import TOKENS_PER_SECOND
 
-SECONDS_FOR_WORDS = 2.0  # of a section, for each second that its words last: there is music around them
-SECONDS_AROUND, SHORTEST_SECONDS = 5.0, 15.0  # of music in a section with words; of a section without words
 OVERRUN_SHARE = 0.2  # of the remaining budget, when a section is longer than expected
 HALF_LIFE_S = 20.0  # of a measurement's weight: the rate changes as other songs join and leave
 MEASURED_S, MEASURED_SHARE = 3.0, 0.03  # of stage 1, until its rate is used
@@ -36,8 +35,7 @@ class TailRatio:
 
 def expected_tokens(words_seconds: float, max_new_tokens: int) -> float:
     """The expected number of tokens of a section whose words last `words_seconds`."""
-    seconds = max(SHORTEST_SECONDS, SECONDS_FOR_WORDS * words_seconds + SECONDS_AROUND)
-    return min(float(max_new_tokens), seconds * TOKENS_PER_SECOND)
+    return min(float(max_new_tokens), expected_seconds(words_seconds) * TOKENS_PER_SECOND)
 
 
 def tokens_left(lengths: Sequence[float], section: int, before: int, inside: int, max_new_tokens: int) -> float:

@@ -23,6 +23,8 @@ from inference.text.section_names import Name
 # counts as 4/3.
 CHARACTERS_PER_SECOND = 4
 WORDS_PER_SECOND = 3
+SECONDS_FOR_WORDS = 2.0  # of a section, for each second that its words last: there is music around them
+SECONDS_AROUND, SHORTEST_SECONDS = 5.0, 15.0  # of music in a section with words; of a section without words
 
 PARSED_AT_ONCE = 64  # cached results: the checks, warnings and estimates of a request share one
 _BARE_END = re.compile(r"\W*end\W*(?:of\s+)?(?:the\s+)?(?:song|lyrics)?\W*", re.IGNORECASE)
@@ -72,6 +74,11 @@ class Section:
         n_words = sum(map(has_words, rest.split()))
         return n_characters / CHARACTERS_PER_SECOND + n_words / WORDS_PER_SECOND
 
+    @property
+    def expected_seconds(self) -> float:
+        """The expected duration of the section, if its budget allows it."""
+        return expected_seconds(self.words_seconds)
+
 
 @dataclass(frozen=True)
 class Lyrics:
@@ -79,6 +86,11 @@ class Lyrics:
 
     sections: tuple[Section, ...]
     notes: tuple[Note, ...]
+
+
+def expected_seconds(words_seconds: float) -> float:
+    """The expected duration of a section whose words last `words_seconds`."""
+    return max(SHORTEST_SECONDS, SECONDS_FOR_WORDS * words_seconds + SECONDS_AROUND)
 
 
 @lru_cache(PARSED_AT_ONCE)

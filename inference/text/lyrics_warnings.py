@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from inference.text.lyrics import Kind, Lyrics, Section
@@ -50,8 +51,27 @@ _MAX_PLACES = 8
 _MAX_TEXT_LENGTH, _MAX_TEXTS = 40, 3
 
 
+@dataclass(frozen=True)
+class Caution:
+    """A warning about a song, and the lines (from 1) of its lyrics that it is about, if it is about some."""
+
+    text: str
+    lines: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """The warning with its lines: `lyrics (lines 3, 7–9): …`."""
+        return (
+            f"lyrics (line{'s'[: len(self.lines) > 1]} {_ranges(self.lines)}): {self.text}" if self.lines else self.text
+        )
+
+
 def warnings(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | None = None) -> tuple[str, ...]:
     """The warnings about the sections that `model` generates, the first `n_segments` (None: all)."""
+    return tuple(map(str, cautions(lyrics, model, max_new_tokens, n_segments)))
+
+
+def cautions(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | None = None) -> tuple[Caution, ...]:
+    """The same warnings, each with its lines."""
     sections = lyrics.sections[:n_segments]
     return (
         *_from_notes(lyrics, len(sections)),
@@ -60,7 +80,7 @@ def warnings(lyrics: Lyrics, model: str, max_new_tokens: int, n_segments: int | 
     )
 
 
-def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[str]:
+def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[Caution]:
     """Warnings from the notes of the parser."""
     for kind, (one, several) in _MESSAGES.items():
         notes = [note for note in lyrics.notes if note.kind is kind and note.section < n_sections]
@@ -69,7 +89,7 @@ def _from_notes(lyrics: Lyrics, n_sections: int) -> Iterator[str]:
             yield _at((note.line for note in notes), text.format(_texts(note.text for note in notes)))
 
 
-def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Iterator[str]:
+def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Iterator[Caution]:
     if _INTRO.match(sections[0].tag):
         text = f"{_tags(sections[:1])} comes first: songs that start with a verse or a chorus come out more reliably"
         yield _at([sections[0].line], text)
@@ -92,7 +112,7 @@ def _about_sections(sections: tuple[Section, ...], max_new_tokens: int) -> Itera
         yield _about(long, one, several)
 
 
-def _about_languages(sections: tuple[Section, ...], model: str) -> Iterator[str]:
+def _about_languages(sections: tuple[Section, ...], model: str) -> Iterator[Caution]:
     """Warnings about sections in a language that only another model was trained on."""
     if not (trained := _TRAINED_FOR.fullmatch(model)):
         return
@@ -124,19 +144,22 @@ def _language(section: Counter[str], song: Counter[str]) -> str | None:
     return "Korean" if song["Hangul"] > song["Han"] else "Chinese"
 
 
-def _about(sections: list[Section], one: str, several: str) -> str:
+def _about(sections: list[Section], one: str, several: str) -> Caution:
     text = one if len(sections) == 1 else several
     return _at((section.line for section in sections), f"{_tags(sections)} {text}")
 
 
-def _at(lines: Iterable[int], text: str) -> str:
-    """A warning about these lines: `lyrics (lines 3, 7–9): …`."""
-    numbers = sorted(set(lines))
+def _at(lines: Iterable[int], text: str) -> Caution:
+    return Caution(text, tuple(sorted(set(lines))))
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending numbers, as in `3, 7–9`; where there are many, only the first ones."""
     starts = [numbers[0], *(later for earlier, later in pairwise(numbers) if later > earlier + 1)]
     ends = [*(earlier for earlier, later in pairwise(numbers) if later > earlier + 1), numbers[-1]]
     places = [str(first) if first == last else f"{first}–{last}" for first, last in zip(starts, ends, strict=True)]
     more = ["…"] if len(places) > _MAX_PLACES else []
-    return f"lyrics (line{'s'[: len(numbers) > 1]} {', '.join([*places[:_MAX_PLACES], *more])}): {text}"
+    return ", ".join([*places[:_MAX_PLACES], *more])
 
 
 def _tags(sections: Iterable[Section]) -> str:

@@ -24,7 +24,7 @@ from serving.http.json_body import JSON
 from serving.http.operations import OPERATIONS, Answer, Operation, read_examples
 from serving.http.problem_kinds import ANYWHERE, KINDS, PREDICT, ProblemKind
 from serving.http.problems import CONTENT_TYPE
-from serving.http.request_models import Download, Instance, JobOperation, ModelsOperation, Parameters
+from serving.http.request_models import CheckOperation, Download, Instance, JobOperation, ModelsOperation, Parameters
 from serving.http.session_tokens import COOKIE
 
 VERSION = "0.1.0"
@@ -47,6 +47,7 @@ PREDICT_BODY = {
         {"allOf": [{"$ref": REF + "Instance"}], "required": ["genres", "lyrics"]},
         {"$ref": REF + "JobOperation"},
         {"$ref": REF + "ModelsOperation"},
+        {"$ref": REF + "CheckOperation"},
     ]
 }
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -124,7 +125,7 @@ class _Schemas:
 
     def __init__(self, max_instances: int) -> None:
         self.found: dict[str, Json] = {}
-        for kind in (Parameters, JobOperation, Download, ModelsOperation):
+        for kind in (Parameters, JobOperation, Download, ModelsOperation, CheckOperation):
             self.of(kind)
             properties = self.found[kind.__name__]["properties"]
             required = self.found[kind.__name__].get("required", [])
@@ -151,7 +152,7 @@ class _Schemas:
                 parameters["properties"][field.name]["default"] = default
         note = "`genres` and `lyrics` are needed, here or in `parameters`."
         self.found["Instance"] = {**parameters, "description": f"{getdoc(Instance)} {note}"}
-        instances = [{"$ref": REF + name} for name in ("Instance", "JobOperation", "ModelsOperation")]
+        instances = [{"$ref": REF + name} for name in ("Instance", "JobOperation", "ModelsOperation", "CheckOperation")]
         self.found["PredictRequest"] = {
             "type": "object",
             "description": "Songs to generate, or operations.",

@@ -12,9 +12,10 @@ from typing import Any
 from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
+from serving.http.check_models import SongCheck
 from serving.http.json_body import JSON
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE, STUDIO
-from serving.http.request_models import KEY, Download, SignIn
+from serving.http.request_models import KEY, Download, SignIn, SongToCheck
 from serving.http.studio_files import TYPES
 from serving.jobs.layout import ID
 from serving.jobs.listing import CURSOR, LISTED_JOBS, MOST_LISTED_JOBS, STATES
@@ -98,6 +99,7 @@ def read_examples() -> Json:
         },
         "the state of a job": {"instances": [{"job_id": A_JOB_ID, "operation": "status"}]},
         "its song": {"instances": [{"job_id": A_JOB_ID, "operation": "result"}]},
+        "check a song": {"instances": [{"operation": "check", **SONG}]},
         "load the models": {"instances": [{"operation": "download-models"}]},
     }
 
@@ -142,6 +144,14 @@ OPERATIONS = {
         (BODY, PREDICT, DOWNLOAD, STORE, JOB, AUDIO),
         PREDICT,
         parameters=(IDEMPOTENCY_KEY,),
+    ),
+    "check": Operation(
+        "Songs",
+        {200: _json(SongCheck, "The sections, warnings and errors.")},
+        "Takes the fields of one instance, and generates nothing. Wrong and missing fields are in `errors`.",
+        (BODY,),
+        SongToCheck,
+        examples={"a song": SONG, "half a song": {"lyrics": SONG["lyrics"]}},
     ),
     "list_jobs": Operation(
         "Jobs",

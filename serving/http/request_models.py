@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from inference.audio.reading import check_header, check_reference
 from inference.errors import InvalidField
@@ -40,6 +40,7 @@ REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
 KEY = re.compile(f'^("?{REQUEST_ID_PATTERN}"?)?$')  # the header Idempotency-Key
 TOP_LEVEL = {"instances", "parameters"}  # of a /predict body
 JOB_OPERATIONS = ("status", "result", "cancel", "delete")
+CHECK = "check"
 MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD = "models/status", "download-models", "cancel-download"
 MODELS_OPERATIONS = (MODELS_STATUS, DOWNLOAD_MODELS, CANCEL_DOWNLOAD)
 
@@ -151,8 +152,20 @@ class ModelsOperation(Download):
     """Something done to the models through /predict."""
 
     operation: Literal["models/status", "download-models", "cancel-download"] = Field(
-        description=f"{', '.join(MODELS_OPERATIONS)}, and with a job_id {', '.join(JOB_OPERATIONS)}"
+        description=f"{CHECK}, {', '.join(MODELS_OPERATIONS)}, and with a job_id {', '.join(JOB_OPERATIONS)}"
     )
+
+
+class SongToCheck(BaseModel):
+    """The fields of a song as they are so far: some may be missing or wrong, which the answer says."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class CheckOperation(SongToCheck):
+    """The same through /predict."""
+
+    operation: Literal["check"] = Field(description=CHECK)
 
 
 class SignIn(Strict):
@@ -208,6 +221,11 @@ def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, objec
         kinds: dict[type, str] = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
         raise Problem(400, "invalid-request", f"got {kinds.get(type(raw), 'a number')}; allowed: {allowed}")
     return raw
+
+
+def is_check(instance: object) -> bool:
+    """True if an instance is a song to be checked."""
+    return isinstance(instance, Mapping) and instance.get("operation") == CHECK
 
 
 def is_job_operation(instance: object) -> bool:

@@ -1,54 +1,25 @@
 """What an answer holds: jobs, predictions, models, health, problems.
 
-The contract is made from these models, and the answers about jobs are built from them; tests compare the others with
-them. Every object may get more members in time; clients ignore those that they do not know. A name that other modules
+`serving/http/check_models.py` has those of a check, `serving/http/response_types.py` what all of them are made of. The
+contract is made from these models, and the answers about jobs are built from them; tests compare the others with them.
+Every object may get more members in time; clients ignore those that they do not know. A name that other modules
 use for something else has `View` behind it, which the contract leaves out.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import ConfigDict, Field
 
 from inference.catalog import ALLOWED_NAMES
 from inference.song import MIME_TYPES, STAGES, TRACK_NAMES
+from serving.http.check_models import SongCheck
 from serving.http.problem_kinds import KINDS
-from serving.jobs.layout import ID
-
-Natural = Annotated[int, Field(ge=0)]
-Place = Annotated[int, Field(ge=1)]
-Number = Annotated[float, Field(ge=0)]
-Timestamp = Annotated[datetime, PlainSerializer(lambda moment: moment.isoformat(timespec="milliseconds"))]
-# Whole songs: the pattern is for the contract, as checking it would take as long as encoding.
-Base64 = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9+/]*=*$"})]
-JobId = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
-
-
-def _maybe(description: str, **limits: Any) -> Any:
-    """A member that is there only where it is known."""
-    return Field(None, description=description, **limits)
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    @classmethod
-    def of(cls, **members: object) -> Self:
-        """The answer with these members, each of which it has."""
-        return cls.model_validate(members, extra="forbid")
-
-    @classmethod
-    def unchecked(cls, **members: object) -> Self:
-        """The answer with these members, with values as other processes or servers report them."""
-        assert cls.model_config.get("extra") == "allow" or members.keys() <= cls.model_fields.keys()
-        return cls.model_construct(**members)  # type: ignore[arg-type]  # none of them is `_fields_set`
-
-    def as_json(self) -> dict[str, object]:
-        """The answer as a JSON object, with the members that it was given."""
-        return self.model_dump(mode="json", exclude_unset=True, warnings=False)
+from serving.http.response_types import Answer as _Answer
+from serving.http.response_types import Base64, JobId, Natural, Number, Place, Timestamp
+from serving.http.response_types import maybe as _maybe
 
 
 class ProblemView(_Answer):
@@ -374,7 +345,15 @@ class Readiness(_Answer):
 
 
 Prediction = (
-    SongPrediction | SongTooLarge | SongPiece | AnyJob | ModelsStatus | DownloadAnswer | CancelAnswer | RefusedView
+    SongPrediction
+    | SongTooLarge
+    | SongPiece
+    | AnyJob
+    | ModelsStatus
+    | DownloadAnswer
+    | CancelAnswer
+    | RefusedView
+    | SongCheck
 )
 
 

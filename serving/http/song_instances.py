@@ -18,6 +18,7 @@ from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
 from inference.text import lyrics, lyrics_warnings
+from inference.text.lyrics_warnings import Caution
 from serving.http import request_models
 from serving.http.problems import invalid
 from serving.http.request_models import Instance, ReferenceFields
@@ -40,11 +41,16 @@ class SongInstance:
     deadline_seconds: float | None
     request_id: str | None
     model: str | None
-    warnings: tuple[str, ...]
+    cautions: tuple[Caution, ...]
     fingerprint: str  # the same for the same instance, whatever was drawn
     formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
     told_reference: Mapping[str, Any] | None = None  # what can be told of the reference without its audio; JSON
     reference: ReferenceFields | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings as text."""
+        return tuple(map(str, self.cautions))
 
 
 def read_song_instance(
@@ -67,10 +73,10 @@ def read_song_instance(
         given["tracks"] = tuple(wanted.tracks)
     reference = given.pop("reference", None)
     request = SongRequest(**{**given, "seed": seed})
-    warnings = _warnings(wanted, model)
+    cautions = _cautions(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return SongInstance(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), reference)
+    return SongInstance(request, *how, cautions, _fingerprint(wanted, company), formats, _told(reference), reference)
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -80,12 +86,12 @@ def _check_model(name: str | None, model: Model) -> None:
         raise another_model(name, model.name)
 
 
-def _warnings(request: Instance, model: Model) -> tuple[str, ...]:
+def _cautions(request: Instance, model: Model) -> tuple[Caution, ...]:
     budget = request.max_new_tokens or SongRequest.max_new_tokens
-    warnings = list(lyrics_warnings.warnings(lyrics.parse(request.lyrics), model.name, budget, request.segments))
+    cautions = list(lyrics_warnings.cautions(lyrics.parse(request.lyrics), model.name, budget, request.segments))
     if request.reference and not model.takes_reference:
-        warnings.append(f"reference: {model.name} was not trained to continue audio; an -icl model was")
-    return tuple(warnings)
+        cautions.append(Caution(f"reference: {model.name} was not trained to continue audio; an -icl model was"))
+    return tuple(cautions)
 
 
 def _told(reference: ReferenceFields | None) -> dict[str, Any] | None:
