@@ -79,7 +79,7 @@ export class LyricsEditor {
   /** Mark the lines behind the words: same text, same font, so each mark lies under its line. */
   draw() {
     const tags = new Map((this.reading?.sections ?? []).map((section) => [section.line, section]));
-    const noted = new Set(this.remarks().map((remark) => remark.line));
+    const noted = new Set(this.remarks().flatMap((remark) => remark.lines ?? [remark.line]));
     const lines = this.text.split('\n').map((text, index) => {
       const section = tags.get(index + 1);
       const kinds = ['line', section && /[[【［〔「]/.test(text) && 'tag', section && !section.generated && 'left', noted.has(index + 1) && 'noted'];
@@ -115,7 +115,7 @@ export class LyricsEditor {
     const notes = this.remarks().map((remark) => h('li', { class: remark.wrong ? 'wrong' : '' },
       remark.line && h('button', {
         type: 'button', class: 'to-line', onclick: () => this.goTo(remark.line),
-      }, `Line ${remark.line}`), ' ', remark.detail.replace(/^lyrics: /, '').replace(/^line \d+: /, '')));
+      }, `Line ${remark.line}`), ' ', remark.detail.replace(/^lyrics( \(lines? [\d, ]+\))?: /, '')));
     byId('notes').replaceChildren(...notes);
     this.placeNotes();
   }

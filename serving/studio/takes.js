@@ -6,7 +6,7 @@ import { songs } from './store.js';
 
 /** Fill the navigation for the takes beside this song. Returns the functions that end it. */
 export function followTakes(place, shown) {
-  const ids = songs.takes(shown).reverse();
+  const ids = songs.takes(shown);
   place.hidden = ids.length < 2;
   if (place.hidden) return [];
   const links = ids.map((id, index) => h('a', { href: `#/song/${id}`, 'aria-current': id === shown ? 'page' : null }, `Take ${index + 1}`));

@@ -29,7 +29,7 @@ export class WriteView {
     const changed = () => this.changed();
     this.picker = new TagPicker(() => { changed(); this.editor.readSoon(); });
     this.reference = new Reference(changed);
-    this.editor = new LyricsEditor({ fields: () => this.fields(), onChange: changed, onReading: () => this.drawButton() });
+    this.editor = new LyricsEditor({ fields: () => this.fields(), onChange: changed, onReading: (reading) => this.showReading(reading) });
     byId('write').addEventListener('submit', (event) => { event.preventDefault(); this.generate(); });
     byId('write').addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) byId('write').requestSubmit();
@@ -132,6 +132,13 @@ export class WriteView {
       first?.closest('details')?.setAttribute('open', '');
     }
     first?.focus();
+  }
+
+  /** Say at once what is wrong with the fields below; the editor shows what is wrong with the words. */
+  showReading(reading) {
+    const wrong = (reading?.errors ?? []).filter(({ field }) => byId(String(field)) && field !== 'lyrics');
+    say(byId('error-options'), wrong.map(({ detail }) => detail).join('\n'));
+    wrong.forEach(({ field }) => byId(field).setAttribute('aria-invalid', 'true'));
   }
 
   clearErrors() {
