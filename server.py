@@ -19,7 +19,7 @@ from flask.typing import ResponseReturnValue
 
 from inference import catalog, gpu
 from inference.catalog import Model
-from inference.process.engine_process import EngineSeries
+from inference.process.engine_series import EngineSeries
 from inference.song import MIME_TYPES, SongRequest
 from inference.weights.download import DownloadProcess
 from model_manager import ModelManager
@@ -36,6 +36,7 @@ from serving.http.request_models import Download, JobOperation, ModelsOperation
 from serving.http.response_models import CancelAnswer, DownloadAnswer, Health
 from serving.http.session_routes import SessionRoutes
 from serving.http.song_instances import SongInstance, read_song_instance
+from serving.http.stream_routes import StreamRoutes
 from serving.http.wait_slots import WaitSlots
 from serving.http.waiting import Waiting
 from serving.jobs.job import Job
@@ -141,6 +142,7 @@ class Services:
         self.checks = Checks(lambda: manager.model)
         self.session_routes = SessionRoutes(settings)
         self.job_routes = JobRoutes(settings, jobs, self.answers, self.wait_slots)
+        self.stream_routes = StreamRoutes(jobs, self.wait_slots)
 
     def drain(self) -> None:
         """Start no song and load no models any more; running songs go on, the rest is handed over to other servers."""
@@ -342,6 +344,7 @@ def _add_routes(app: Flask, services: Services) -> None:
         *services.session_routes.table(),
         *studio_files.table(),
         *services.job_routes.table(),
+        *services.stream_routes.table(),
     ]
     views: dict[tuple[str, str], View] = {}
     for path, methods, view in table:

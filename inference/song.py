@@ -75,6 +75,7 @@ class Progress:
     frames: int = 0  # of stage 2 so far, in all rows
     fraction: float = 0.0  # of the whole song, 0 … 1, never decreasing
     seconds_left: float | None = None  # None until enough has been measured
+    playable_seconds: float = 0.0  # of the song that can be streamed already; the engine does not know it
 
 
 STAGES = ("prompt", "stage1", "stage2", "decode", "encode")
@@ -90,6 +91,15 @@ class SectionSpan:
 
 
 @dataclass(frozen=True)
+class SongPart:
+    """A part of a song, decoded while the rest is generated: a FLAC file for each requested track."""
+
+    index: int  # 0 for the first
+    end_seconds: float  # the part's end in the song
+    audio: Mapping[str, bytes]  # track name -> the file's bytes
+
+
+@dataclass(frozen=True)
 class Song:
     """A finished song: one encoded file for each requested track."""
 
@@ -101,3 +111,4 @@ class Song:
     segments: tuple[SectionSpan, ...]
     timings: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     warnings: tuple[str, ...] = ()
+    parts: int = 0  # the number of its SongParts; once it is stored, 0 if some of them could not be stored

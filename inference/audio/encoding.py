@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -19,7 +20,7 @@ WRITE_SAMPLES = 65_536  # libsndfile crashes on a very long single write of Vorb
 
 
 @dataclass(frozen=True)
-class _Encoding:
+class Encoding:
     """libsndfile's settings for a format. `compression` is 0 (the best quality) to 1."""
 
     container: str
@@ -29,12 +30,18 @@ class _Encoding:
 
 
 ENCODINGS = {
-    "wav": _Encoding("WAV", "PCM_16"),  # every player supports it
-    "flac": _Encoding("FLAC", "PCM_24"),  # for further editing: rounding stays inaudible
-    "mp3": _Encoding("MP3", "MPEG_LAYER_III", compression=0.4, bitrate_mode="CONSTANT"),  # 192 kbit/s for mono
-    "ogg": _Encoding("OGG", "VORBIS", compression=0.2),  # Vorbis quality 8, up to about 170 kbit/s
+    "wav": Encoding("WAV", "PCM_16"),  # every player supports it
+    "flac": Encoding("FLAC", "PCM_24"),  # for further editing: rounding stays inaudible
+    "mp3": Encoding("MP3", "MPEG_LAYER_III", compression=0.4, bitrate_mode="CONSTANT"),  # 192 kbit/s for mono
+    "ogg": Encoding("OGG", "VORBIS", compression=0.2),  # Vorbis quality 8, up to about 170 kbit/s
 }
 TAGS = ("title", "artist", "comment", "software", "date", "genre")
+
+
+def song_tags(model: str, seed: int) -> dict[str, str]:
+    """The tags of a song's files."""
+    origin = f"AI-generated with YuE, model {model}, seed {seed}"
+    return {"title": "YuE song", "comment": origin, "software": "yue-server"}
 
 
 def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, str]) -> bytes:
@@ -47,13 +54,23 @@ def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, s
     """
     assert waveform.ndim == 1 and waveform.size, f"a mono waveform is (samples,), not {waveform.shape}"
     assert format in ENCODINGS, format
-    for name, text in tags.items():
-        assert name in TAGS and text.isascii(), (name, text)
     if not np.isfinite(waveform).all():
         raise EngineError(f"the {format} file was not written: the waveform has non-finite samples (NaN or Inf)")
-    encoding, buffer = ENCODINGS[format], io.BytesIO()
-    with soundfile.SoundFile(
-        buffer,
+    buffer = io.BytesIO()
+    with opened(buffer, rate_hz, ENCODINGS[format], tags) as file:
+        for first in range(0, len(waveform), WRITE_SAMPLES):
+            file.write(clip(waveform[first : first + WRITE_SAMPLES]))
+    return buffer.getvalue()
+
+
+def opened(
+    target: IO[bytes] | io.RawIOBase, rate_hz: int, encoding: Encoding, tags: Mapping[str, str]
+) -> soundfile.SoundFile:
+    """A mono file in `target`, to write samples to."""
+    for name, text in tags.items():
+        assert name in TAGS and text.isascii(), (name, text)
+    file = soundfile.SoundFile(
+        target,
         "w",
         samplerate=rate_hz,
         channels=1,
@@ -61,9 +78,7 @@ def encode(waveform: np.ndarray, rate_hz: int, format: str, tags: Mapping[str, s
         subtype=encoding.subtype,
         compression_level=encoding.compression,
         bitrate_mode=encoding.bitrate_mode,
-    ) as file:
-        for name, text in tags.items():  # before the samples: most formats drop tags set later
-            setattr(file, name, text)
-        for first in range(0, len(waveform), WRITE_SAMPLES):
-            file.write(clip(waveform[first : first + WRITE_SAMPLES]))
-    return buffer.getvalue()
+    )
+    for name, text in tags.items():  # before the samples: most formats drop tags set later
+        setattr(file, name, text)
+    return file

@@ -29,8 +29,8 @@ def merge_bands(
     """
     low, high = mix_16k(vocal_16k, instrumental_16k), mix_44k(vocal_44k, instrumental_44k)
     low_44k, high = cut_to_shortest(_resample_to_44k(low), high.astype(np.float64))
-    low_band = _low_pass(low_44k)
-    return clip(low_band * _loudness_ratio(_low_pass(high), low_band) + _high_pass(high)).astype(np.float32)
+    low_band = low_pass(low_44k)
+    return clip(low_band * _loudness_ratio(low_pass(high), low_band) + high_pass(high)).astype(np.float32)
 
 
 def mix_16k(vocal: np.ndarray, instrumental: np.ndarray) -> np.ndarray:
@@ -71,13 +71,13 @@ def _resample_to_44k(waveform: np.ndarray) -> np.ndarray:
     return soxr.resample(waveform.astype(np.float64), CODEC_RATE_HZ, VOCODER_RATE_HZ, quality=RESAMPLING_QUALITY)
 
 
-def _low_pass(waveform: np.ndarray) -> np.ndarray:
+def low_pass(waveform: np.ndarray) -> np.ndarray:
     """(samples,) -> (samples,), both at 44.1 kHz"""
     cosine, denominator = _biquad()
     return _filtered(np.array([0.5, 1.0, 0.5]) * (1 - cosine), denominator, waveform)
 
 
-def _high_pass(waveform: np.ndarray) -> np.ndarray:
+def high_pass(waveform: np.ndarray) -> np.ndarray:
     """(samples,) -> (samples,), both at 44.1 kHz"""
     cosine, denominator = _biquad()
     return _filtered(np.array([0.5, -1.0, 0.5]) * (1 + cosine), denominator, waveform)

@@ -5,6 +5,7 @@ Independent of other songs: `inference/engine/scheduler.py` decides when each st
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ import torch
 
 from inference.audio import encoding, mixing
 from inference.audio.reading import read_reference
+from inference.audio.stream_mixing import StreamMixer
 from inference.catalog import ModelFiles
 from inference.engine.progress import ProgressTracker, TailRatio, expected_tokens
 from inference.engine.sampling import Sampling
@@ -24,10 +26,12 @@ from inference.models.codec import Codec
 from inference.models.llama import Llama
 from inference.models.vocoder import Vocos
 from inference.options import EngineOptions
-from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongRequest
+from inference.song import MIX, Progress, Reference, SectionSpan, Song, SongPart, SongRequest
 from inference.text import lyrics, lyrics_warnings, prompt
 from inference.text.tokenizer import Tokenizer
 from inference.vocabulary import FRAME_RATE_HZ, PIECE_FRAMES, TRACKS, VOCODER_RATE_HZ, exact_div
+
+log = logging.getLogger(__name__)
 
 DECODERS = ("decoder_131000.pth", "decoder_151000.pth")  # in the order of TRACKS
 SHORTENED = "the song is longer than the context window: its later sections were generated without the earliest ones"
@@ -99,9 +103,20 @@ class SongInProgress:
     A piece enters stage 2 as soon as stage 1 has generated its frames, and is decoded while stage 1 continues.
     """
 
-    def __init__(self, pipeline: Pipeline, request: SongRequest, observe: Callable[[Progress], None]) -> None:
-        """Parse the request. Raises InvalidField if no song can be generated from it."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        request: SongRequest,
+        observe: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None] | None = None,
+    ) -> None:
+        """Parse the request. Raises InvalidField if no song can be generated from it.
+
+        `on_part` is called with each decoded part, from another thread.
+        """
         self.request = request
+        self.listened = False  # somebody listens while the song is generated
+        self._on_part, self._mixer = on_part, StreamMixer()
         self.lyrics = lyrics.parse(request.lyrics)
         seconds = [section.words_seconds for section in self.lyrics.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
@@ -127,8 +142,14 @@ class SongInProgress:
 
     @property
     def awaits_first_piece(self) -> bool:
-        """True while stage 2 has pieces of this song and none of them is done."""
-        return self.in_stage_2 and not self._stage2_frames
+        """True while somebody listens, stage 2 has pieces of this song, and none of them is done."""
+        return self.listened and self.in_stage_2 and not self._stage2_frames
+
+    @property
+    def runs_dry(self) -> bool:
+        """True while somebody listens and stage 2 computes nothing that could be heard next."""
+        running = any(piece.row is not None for track in self.pieces.values() for piece in track)
+        return self.listened and not running
 
     @property
     def stage2_done(self) -> bool:
@@ -196,11 +217,37 @@ class SongInProgress:
                 parts[track].append(waveform[(first - left) * hop : (end - left) * hop].cpu().numpy())
         self._decoded_frames = end
 
+    @property
+    def n_parts(self) -> int:
+        """The number of decoded parts."""
+        return len(self._codec_parts[TRACKS[0]])
+
+    def send_part(self, index: int, last: bool) -> None:
+        """Mix and encode a decoded part, and pass it to the observer. Call it for each part in order, in one thread.
+
+        An error ends the parts of this song, not the song.
+        """
+        if self._on_part is None:
+            return
+        try:
+            waveforms = {track: self._vocoder_parts[track][index] for track in TRACKS}
+            if MIX in self.request.tracks:
+                codec = [self._codec_parts[track][index] for track in TRACKS]
+                waveforms[MIX] = self._mixer.mix(*codec, *waveforms.values(), last=last)
+            files = {
+                name: encoding.encode(waveforms[name], VOCODER_RATE_HZ, "flac", {}) for name in self.request.tracks
+            }
+            n_samples = sum(map(len, self._vocoder_parts[TRACKS[0]][: index + 1]))
+            self._on_part(SongPart(index, n_samples / VOCODER_RATE_HZ, files))
+        except Exception:
+            log.exception("part %d of a song could not be sent; the song cannot be streamed any further", index)
+            self._on_part = None
+
     def encode(self) -> dict[str, bytes]:
         """Mix and encode the decoded parts: one file for each requested track. Callable from any thread."""
         codec = [np.concatenate(self._codec_parts[track]) for track in TRACKS]
         stems = {track: np.concatenate(self._vocoder_parts[track]) for track in TRACKS}
-        tags = _tags(self._pipeline.model, self.request.seed)
+        tags = encoding.song_tags(self._pipeline.model, self.request.seed)
         files = {}
         for name in self.request.tracks:
             waveform = mixing.merge_bands(*codec, *stems.values()) if name == MIX else stems[name]
@@ -219,6 +266,7 @@ class SongInProgress:
             seed=self.request.seed,
             segments=self._spans(frames),
             timings=self.progress.timings,
+            parts=self.n_parts,
             warnings=(*self._warnings(), *([SHORTENED] if self.composition.shortened else [])),
         )
 
@@ -233,8 +281,7 @@ class SongInProgress:
 
     def _next_part_end(self) -> int:
         """The frame where the next part ends. These frames are fixed, so the order of the pieces affects no sample."""
-        parts = len(self._codec_parts[TRACKS[0]])
-        end = (parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
+        end = (self.n_parts + 1) * PIECE_FRAMES - CONTEXT_FRAMES
         return min(end, self.composition.n_frames) if self.composition.finished else end
 
     def _composition(self) -> Composition:
@@ -296,8 +343,3 @@ def _leading_frames(pieces: Sequence[Piece]) -> int:
             break
         frames += piece.n_frames
     return frames
-
-
-def _tags(model: str, seed: int) -> dict[str, str]:
-    origin = f"AI-generated with YuE, model {model}, seed {seed}"
-    return {"title": "YuE song", "comment": origin, "software": "yue-server"}

@@ -24,7 +24,7 @@ from inference.errors import Cancelled, EngineError, YueError
 from inference.log_relay import JOB
 from inference.models.llama import Llama
 from inference.options import EngineOptions
-from inference.song import MAX_NEW_TOKENS, Progress, Song, SongRequest
+from inference.song import MAX_NEW_TOKENS, Progress, Song, SongPart, SongRequest
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,26 @@ class Scheduler:
         """The status of the recorded steps, by stage."""
         return {stage: step.recordings.status() for stage, step in self._recorded_steps.items()}
 
-    def add(self, song_id: str, request: SongRequest, observe: Callable[[Progress], None]) -> None:
-        """Add a song. It starts when a slot is free. An invalid request fails at the next step."""
+    def add(
+        self,
+        song_id: str,
+        request: SongRequest,
+        observe: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None] | None = None,
+    ) -> None:
+        """Add a song. It starts when a slot is free. An invalid request fails at the next step.
+
+        `on_part` is called with each decoded part, in order, by the thread that encodes.
+        """
         assert song_id not in self._songs, f"song {song_id} is being generated"
         with self._end_song_on_error(song_id):
-            self._songs[song_id] = SongInProgress(self._pipeline, request, observe)
+            self._songs[song_id] = SongInProgress(self._pipeline, request, observe, on_part)
             self._waiting.append(song_id)
+
+    def listen(self, song_id: str) -> None:
+        """Hurry the song, because somebody listens to it. Does nothing if it is unknown or has ended."""
+        if song_id in self._songs:
+            self._songs[song_id].listened = True
 
     def cancel(self, song_id: str) -> None:
         """End a song now. Does nothing if it is unknown or has ended."""
@@ -201,13 +215,13 @@ class Scheduler:
     def _waiting_pieces_may_start(self) -> bool:
         """True if all rows can be filled, or if a song needs its pieces now.
 
-        A forward pass takes the same time for few rows as for many, so it waits for many, unless a song has no piece
-        yet or has finished stage 1. Every song finishes stage 1, so no piece waits forever.
+        A forward pass takes the same time for few rows as for many, so it waits for many, unless somebody listens to a
+        song of which no piece runs, or a song has finished stage 1. Every song does, so no piece waits forever.
         """
         if self._stage2.n_waiting >= self.n_free_rows:
             return True
         waiting = (song for song in self._songs.values() if song.waits_for_stage_2)
-        return any(song.composition.finished or song.awaits_first_piece for song in waiting)
+        return any(song.composition.finished or song.runs_dry for song in waiting)
 
     def _run_stage2(self) -> None:
         start_waiting, taken = self._waiting_pieces_may_start(), 0
@@ -225,6 +239,7 @@ class Scheduler:
                 continue
             with self._end_song_on_error(song_id):
                 song.decode_part()
+                self._encoder.submit(song.send_part, song.n_parts - 1, song.fully_decoded)
                 if song.fully_decoded:
                     song.progress.enter("encode")
                     self._encodings[song_id] = self._encoder.submit(song.encode)

@@ -32,16 +32,18 @@ from inference.process.messages import (
     Advanced,
     Broken,
     Cancel,
+    Decoded,
     Failed,
     Generate,
     Generated,
+    Listen,
     Load,
     Loading,
     Ready,
     Recorded,
 )
 from inference.process.pipe_writer import PipeWriter
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 from paths import PROJECT, cache_folder
 
 if TYPE_CHECKING:
@@ -129,18 +131,28 @@ class EngineProcess:
         """Device, dtype, quantization, memory and loading time, as measured when the models were ready."""
         return {**self._info, "pid": self.pid}
 
-    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Generate a song. The future returns a Song or raises a YueError."""
+    def generate(
+        self,
+        song_id: str,
+        request: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None] = lambda part: None,
+    ) -> Future[Song]:
+        """Generate a song. The future returns a Song or raises a YueError. The callbacks must not block."""
         future: Future[Song] = Future()
         with self._songs_lock:
             assert song_id not in self._songs, f"song {song_id} is being generated"
             if not self._songs:  # otherwise new songs would hide that none makes progress
                 self._advanced_at = time.monotonic()
-            self._songs[song_id] = _SongInChild(future, on_progress)
+            self._songs[song_id] = _SongInChild(future, on_progress, on_part)
             self._writer.put(Generate(song_id, request))  # before any cancel request for it
         if self._lost:  # the listener may have failed the songs before this one was added
             self._fail_songs()
         return future
+
+    def listen(self, song_id: str) -> None:
+        """Hurry a song, because somebody listens to it. Does nothing if the song is unknown or done."""
+        self._writer.put(Listen(song_id))
 
     def cancel(self, song_id: str) -> None:
         """Cancel a song; its future raises Cancelled. Does nothing if the song is unknown or done."""
@@ -204,6 +216,11 @@ class EngineProcess:
                         self._advanced_at = time.monotonic()
                 if known:
                     known.on_progress(progress)
+            case Decoded(song_id, part):
+                with self._songs_lock:
+                    known = self._songs.get(song_id)
+                if known:
+                    known.on_part(part)
             case Generated(song_id, song):
                 self._take(song_id).set_result(song)
             case Failed(str(song_id), error):
@@ -257,40 +274,13 @@ class EngineProcess:
         return self._reason or ended
 
 
-class EngineSeries:
-    """Starts engines with the same options, one after the other. After a failed CUDA graph capture, they use none.
-
-    Only one thread at a time may call it.
-    """
-
-    def __init__(self, options: EngineOptions, kind: type[EngineProcess] = EngineProcess) -> None:
-        self._options, self._kind = options, kind
-        self._last: EngineProcess | None = None
-
-    def start(self, files: ModelFiles, on_loading: Callable[[str], None]) -> EngineProcess:
-        """Start the next engine. Raises YueError."""
-        if self._last and self._last.recording_failed:
-            self._disable_recording()
-        try:
-            self._last = self._kind.start(files, self._options, on_loading)
-        except RecordingFailed:
-            if not self._options.compile:
-                raise
-            self._disable_recording()
-            self._last = self._kind.start(files, self._options, on_loading)
-        return self._last
-
-    def _disable_recording(self) -> None:
-        log.error("CUDA graph capture crashed the engine; the server's next engines capture none")
-        self._options = replace(self._options, compile=False)
-
-
 @dataclass(eq=False)
 class _SongInChild:
     """A song that was sent to the child."""
 
     future: Future[Song]
     on_progress: Callable[[Progress], None]
+    on_part: Callable[[SongPart], None]
     progress: Progress | None = None
     cancelled: bool = False  # a cancel request was sent
 
@@ -306,7 +296,7 @@ class _Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._commands: queue.SimpleQueue[Load | Generate | Cancel] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Load | Generate | Listen | Cancel] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Load the model, then generate songs until the parent ends or the engine fails."""
@@ -356,12 +346,17 @@ class _Child:
                 continue
             match self._commands.get():
                 case Generate(song_id, request):
-                    engine.add(song_id, request, self._observer(song_id))
+                    engine.add(song_id, request, self._observer(song_id), self._part_observer(song_id))
+                case Listen(song_id):
+                    engine.listen(song_id)
                 case Cancel(song_id):
                     engine.cancel(song_id)
 
     def _observer(self, song_id: str) -> Callable[[Progress], None]:
         return lambda progress: self._send(Advanced(song_id, progress))
+
+    def _part_observer(self, song_id: str) -> Callable[[SongPart], None]:
+        return lambda part: self._send(Decoded(song_id, part))
 
     def _listen(self) -> None:
         try:

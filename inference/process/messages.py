@@ -1,7 +1,7 @@
 """Defines the messages between the engine's process and its parent.
 
-to the child      Load, then any number of Generate and Cancel
-to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Generated, Failed, at last Broken
+to the child      Load, then any number of Generate, Listen and Cancel
+to the parent     Loading …, Ready (or Failed), then Recorded, Advanced, Decoded, Generated, Failed, at last Broken
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from inference.catalog import ModelFiles
 from inference.errors import YueError
 from inference.options import EngineOptions
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Generate(_AboutSong):
     """To the child: generate this song, as soon as a slot is free."""
 
     request: SongRequest
+
+
+@dataclass(frozen=True)
+class Listen(_AboutSong):
+    """To the child: somebody listens to this song while it is generated."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,13 @@ class Advanced(_AboutSong):
     """From the child: a song made progress."""
 
     progress: Progress
+
+
+@dataclass(frozen=True)
+class Decoded(_AboutSong):
+    """From the child: the next part of a song is decoded. All of them come before Generated."""
+
+    part: SongPart
 
 
 @dataclass(frozen=True)

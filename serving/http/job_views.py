@@ -15,7 +15,8 @@ A prediction (`prediction`) of a finished song:
     timings             stage -> seconds
 
 A song that is not finished has the first entry only, with `status` "queued" or "running"; a queued one has `position`
-and `expected_seconds` too, null where its server cannot tell. One that failed, was cancelled or was interrupted has
+and `expected_seconds` too, null where its server cannot tell, and like every song that can be listened to while it is
+generated, or could be, it has `stream_url`. One that failed, was cancelled or was interrupted has
 `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
 """
 
@@ -26,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from inference.audio.stream_encoding import STREAM_FORMATS
 from inference.song import MIME_TYPES, Song
 from serving.http.problems import problem_of
 from serving.http.response_models import (
@@ -79,6 +81,12 @@ def audio_path(job_id: str, track: str, audio_format: str) -> str:
     return f"/jobs/{job_id}/audio/{track}.{audio_format}"
 
 
+def stream_path(job: Job) -> str:
+    """Where the first track of a job is streamed, in the song's format if a stream can have it."""
+    audio_format = job.request.format if job.request.format in STREAM_FORMATS else STREAM_FORMATS[0]
+    return f"/jobs/{job.id}/stream/{job.request.tracks[0]}.{audio_format}"
+
+
 def _answer(job: Job, wait_estimate: WaitEstimate | None, more: Mapping[str, object]) -> AnyJob:
     state = job.state  # read first: what it promises was set before it
     common = {**_common(job, state), **more}
@@ -90,8 +98,8 @@ def _answer(job: Job, wait_estimate: WaitEstimate | None, more: Mapping[str, obj
         expected = wait_estimate.expected_seconds if wait_estimate else None
         seconds = None if expected is None else round(expected, 1)
         position = wait_estimate.position if wait_estimate else None
-        return UnfinishedJob.of(**common, position=position, expected_seconds=seconds)
-    return UnfinishedJob.of(**common)
+        common = {**common, "position": position, "expected_seconds": seconds}
+    return UnfinishedJob.of(**common, stream_url=stream_path(job))
 
 
 def _common(job: Job, state: str) -> Json:
@@ -139,4 +147,5 @@ def _song(job: Job, song: Song) -> dict[str, Any]:
         },
         "segments": [asdict(span) for span in song.segments],
         "timings": dict(song.timings),
+        **({"stream_url": stream_path(job)} if song.parts else {}),
     }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inference.audio.stream_encoding import STREAM_FORMATS
 from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
@@ -82,6 +83,8 @@ BEHIND = f"^({ID.pattern}|{CURSOR.pattern})$"
 BEFORE = _query("before", "only those after that job, or `next` of an answer", type="string", pattern=BEHIND)
 RANGE_HEADER = _header("Range", "which bytes, such as `bytes=0-999`")
 IDEMPOTENCY_KEY = _header("Idempotency-Key", "a `request_id` for the songs of this request", pattern=KEY.pattern)
+STREAM_FORMAT = _path("audio_format", "any of these, whatever the song's own format is", enum=list(STREAM_FORMATS))
+STREAM_TYPES = {MIME_TYPES[name]: None for name in STREAM_FORMATS}
 AUDIO_TYPES = dict.fromkeys(MIME_TYPES.values())
 FILE_HEADERS = {"ETag": "stays the same", "Accept-Ranges": "bytes", "Content-Disposition": "a name for the file"}
 STUDIO_FILE = Answer("The file.", dict.fromkeys(TYPES.values()), {"ETag": "changes with the file"})
@@ -119,6 +122,11 @@ READY_TEXT = """\
 With `YUE_LOADING=startup`: once the models are ready, as `/health` has it. With `on_demand`: at once, since songs \
 load their models; unlike `/health`, not while the engine crashes repeatedly and songs are refused. Never while the \
 server stops. It changes and starts nothing."""
+
+STREAM_TEXT = """\
+Waits until the first part of the song is there. The connection is cut where the song fails in the middle. A range \
+that begins behind the first byte gets what there is by now, at least one byte: a client whose connection was cut goes \
+on from there, on this server or another."""
 
 OPERATIONS = {
     "predict": Operation(
@@ -191,6 +199,20 @@ OPERATIONS = {
         },
         places=(STORE, JOB, AUDIO),
         parameters=(JOB_ID, TRACK_NAME, AUDIO_FORMAT, RANGE_HEADER),
+    ),
+    "job_stream": Operation(
+        "Jobs",
+        {
+            200: Answer("The stream from its start to its end, as the song is generated.", STREAM_TYPES, FILE_HEADERS),
+            206: Answer(
+                "What there is by now of the range.",
+                STREAM_TYPES,
+                {"Content-Range": "which bytes these are; `*` for the size until the song is done", **FILE_HEADERS},
+            ),
+        },
+        STREAM_TEXT,
+        places=(STORE, JOB, AUDIO),
+        parameters=(JOB_ID, TRACK_NAME, STREAM_FORMAT, RANGE_HEADER),
     ),
     "expose": Operation(
         "Server",

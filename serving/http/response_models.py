@@ -21,6 +21,8 @@ from serving.http.response_types import Answer as _Answer
 from serving.http.response_types import Base64, JobId, Natural, Number, Place, Timestamp
 from serving.http.response_types import maybe as _maybe
 
+STREAM_TEXT = "the path of the first track as a stream, which can be listened to while the song is generated"
+
 
 class ProblemView(_Answer):
     """An error, as RFC 9457 has it. docs/errors.md lists the types."""
@@ -57,6 +59,7 @@ class ProgressView(_Answer):
     frames: Natural = Field(description="of stage 2 so far, all rows together")
     fraction: float = Field(ge=0, le=1, description="of the whole song; never falls")
     seconds_left: Number | None = Field(description="null while nothing has been measured")
+    playable_seconds: Number = Field(description="of the song that can be streamed already")
 
 
 class Segment(_Answer):
@@ -141,6 +144,7 @@ class UnfinishedJob(_Job):
     expected_seconds: Number | None = _maybe(
         "of a queued song: until it is done, by the duration of the songs before it"
     )
+    stream_url: str = Field(description=STREAM_TEXT)
 
 
 class SucceededJob(_Job):
@@ -157,6 +161,7 @@ class SucceededJob(_Job):
     )
     segments: list[Segment] = Field(description="the sections that were generated")
     timings: dict[str, Number] = Field(description="the seconds of each stage")
+    stream_url: str = _maybe(STREAM_TEXT)
 
 
 class JobWithoutSong(_Job):

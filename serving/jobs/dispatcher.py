@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
 from inference.errors import Cancelled, EngineError
 from inference.song import Progress, Song, SongRequest
 from serving.jobs import records
 from serving.jobs.job import Job, about
+from serving.jobs.part_writer import PartWriter
 from serving.jobs.queue import JobQueue
 from serving.jobs.store import JobStore
 from serving.models.states import Engine, LoadedModel
@@ -25,6 +27,7 @@ from storage import StorageError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0  # between two attempts to store the start of a song
+PARTS_SECONDS = 10.0  # that the end of a song waits for its last parts to be stored
 
 
 class Models(Protocol):
@@ -43,6 +46,7 @@ class Dispatcher:
     def __init__(self, models: Models, queue: JobQueue, store: JobStore) -> None:
         self._models, self._queue, self._store = models, queue, store
         self._threads: list[threading.Thread] = []
+        self._writers: dict[str, PartWriter] = {}  # of the running songs, by job id
         queue.on_demand = self._start_threads
 
     def join(self) -> None:
@@ -58,7 +62,10 @@ class Dispatcher:
         try:
             if job.cancel_requested or not self._is_started(job):
                 raise Cancelled("the song was cancelled before it started")
-            future = engine.generate(job.id, self._completed(job), self._observer(job))
+            writer = self._writers[job.id] = PartWriter(job, self._queue, self._store)
+            future = engine.generate(job.id, self._completed(job), self._observer(job), writer.put)
+            if job.listened:
+                engine.listen(job.id)
             if job.cancel_requested or not self._queue.has(job):  # cancelled before the engine knew the song
                 engine.cancel(job.id)
             return future
@@ -73,9 +80,10 @@ class Dispatcher:
         try:
             song = future.result()
         except Exception as error:  # of any kind: the job must end, and the next one must run
+            self._close_writer(job)
             self._fail(job, engine, error)
         else:
-            self._queue.finish(job, records.succeeded(song))
+            self._queue.finish(job, records.succeeded(self._with_stored_parts(job, song)))
 
     def _start_threads(self, songs: int) -> None:
         """Start a thread for each song that could run now. The caller holds the queue's lock."""
@@ -134,6 +142,18 @@ class Dispatcher:
 
     def _observer(self, job: Job) -> Callable[[Progress], None]:
         return lambda progress: self._queue.note_progress(job, progress)
+
+    def _with_stored_parts(self, job: Job, song: Song) -> Song:
+        """The song with the number of its parts if all of them are stored, else with none: it cannot be streamed."""
+        complete = self._close_writer(job) == song.parts
+        job.playable_seconds = song.duration_seconds if complete and song.parts else 0.0
+        self._queue.note_progress(job)
+        return song if complete else replace(song, parts=0)
+
+    def _close_writer(self, job: Job) -> int:
+        """Stop storing the parts of the job. Return how many are stored."""
+        writer = self._writers.pop(job.id, None)
+        return writer.close(PARTS_SECONDS) if writer else 0
 
     def _fail(self, job: Job, engine: Engine, error: Exception) -> None:
         """End the job without a song, or queue it again if only its engine process ended."""

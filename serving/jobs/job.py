@@ -79,6 +79,8 @@ class Job:
     deadline_seconds: float | None = None  # as the request gave them
     deadline: float | None = None  # when it must have started, by this process's monotonic clock
     began: float | None = None  # when it was started here, by the same clock
+    listened: bool = False  # somebody listens while it is generated
+    playable_seconds: float = 0.0  # of the song that are stored here by now
 
     @property
     def finished(self) -> bool:
@@ -98,6 +100,12 @@ class Job:
         if "trace_id" not in known or "span_id" not in known:
             return {}
         return {"traceparent": f"00-{known['trace_id']}-{known['span_id']}-{int(known['trace_sampled']):02x}"}
+
+    def listen(self) -> None:
+        """Hurry the song here, because somebody listens to it."""
+        self.listened = True  # first, so that it also reaches an engine that takes the song just now
+        if self.engine:
+            self.engine.listen(self.id)
 
     def become(self, other: Job) -> None:
         """Copy everything from another record of the same job."""

@@ -22,7 +22,8 @@ ID = re.compile(r"[0-9a-f]{32}")
 NUMBER = "(0|[1-9][0-9]{0,8})"  # exactly as this server writes it
 CLAIM = re.compile(f"claim-{NUMBER}")
 START = re.compile(f"start-{NUMBER}-{NUMBER}")
-LEFTOVER = re.compile(f"reference-[a-z]+|audio-{NUMBER}/.+")  # not needed after the end, except the song's own audio
+PART = re.compile(f"parts-{NUMBER}/{NUMBER}-([a-z]+)[.]flac")
+LEFTOVER = re.compile(f"reference-[a-z]+|(audio|parts)-{NUMBER}/.+")  # not needed after the end, except the song's own
 ENDED = re.compile(r"ended/(?P<moment>[0-9]{14})-(?P<job_id>[0-9a-f]{32})-(?P<size_bytes>[0-9]+)")
 
 
@@ -53,11 +54,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class LiveState:
-    """The live replicas, the open jobs and their cancel requests."""
+    """The live replicas, the open jobs, their cancel requests, and the jobs that somebody listens to."""
 
     replicas: Mapping[str, str]  # replica -> the version of its heartbeat
     opened: tuple[tuple[str, str], ...]  # replica, job id
     cancel_requests: frozenset[str]
+    listen_requests: frozenset[str] = frozenset()
     moment: datetime | None = None  # of the newest heartbeat, by the storage's clock
 
     @classmethod
@@ -65,7 +67,7 @@ class LiveState:
         """The state that the files under `live` describe; foreign files are ignored."""
         replicas: dict[str, str] = {}
         opened: list[tuple[str, str]] = []
-        cancel_requests: set[str] = set()
+        requests: dict[str, set[str]] = {"cancel": set(), "listen": set()}
         moments: list[datetime] = []
         for entry in entries:
             match entry.path.split("/")[1:]:
@@ -74,9 +76,10 @@ class LiveState:
                     moments += [entry.modified_at] if entry.modified_at else []
                 case ["open", replica, job_id] if ID.fullmatch(job_id) and _is_owner(replica):
                     opened.append((replica, job_id))
-                case ["cancel", job_id] if ID.fullmatch(job_id):
-                    cancel_requests.add(job_id)
-        return cls(replicas, tuple(opened), frozenset(cancel_requests), max(moments, default=None))
+                case ["cancel" | "listen" as what, job_id] if ID.fullmatch(job_id):
+                    requests[what].add(job_id)
+        cancel, listen = map(frozenset, requests.values())
+        return cls(replicas, tuple(opened), cancel, listen, max(moments, default=None))
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,13 @@ class Folder:
         begun = [start[1] for name in self.names if (start := START.fullmatch(name))]
         forgiven = {claim for claim in begun if {f"leaving-{claim}", f"handed-{claim}"} & self.names}
         return len(begun) - len(forgiven)
+
+
+def is_leftover(name: str, claim: int, n_parts: int) -> bool:
+    """True if a job that ended under this claim, with a song of so many stored parts, does not need the file."""
+    if part := PART.fullmatch(name):
+        return int(part[1]) != claim or int(part[2]) >= n_parts
+    return LEFTOVER.fullmatch(name) is not None and not name.startswith(f"audio-{claim}/")
 
 
 def inverted(moment: datetime) -> int:

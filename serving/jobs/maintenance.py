@@ -143,7 +143,14 @@ class Maintenance:
         with self._noting_refusals("a listing"):
             state = self._store.live_state()
         self._watch.note(state.replicas)
-        steps = (self._cancel_requested, self._let_go_of_taken, self._recover, self._clear_orphans, self._sweep_in_turn)
+        steps = (
+            self._cancel_requested,
+            self._listen_requested,
+            self._let_go_of_taken,
+            self._recover,
+            self._clear_orphans,
+            self._sweep_in_turn,
+        )
         run_all(partial(step, state) for step in steps)
 
     def _beat(self) -> None:
@@ -181,6 +188,11 @@ class Maintenance:
         for job in self._owner.living():
             if job.id in state.cancel_requests and not job.cancel_requested:
                 self._owner.cancel(job)
+
+    def _listen_requested(self, state: LiveState) -> None:
+        for job in self._owner.living():
+            if job.id in state.listen_requests and not job.listened:
+                job.listen()
 
     def _let_go_of_taken(self, state: LiveState) -> None:
         """Let go of jobs that others have taken, as after this server stood still for minutes."""
@@ -238,10 +250,10 @@ class Maintenance:
         return records.interrupted() if job.attempts >= MOST_ATTEMPTS else None
 
     def _clear_orphans(self, state: LiveState) -> None:
-        """Remove incomplete jobs, cancel requests that came too late, and lost replicas without jobs."""
+        """Remove incomplete jobs, requests that came too late, and lost replicas without jobs."""
         opened = {job_id for _, job_id in state.opened}
         half = {job_id for job_id in self._unattended(state) if self._is_half_written(job_id)}
-        late = state.cancel_requests - opened
+        late = (state.cancel_requests | state.listen_requests) - opened
         since = {name: self._orphans_since.get(name, self._clock()) for name in half | late}
         due = {name for name, moment in since.items() if self._clock() - moment >= LOST_SECONDS}
         self._orphans_since = {name: moment for name, moment in since.items() if name not in due}
@@ -250,7 +262,7 @@ class Maintenance:
         run_all(
             [
                 *(partial(self._store.abandon, name) for name in half & due),
-                *(partial(self._store.drop_cancel_request, name) for name in late & due),
+                *(partial(self._store.drop_requests, name) for name in late & due),
                 *(partial(self._remove_if_lost, replica) for replica in idle),
             ]
         )

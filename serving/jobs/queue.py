@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from inference.errors import Cancelled
@@ -138,8 +138,7 @@ class JobQueue:
 
     def room(self) -> int:
         """Return how many more jobs may wait."""
-        with self._changed:
-            return 0 if self.draining else self._max_queue - len(self._waiting) - len(self._arriving)
+        return 0 if self.draining else self._max_queue - self.counts().queued
 
     def knows(self, job_id: str) -> bool:
         """Return True while the job is in memory or being stored."""
@@ -230,10 +229,11 @@ class JobQueue:
         self.finish(job, records.failed(another_model(job.wanted_model, loaded.model.name)))
         return None
 
-    def note_progress(self, job: Job, progress: Progress) -> None:
-        """Record a song's progress."""
+    def note_progress(self, job: Job, progress: Progress | None = None) -> None:
+        """Record a song's progress, or only how much of it is playable."""
         with self._changed:
-            job.progress = progress
+            known = progress or job.progress
+            job.progress = known and replace(known, playable_seconds=job.playable_seconds)
             self._changed.notify_all()
 
     def _may_begin(self) -> bool:

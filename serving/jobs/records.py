@@ -215,7 +215,7 @@ def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
     job.model, job.progress = job.model if end.model is None else end.model, _steps(end.progress)
     job.cancel_requested = end.cancel_requested
     if end.song:
-        names = ("format", "sample_rate", "duration_seconds", "seed", "timings", "warnings")
+        names = ("format", "sample_rate", "duration_seconds", "seed", "timings", "warnings", "parts")
         kept = {name: getattr(end.song, name) for name in names}
         segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
         job.song = Song(audio=audio, segments=segments, **kept)

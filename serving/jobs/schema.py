@@ -180,6 +180,7 @@ class StoredSteps(_Record):
     frames: Natural = 0
     fraction: float = Field(0.0, ge=0, le=1)
     seconds_left: Number | None = None
+    playable_seconds: Annotated[Number, _or(0.0)] = 0.0
 
 
 class StoredProgress(_Record):
@@ -212,6 +213,7 @@ class StoredSong(_Record):
     warnings: Annotated[tuple[str, ...], _or(())] = ()
     sizes_bytes: dict[TrackName, Natural] = Field(min_length=1)
     segments: Annotated[tuple[StoredSpan, ...], _or(())] = ()
+    parts: Annotated[Natural, _or(0)] = 0
 
 
 class StoredError(_Record):

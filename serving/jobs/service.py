@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from serving.jobs import records
@@ -23,7 +23,7 @@ from serving.jobs.queue import JobQueue
 from serving.jobs.schema import Malformed
 from serving.jobs.store import JobStore
 from serving.jobs.wait_estimates import WaitEstimate
-from storage import PERMANENT_KINDS, StorageError
+from storage import PERMANENT_KINDS, Entry, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,28 @@ class Jobs:
             queue.expire()
         elif not queue.wait_until(lambda: queue.draining, min(LOOK_SECONDS, seconds)):
             self._refresh(job)
+
+    def listen(self, job: Job) -> None:
+        """Hurry the song, on whichever server it runs, because somebody listens to it."""
+        if job.finished:
+            return
+        mine = self._queue.find(job.id)
+        if mine:
+            mine.listen()
+            return
+        try:
+            self._store.request_listening(job.id)
+        except StorageError as error:  # the song comes all the same
+            log.warning("job %s: its server cannot be told that somebody listens: %s", job.id, error)
+
+    def parts(self, job: Job, track: str) -> Sequence[Entry]:
+        """The files of the parts of a track that are stored by now, from its start on."""
+        files = self._store.parts.listed(job.id, track)
+        return files[: job.song.parts] if job.song else files
+
+    def part(self, path: str) -> bytes:
+        """The content of such a file."""
+        return self._store.parts.get(path)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is queued here, soon if it runs. A finished job stays as it is."""

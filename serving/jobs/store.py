@@ -10,12 +10,14 @@ It starts no threads and makes no decision by a clock. Independent of HTTP, queu
     jobs/<id>/handed-<n>            claim n is given up
     jobs/<id>/progress.json         its progress, for other replicas
     jobs/<id>/audio-<n>/<track>.<format>
+    jobs/<id>/parts-<n>/            `serving/jobs/part_files.py`
     jobs/<id>/end.json              created: its one end, written after its audio
     keys/                           `serving/jobs/request_keys.py`
     ended/<moment>-<id>-<bytes>     finished jobs, the newest first
     live/replicas/<replica>         its heartbeat, rewritten regularly
     live/open/<replica>/<id>        jobs that have no end yet, by the replica that owns them
     live/cancel/<id>                a cancel request
+    live/listen/<id>                somebody listens to the song while it is generated
 
 "Created" files are created exclusively: of several replicas one succeeds, and that decides.
 Every method raises StorageError. A crash between any two writes leaves a state that `recover` can handle.
@@ -31,8 +33,9 @@ from datetime import datetime
 from serving.jobs import records
 from serving.jobs.errors import ReferenceLost
 from serving.jobs.job import Job, now
-from serving.jobs.layout import ID, LEFTOVER, NOBODY, Ended, Folder, LiveState, StoredAudio
+from serving.jobs.layout import ID, NOBODY, Ended, Folder, LiveState, StoredAudio, is_leftover
 from serving.jobs.liveness import own_process
+from serving.jobs.part_files import PartFiles
 from serving.jobs.record_files import RecordFiles
 from serving.jobs.records import End
 from serving.jobs.request_keys import Key, RequestKeys
@@ -52,7 +55,7 @@ class JobStore:
         self.replica = replica or uuid.uuid4().hex
         self._beats = 0
         self._files = RecordFiles(storage)
-        self.keys = RequestKeys(self._files)
+        self.keys, self.parts = RequestKeys(self._files), PartFiles(storage)
 
     # Taking a job
 
@@ -181,9 +184,14 @@ class JobStore:
         """Ask the owner of the job to cancel it."""
         self.storage.put(f"live/cancel/{job_id}", b"")
 
-    def drop_cancel_request(self, job_id: str) -> None:
-        """Remove the cancel request of a job that has ended."""
-        self.storage.delete(f"live/cancel/{job_id}")
+    def request_listening(self, job_id: str) -> None:
+        """Tell the owner of the job that somebody listens to it."""
+        self.storage.put(f"live/listen/{job_id}", b"")
+
+    def drop_requests(self, job_id: str) -> None:
+        """Remove the requests for a job that has ended."""
+        for request in ("cancel", "listen"):
+            self.storage.delete(f"live/{request}/{job_id}")
 
     def end(self, job: Job, end: End) -> bool:
         """Write the job's end; return False if it has another end already, which stays.
@@ -195,12 +203,14 @@ class JobStore:
             for track, audio in end.song.audio.items():
                 self.storage.put(_in(job.id, f"{folder}/{track}.{end.song.format}"), audio)
         size_bytes = sum(map(len, end.song.audio.values())) if end.song else 0
+        if end.song and end.song.parts:
+            size_bytes += self.parts.size_bytes(job.id, job.claim, end.song.parts)
         who = {"replica": self.replica, "claim": job.claim}
         record = {**records.ended(job, end), **who, "bytes": size_bytes}
         if not self._files.created(_in(job.id, "end.json"), records.packed(record)):
             stands = self._end(job.id)
             if not stands or (stands.replica, stands.claim) != (self.replica, job.claim):  # otherwise it is this one
-                self._clear(job.id, keep=(), only=f"{folder}/")
+                self._clear(job.id, keep=(), only=(f"{folder}/", f"parts-{job.claim}/"))
                 return False
         try:
             self._settle(job.id, records.read_end(record))
@@ -256,7 +266,7 @@ class JobStore:
         listed = [each.path for each in self.ended() if each.job_id == job_id]
         self._remove(job_id)
         self._close(job_id)  # it may have ended just now
-        self.drop_cancel_request(job_id)
+        self.drop_requests(job_id)
         for path in listed:
             self.storage.delete(path)
 
@@ -347,18 +357,18 @@ class JobStore:
 
     def _settle(self, job_id: str, end: StoredEnd) -> None:
         """Remove what an ended job does not need; its marker last."""
-        kept = f"audio-{end.claim}/"
+        n_parts = end.song.parts if end.song else 0
         for name in self.folder(job_id).names:
-            if LEFTOVER.fullmatch(name) and not name.startswith(kept):
+            if is_leftover(name, end.claim, n_parts):
                 self.storage.delete(_in(job_id, name))
         self._list_ended(job_id, end.finished_at or now(), end.bytes)
-        self.drop_cancel_request(job_id)
+        self.drop_requests(job_id)
         self._close(job_id)
 
     def _list_ended(self, job_id: str, finished_at: datetime, size_bytes: int) -> None:
         self.storage.put(Ended.path_of(job_id, finished_at, size_bytes), b"")
 
-    def _clear(self, job_id: str, keep: tuple[str, ...], only: str = "") -> None:
+    def _clear(self, job_id: str, keep: tuple[str, ...], only: str | tuple[str, ...] = "") -> None:
         """Delete the files in a job's folder, its record first."""
         names = {name for name in self.folder(job_id).names if name.startswith(only)} - set(keep)
         for name in sorted(names, key=lambda name: (name != "job.json", name)):

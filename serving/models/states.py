@@ -14,7 +14,7 @@ from typing import Protocol
 
 from inference.catalog import Model, ModelFiles
 from inference.errors import Cancelled
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 
 NOT_LOADED, DOWNLOADING, LOADING, READY, ERROR = "not_loaded", "downloading", "loading", "ready", "error"
 FIRST_PAUSE_SECONDS = 5.0  # before an automatic retry; doubled after each failure in a row
@@ -26,8 +26,17 @@ CRASH_LOOP = 3  # this many crashes in a row are taken for a permanent failure
 class Engine(Protocol):
     """Generates songs. Raises YueError."""
 
-    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
-        """Start generating a song. Never blocks."""
+    def generate(
+        self,
+        song_id: str,
+        request: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None],
+    ) -> Future[Song]:
+        """Start generating a song. Never blocks; its parts come before its end."""
+
+    def listen(self, song_id: str) -> None:
+        """Hurry the song, because somebody listens to it. An unknown id is ignored."""
 
     def cancel(self, song_id: str) -> None:
         """End the song; its future raises Cancelled. An unknown id is ignored."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,10 +27,12 @@ from werkzeug.test import TestResponse
 from inference import catalog
 from inference.catalog import Model, ModelFiles
 from inference.errors import Cancelled, DownloadError, EngineError, YueError
-from inference.song import Progress, SectionSpan, Song, SongRequest
+from inference.song import TRACK_NAMES, Progress, SectionSpan, Song, SongPart, SongRequest
+from inference.vocabulary import VOCODER_RATE_HZ
 from model_manager import ModelManager
 from server import create_app
 from serving.settings import Settings
+from tests.support.waveforms import tone, wav
 
 SECONDS = 10.0  # the longest that a test waits for something that happens at once
 LYRICS = "[verse]\nla la la\n\n[chorus]\nla"
@@ -39,6 +42,12 @@ INSTANCE = {"genres": "pop", "lyrics": LYRICS}
 def audio_of(request: SongRequest, track: str) -> bytes:
     """The fake engine's audio: it shows which song and track it is."""
     return f"{track} of {request.genres} {request.seed}".encode()
+
+
+def part_of(request: SongRequest, track: str, index: int) -> bytes:
+    """A second of the fake engine's music: a tone whose pitch shows which part of which song and track it is."""
+    hz = 200 + 20 * index + 5 * (request.seed % 7) + 3 * TRACK_NAMES.index(track)
+    return wav(tone(1.0, VOCODER_RATE_HZ, hz), VOCODER_RATE_HZ, "FLAC", "PCM_24")
 
 
 class FakeEngine:
@@ -54,6 +63,9 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.requests: list[SongRequest] = []  # all that it was asked for
         self.error: YueError | None = None  # what the next songs end in
+        self.listened: list[str] = []  # the ids of the songs that somebody listens to
+        self.n_parts: Counter[str] = Counter()  # that were decoded, by song
+        self._songs: dict[str, tuple[SongRequest, Callable[[SongPart], None]]] = {}
         self._began = threading.Condition()
         self._wake = threading.Condition()
         self._orders: queue.Queue[tuple[str, SongRequest, Callable[[Progress], None], Future[Song]] | None]
@@ -64,8 +76,16 @@ class FakeEngine:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(
+        self,
+        song_id: str,
+        request: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None] = lambda part: None,
+    ) -> Future[Song]:
         future: Future[Song] = Future()
+        self._songs[song_id] = request, on_part
+        self.n_parts[song_id] = 0
         with self._wake:
             if self._dead:
                 future.set_exception(EngineError("the engine's process has ended"))
@@ -73,6 +93,16 @@ class FakeEngine:
                 self.requests.append(request)
                 self._orders.put((song_id, request, on_progress, future))
         return future
+
+    def listen(self, song_id: str) -> None:
+        self.listened.append(song_id)
+
+    def send_part(self, song_id: str) -> None:
+        """Decode another second of the song, in the caller's thread."""
+        request, on_part = self._songs[song_id]
+        index = self.n_parts[song_id]
+        self.n_parts[song_id] += 1
+        on_part(SongPart(index, index + 1.0, {track: part_of(request, track, index) for track in request.tracks}))
 
     def cancel(self, song_id: str) -> None:
         with self._wake:
@@ -138,7 +168,9 @@ class FakeEngine:
         else:
             audio = {track: audio_of(request, track) for track in request.tracks}
             spans = (SectionSpan("verse", 0.0, 1.5),)
-            future.set_result(Song(audio, request.format, 44_100, 1.5, request.seed, spans, {"stage1": 0.1}))
+            parts = self.n_parts[song_id]
+            song = Song(audio, request.format, 44_100, parts or 1.5, request.seed, spans, {"stage1": 0.1}, parts=parts)
+            future.set_result(song)
 
 
 class FakeFetch:
@@ -244,7 +276,8 @@ class FakeModels:
 
 def generate_song(manager: ModelManager) -> Song:
     with manager.borrowed() as loaded:
-        return loaded.engine.generate("1", SongRequest("pop", LYRICS, 1), lambda progress: None).result(SECONDS)
+        song = SongRequest("pop", LYRICS, 1)
+        return loaded.engine.generate("1", song, lambda progress: None, lambda part: None).result(SECONDS)
 
 
 class Served:

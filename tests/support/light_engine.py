@@ -20,7 +20,7 @@ from flask import Flask
 from inference import catalog
 from inference.catalog import ModelFiles
 from inference.errors import Cancelled, EngineError
-from inference.song import Progress, SectionSpan, Song, SongRequest
+from inference.song import Progress, SectionSpan, Song, SongPart, SongRequest
 from model_manager import ModelManager
 from server import create_app
 from tests.support.fakes import FakeModels
@@ -60,13 +60,22 @@ class LightEngine:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(
+        self,
+        song_id: str,
+        request: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None],
+    ) -> Future[Song]:
         future: Future[Song] = Future()
         with self._lock:
             self._orders[song_id] = _Order(request, on_progress, future)
         if not self._tell(generate=song_id):
             self._end(song_id, error=EngineError("the engine's process has ended"))
         return future
+
+    def listen(self, song_id: str) -> None:
+        """It is as fast as it can be."""
 
     def cancel(self, song_id: str) -> None:
         self._tell(cancel=song_id)

@@ -14,7 +14,7 @@ from pathlib import Path
 from inference import catalog
 from inference.catalog import ModelFiles
 from inference.errors import Cancelled
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 from serving.jobs.job import Job
 from serving.jobs.liveness import LOST_SECONDS
 from serving.jobs.maintenance import Retention
@@ -79,9 +79,18 @@ class HandEngine:
     def __init__(self) -> None:
         self.begun: dict[str, tuple[SongRequest, Future[Song]]] = {}
 
-    def generate(self, song_id: str, request: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(
+        self,
+        song_id: str,
+        request: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None],
+    ) -> Future[Song]:
         self.begun[song_id] = request, Future()
         return self.begun[song_id][1]
+
+    def listen(self, song_id: str) -> None:
+        """It waits for its caller anyway."""
 
     def cancel(self, song_id: str) -> None:
         if song_id in self.begun and not self.begun[song_id][1].done():

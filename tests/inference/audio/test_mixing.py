@@ -18,7 +18,7 @@ from tests.support.waveforms import signal_to_difference_db, tone
 def low_band_scale(low_mix_16k: np.ndarray, high_mix_44k: np.ndarray) -> float:
     """The factor that makes X-Codec's mix as loud below the crossover as Vocos's."""
     low_44k, high = mixing.cut_to_shortest(mixing._resample_to_44k(low_mix_16k), high_mix_44k.astype(np.float64))
-    return mixing._loudness_ratio(mixing._low_pass(high), mixing._low_pass(low_44k))
+    return mixing._loudness_ratio(mixing.low_pass(high), mixing.low_pass(low_44k))
 
 
 @pytest.fixture(scope="session")

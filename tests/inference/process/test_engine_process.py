@@ -19,8 +19,9 @@ from inference.catalog import ModelFiles
 from inference.engine.scheduler import Scheduler
 from inference.errors import Cancelled, CheckpointError, EngineError, InvalidField, RecordingFailed
 from inference.options import EngineOptions
-from inference.process.engine_process import PROJECT, EngineProcess, EngineSeries
-from inference.song import Progress
+from inference.process.engine_process import PROJECT, EngineProcess
+from inference.process.engine_series import EngineSeries
+from inference.song import Progress, SongPart
 from tests.support.songs import request
 
 pytestmark = pytest.mark.slow
@@ -91,6 +92,18 @@ def test_progress_reaches_the_parent(engine: EngineProcess) -> None:
     seen: list[Progress] = []
     engine.generate("watched", request(segments=1), seen.append).result(DEADLINE_S)
     assert {progress.stage for progress in seen} >= {"stage1", "stage2"}
+
+
+def test_the_parts_of_a_song_reach_the_parent_before_its_end(engine: EngineProcess) -> None:
+    parts: list[tuple[SongPart, bool]] = []
+    done = threading.Event()
+    future = engine.generate("song", request(), ignore, lambda part: parts.append((part, done.is_set())))
+    future.add_done_callback(lambda song: done.set())
+    engine.listen("song")
+    assert future.result(DEADLINE_S).parts == len(parts) == 1
+    part, came_late = parts[0]
+    assert not came_late
+    assert (part.index, part.end_seconds, list(part.audio)) == (0, 3.0, ["mix"])
 
 
 def test_a_refused_song_raises_its_error_and_the_next_one_is_generated(engine: EngineProcess) -> None:

@@ -20,7 +20,7 @@ from inference.errors import Cancelled, EngineError
 from inference.models.llama import Llama
 from inference.options import EngineOptions
 from inference.process.engine_process import EngineProcess
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 from model_manager import ModelManager
 from serving.jobs.job import Job
 from serving.jobs.service import Jobs
@@ -199,16 +199,27 @@ class EngineInAThread:
     def info(self) -> dict[str, object]:
         return {"max_songs": self._limits.songs}
 
-    def generate(self, song_id: str, song: SongRequest, on_progress: Callable[[Progress], None]) -> Future[Song]:
+    def generate(
+        self,
+        song_id: str,
+        song: SongRequest,
+        on_progress: Callable[[Progress], None],
+        on_part: Callable[[SongPart], None],
+    ) -> Future[Song]:
         future: Future[Song] = Future()
         with self._changed:
             if self._dead:
                 future.set_exception(EngineError(f"the engine's process {self.ending}"))
                 return future
             self._songs[song_id] = future
-            self._orders.append(lambda: self._engine.add(song_id, song, on_progress))
+            self._orders.append(lambda: self._engine.add(song_id, song, on_progress, on_part))
             self._changed.notify_all()
         return future
+
+    def listen(self, song_id: str) -> None:
+        with self._changed:
+            self._orders.append(lambda: self._engine.listen(song_id))
+            self._changed.notify_all()
 
     def cancel(self, song_id: str) -> None:
         with self._changed:

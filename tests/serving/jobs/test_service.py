@@ -109,10 +109,10 @@ def test_a_cancel_before_the_engine_knows_the_song_is_not_lost(held_models: Fake
     jobs = Jobs(manager, new_store(), max_queue=3)
     real_generate = engine.generate
 
-    def generate_after_the_cancel(song_id, request, on_progress):
+    def generate_after_the_cancel(song_id, *given):
         jobs.cancel(song_id)
         engine.cancelled.clear()  # the engine did not know that song yet
-        return real_generate(song_id, request, on_progress)
+        return real_generate(song_id, *given)
 
     engine.generate = generate_after_the_cancel
     assert finished(jobs, jobs.submit(song())).state == "cancelled"

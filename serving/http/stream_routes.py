@@ -1,0 +1,118 @@
+"""The routes of songs that are listened to while they are generated: the stream of a track."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from flask import Response, request
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
+from werkzeug.http import dump_options_header, quote_etag
+
+from inference.audio.stream_encoding import STREAM_FORMATS
+from inference.song import MIME_TYPES
+from serving.http.job_routes import UNBUFFERED, Route
+from serving.http.problems import no_wait_slot, not_found, problem_of
+from serving.http.song_streams import SongStream, no_stream
+from serving.http.wait_slots import WaitSlots, is_gone
+from serving.jobs.job import Job
+from serving.jobs.service import Jobs
+
+BYTE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{1,15})-([0-9]{0,15})\s*", re.IGNORECASE)
+
+
+class StreamRoutes:
+    """The views of streams."""
+
+    def __init__(self, jobs: Jobs, wait_slots: WaitSlots) -> None:
+        self._jobs, self._wait_slots = jobs, wait_slots
+
+    def table(self) -> list[Route]:
+        """The paths and methods of the views."""
+        either = ("GET", "POST")
+        return [("/jobs/<job_id>/stream/<track>.<audio_format>", either, self.job_stream)]
+
+    def job_stream(self, job_id: str, track: str, audio_format: str) -> Response:
+        """One track of a song, while it is generated or after."""
+        job = self._jobs.get(job_id)
+        self._check(job, track, audio_format)
+        if request.method == "HEAD":
+            return self._described(Response(), job, track, audio_format)
+        return self.streamed(job, track, audio_format, _wanted_range(etag_of(job, track, audio_format)))
+
+    def streamed(
+        self, job: Job, track: str, audio_format: str, wanted: tuple[int, int | None] | None = None
+    ) -> Response:
+        """The stream as a response, which holds a wait slot until it is closed. Raises Problem."""
+        if not self._wait_slots.take():
+            raise no_wait_slot()
+        stream = SongStream(self._jobs, job, track, audio_format, partial(is_gone, request.environ))
+        try:
+            self._jobs.listen(job)
+            response = _range(stream, *wanted) if wanted else _whole(stream)
+        except BaseException:
+            stream.close()
+            self._wait_slots.give_back()
+            raise
+        response.call_on_close(stream.close)
+        response.call_on_close(self._wait_slots.give_back)
+        return self._described(response, job, track, audio_format)
+
+    def _check(self, job: Job, track: str, audio_format: str) -> None:
+        """Raise Problem if there is no such stream."""
+        names = [f"{name}.{each}" for name in job.request.tracks for each in STREAM_FORMATS]
+        if f"{track}.{audio_format}" not in names:
+            detail = f"job {job.id} has no stream {track}.{audio_format}; it has {', '.join(names)}"
+            raise not_found(detail, job_id=job.id, allowed=names)
+        if job.error:
+            raise problem_of(job.error).having(job_id=job.id)
+        if job.finished and not (job.song and job.song.parts):
+            raise no_stream(job)
+
+    def _described(self, response: Response, job: Job, track: str, audio_format: str) -> Response:
+        """The response with the headers of the stream."""
+        name = f"song-{job.id}-{track}.{audio_format}"
+        response.mimetype = MIME_TYPES[audio_format]
+        response.headers.update(UNBUFFERED)
+        response.headers["Accept-Ranges"] = "bytes"
+        response.headers["ETag"] = quote_etag(etag_of(job, track, audio_format))
+        response.headers["Content-Disposition"] = dump_options_header("inline", {"filename": name})
+        return response
+
+
+def etag_of(job: Job, track: str, audio_format: str) -> str:
+    """The ETag of a stream, without quotes."""
+    return f"{job.id}-{track}-{audio_format}-stream"
+
+
+def _whole(stream: SongStream) -> Response:
+    """The stream from its first byte to its end."""
+    stream.begin()
+    return Response(iter(stream))
+
+
+def _range(stream: SongStream, first: int, last: int | None) -> Response:
+    """The bytes that are there by now, from `first` to `last` at most. Raises RequestedRangeNotSatisfiable."""
+    content = stream.from_offset(first)
+    if not content:
+        raise RequestedRangeNotSatisfiable(length=stream.n_bytes)
+    content = content if last is None else content[: last + 1 - first]
+    response = Response(content, status=206)
+    total = stream.n_bytes if stream.ended else "*"
+    response.headers["Content-Range"] = f"bytes {first}-{first + len(content) - 1}/{total}"
+    return response
+
+
+def _wanted_range(etag: str) -> tuple[int, int | None] | None:
+    """The first and the last byte of the requested range; None: the whole stream, as for the range `0-`.
+
+    What RFC 9110 allows to ignore is ignored: other units, several ranges, ranges from the end, malformed ranges. A
+    conditional request (If-Range) gets a range only if its condition names this stream.
+    """
+    condition = request.headers.get("If-Range")
+    match = BYTE_RANGE.fullmatch(request.headers.get("Range", ""))
+    if request.method != "GET" or match is None or (condition is not None and condition.strip() != f'"{etag}"'):
+        return None
+    first, last = int(match[1]), int(match[2]) if match[2] else None
+    whole, reverse = first == 0 and last is None, last is not None and last < first
+    return None if whole or reverse else (first, last)
