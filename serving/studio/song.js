@@ -25,8 +25,8 @@ export class SongView {
   /** Show a song. A `fresh` one is played as soon as there is enough of it. */
   show(id, fresh = false) {
     this.hide();
-    Object.assign(this, { id, fresh, job: null, peaks: null, reading: null, told: '' });
-    this.timeline = new Timeline((seconds) => this.seek(seconds));
+    Object.assign(this, { id, fresh, job: null, peaks: null, reading: null, ready: null, looking: false, told: '', drawn: '' });
+    this.timeline = new Timeline((seconds) => this.seek(seconds), () => this.toggle());
     this.mixer = new Mixer();
     Object.assign(this, songLayout(this.place, this.timeline.element, this.mixer.element, () => this.toggle()));
     this.ends = [
@@ -162,14 +162,14 @@ export class SongView {
     this.bar.hidden = ended;
     if (job.progress && job.status === 'running') this.bar.value = job.progress.fraction;
     else this.bar.removeAttribute('value');
-    say(this.notice, !ended && !job.progress ? models.notice : job.model === 'tiny' ? 'Made by “tiny”, a demonstration: it hums a tune and cannot sing words.' : '');
-    this.notice.classList.toggle('calm', ended || job.model === 'tiny');
+    say(this.notice, ended || job.progress || models.isTiny ? '' : models.notice);
+    say(this.demo, job.model === 'tiny' ? 'Made by “tiny”, a demonstration: it hums a tune and cannot sing words.' : '');
     say(this.error, ended && job.error ? job.error.detail : '');
     this.facts.textContent = [`seed ${job.seed}`, job.model, request?.format?.toUpperCase(), when(job.created_at)].filter(Boolean).join(' · ');
     this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, warning)));
     const state = ended ? job.status : `unfinished ${job.cancel_requested}`;
-    if (this.place.dataset.state !== `${this.id} ${state}`) {
-      this.place.dataset.state = `${this.id} ${state}`;
+    if (this.drawn !== state) {
+      this.drawn = state;
       this.drawActions(ended);
       this.drawDownloads();
     }
@@ -210,7 +210,7 @@ export class SongView {
       this.play.replaceChildren(icon(playing ? 'pause' : 'play'));
       this.play.setAttribute('aria-label', playing ? 'Pause' : 'Play');
     }
-    this.clock.textContent = `${clock(time)} / ${clock(this.timeline.known || this.timeline.total)}`;
+    this.clock.textContent = `${clock(time)} / ${clock(this.timeline.known || (this.timeline.total > 1 ? this.timeline.total : 0))}`;
     this.timeline.setTime(time);
     const index = (this.peaks?.sections ?? []).findIndex((each) => time > 0 && time >= each.start_seconds && time < each.end_seconds);
     this.lyrics.querySelectorAll('.stanza').forEach((stanza, number) => stanza.classList.toggle('here', number === index));

@@ -13,6 +13,7 @@ export function songLayout(place, timeline, mixer, toggle) {
     play: h('button', { type: 'button', class: 'play', disabled: true, onclick: toggle }),
     clock: h('p', { class: 'clock' }),
     notice: h('p', { class: 'notice', hidden: true }),
+    demo: h('p', { class: 'soft small', hidden: true }),
     error: h('p', { class: 'error', role: 'alert', hidden: true }),
     downloads: h('div', { class: 'downloads', role: 'group', 'aria-label': 'Downloads' }),
     actions: h('div', { class: 'actions' }),
@@ -20,11 +21,11 @@ export function songLayout(place, timeline, mixer, toggle) {
     facts: h('p', { class: 'soft small' }),
     remarks: h('ul', { class: 'remarks', 'aria-label': 'Notes on the song' }),
   };
-  const { title, tags, takes, stage, bar, play, clock, notice, error, downloads, actions, lyrics, facts, remarks } = parts;
+  const { title, tags, takes, stage, bar, play, clock, notice, demo, error, downloads, actions, lyrics, facts, remarks } = parts;
   place.replaceChildren(
     h('div', { class: 'song-head' }, h('div', {}, title, tags), takes),
     h('div', { class: 'card stage-card' }, timeline,
-      h('div', { class: 'transport' }, play, clock, h('div', { class: 'now' }, stage, bar), downloads), mixer, error),
-    h('div', { class: 'below' }, lyrics, h('div', { class: 'aside' }, notice, actions, facts, remarks)));
+      h('div', { class: 'transport' }, play, clock, h('div', { class: 'now' }, stage, bar), downloads), notice, mixer, error),
+    h('div', { class: 'below' }, lyrics, h('div', { class: 'aside' }, actions, facts, demo, remarks)));
   return parts;
 }

@@ -8,8 +8,8 @@ const STEP_SECONDS = 5;
 
 export class Timeline {
   /** `onSeek` gets seconds. */
-  constructor(onSeek) {
-    this.onSeek = onSeek;
+  constructor(onSeek, onToggle) {
+    Object.assign(this, { onSeek, onToggle });
     Object.assign(this, { peaks: [], known: 0, total: 1, time: 0, sections: [] });
     this.canvas = h('canvas', { 'aria-hidden': 'true' });
     this.slider = h('div', {
@@ -77,8 +77,12 @@ export class Timeline {
       ArrowRight: this.time + STEP_SECONDS, ArrowUp: this.time + STEP_SECONDS, ArrowLeft: this.time - STEP_SECONDS,
       ArrowDown: this.time - STEP_SECONDS, PageUp: this.time + 15, PageDown: this.time - 15, Home: 0, End: this.known,
     };
-    if (!(event.key in targets)) return;
+    if (!(event.key in targets) && event.key !== ' ') return;
     event.preventDefault();
+    if (event.key === ' ') {
+      this.onToggle();
+      return;
+    }
     this.seek(targets[event.key]);
   }
 }
