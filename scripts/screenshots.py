@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PICTURES = Path(__file__).parent.parent / "docs" / "studio"
-COLOURS = 128  # of a picture: few, so that it is small
 WAIT_MS = 300_000
 DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
@@ -42,9 +42,9 @@ def main(address: str) -> None:
         browser.close()
 
 
-def open_studio(browser: Browser, scheme: str, options: dict[str, object]) -> Page:
+def open_studio(browser: Browser, scheme: str, options: Mapping[str, object]) -> Page:
     """A page in a browser of its own."""
-    context = browser.new_context(color_scheme=scheme, **options)  # type: ignore[arg-type]
+    context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options)  # type: ignore[arg-type]
     context.set_default_timeout(WAIT_MS)
     return context.new_page()
 
@@ -67,7 +67,7 @@ def generate_song(browser: Browser, address: str) -> str:
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".stage")).to_contain_text("section 2 of 2", timeout=WAIT_MS)
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         take(page, f"making-{scheme}")
     expect(page.get_by_role("group", name="Tracks")).to_be_visible(timeout=WAIT_MS)
     song = page.url.rpartition("/")[2]
@@ -85,7 +85,6 @@ def show_song(page: Page, address: str, song: str) -> None:
     assert box
     wave.click(position={"x": box["width"] * 0.35, "y": box["height"] / 2})
     expect(page.locator(".stanza.here")).to_be_visible()
-    page.mouse.move(1, 1)
 
 
 def picture_views(page: Page, address: str, song: str, scheme: str) -> None:
@@ -104,10 +103,13 @@ def picture_views(page: Page, address: str, song: str, scheme: str) -> None:
 
 def take(page: Page, name: str) -> None:
     """Write a picture of what is seen."""
+    page.mouse.move(1, 1)
     page.evaluate("() => { scrollTo(0, 0); document.activeElement.blur(); }")
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     with Image.open(io.BytesIO(page.screenshot())) as seen:
-        seen.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(PICTURES / f"{name}.png", optimize=True)
+        seen.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE).save(
+            PICTURES / f"{name}.png", optimize=True
+        )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ def test_a_reload_loses_neither_the_draft_nor_a_song_in_the_making(visit: OpenSt
     write(page, length=FOUR_SECONDS, takes=2)
     page.get_by_label("Seed").fill("7")
     page.get_by_role("radio", name="FLAC").check()
-    page.locator(".drop input").set_input_files(files=[{"name": "tone.wav", "mimeType": "audio/wav", "buffer": tone(3)}])
+    page.locator(".drop input").set_input_files(
+        files=[{"name": "tone.wav", "mimeType": "audio/wav", "buffer": tone(3)}]
+    )
     expect(page.get_by_role("img", name="Waveform of tone.wav")).to_be_visible()
     page.get_by_label("To second").fill("2")
     page.reload()
