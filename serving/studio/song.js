@@ -98,7 +98,7 @@ export class SongView {
   }
 
   drawTimeline() {
-    const known = this.peaks?.seconds ?? 0;
+    const known = this.peaks?.seconds ?? this.job.duration_seconds ?? 0;
     const done = this.peaks?.sections ?? this.job.segments ?? [];
     const complete = this.peaks?.complete || this.job.status === 'succeeded';
     const sections = [...done];

@@ -40,6 +40,14 @@ def tiny_server(browser: Browser, tiny_cache: Path) -> Iterator[RealServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def server(browser: Browser) -> Iterator[RealServer]:
+    """A server with a light engine, for everything but what the real one does."""
+    with RealServer({"YUE_MODEL": "tiny"}, "tests.studio.melody:melody_app()") as server:
+        server.wait_until_answered()
+        yield server
+
+
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[OpenStudio]:
     """Opens the studio of a server in a browser that has never been there.

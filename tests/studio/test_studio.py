@@ -17,7 +17,7 @@ from tests.support.songs import hear, tone
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 SHORT = "[verse]\nPaper boats along the rain\n\n[chorus]\nCarry me home"
-ONE_SECOND, FOUR_SECONDS = "100", "400"  # the lengths of a section, in tokens
+ONE_SECOND, TWO_SECONDS, TWENTY_SECONDS, A_MINUTE = "100", "200", "2000", "6000"  # of a section, in tokens
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
 
@@ -55,13 +55,24 @@ def seconds(clock: Locator) -> int:
     return 60 * int(minutes) + int(rest)
 
 
+@pytest.fixture(scope="module")
+def song(server: RealServer) -> str:
+    """The id of a finished song of 20 seconds."""
+    tracks = ["mix", "vocal", "instrumental"]
+    status, prediction = server.generate(
+        lyrics=SHORT, genres="folk calm female", max_new_tokens=1000, seed=7, tracks=tracks
+    )
+    assert status == 200
+    return str(prediction["job_id"])
+
+
 def test_a_song_is_written_generated_heard_opened_again_and_deleted(
     visit: OpenStudio, tiny_server: RealServer, tmp_path: Path
 ) -> None:
     page = visit(tiny_server)
     expect(page.get_by_text("cannot sing words")).to_be_visible()
-    write(page, length=FOUR_SECONDS)
-    expect(page.locator("#lyrics-sum")).to_have_text("2 sections · about 0:08")
+    write(page, length=TWO_SECONDS)
+    expect(page.locator("#lyrics-sum")).to_have_text("2 sections · about 0:04")
     job_id = generate(page)
     expect(page.get_by_role("heading", level=1)).to_have_text("Paper boats along the rain")
     wait_until_done(page)
@@ -90,11 +101,9 @@ def test_a_song_is_written_generated_heard_opened_again_and_deleted(
 
 
 def test_the_tracks_are_heard_apart_and_the_position_follows_the_keys(
-    visit: OpenStudio, tiny_server: RealServer
+    visit: OpenStudio, server: RealServer, song: str
 ) -> None:
-    page = visit(tiny_server)
-    write(page, length=FOUR_SECONDS)
-    generate(page)
+    page = visit(server, f"song/{song}")
     wait_until_done(page)
     mute = page.get_by_role("button", name="Mute vocal")
     mute.click()
@@ -105,16 +114,17 @@ def test_the_tracks_are_heard_apart_and_the_position_follows_the_keys(
     expect(wave).to_have_attribute("aria-valuenow", re.compile("^[01]$"))
     wave.press("ArrowRight")
     expect(wave).to_have_attribute("aria-valuenow", re.compile("^[567]$"))
+    page.get_by_role("button", name="chorus").click()
+    expect(wave).to_have_attribute("aria-valuenow", "10")
+    expect(page.locator(".stanza.here")).to_contain_text("Carry me home")
     box = wave.bounding_box()
     assert box
     wave.click(position={"x": box["width"] * 0.1, "y": box["height"] / 2})
     expect(wave).to_have_attribute("aria-valuenow", re.compile("^[012]$"))
 
 
-def test_words_are_marked_as_they_are_read_with_notes_beside_their_lines(
-    visit: OpenStudio, tiny_server: RealServer
-) -> None:
-    page = visit(tiny_server)
+def test_words_are_marked_as_they_are_read_with_notes_beside_their_lines(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server)
     lyrics = page.get_by_label("Lyrics", exact=True)
     lyrics.fill("[主歌1]\n山\n\n[whisper]\nHush")
     expect(page.locator(".marks .tag")).to_have_count(2)
@@ -127,9 +137,9 @@ def test_words_are_marked_as_they_are_read_with_notes_beside_their_lines(
     expect(note).to_contain_text("no text before the first")
 
 
-def test_a_reload_loses_neither_the_draft_nor_a_song_in_the_making(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server)
-    write(page, length=FOUR_SECONDS, takes=2)
+def test_a_reload_loses_neither_the_draft_nor_a_song_in_the_making(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server)
+    write(page, length=TWENTY_SECONDS, takes=2)
     page.get_by_label("Seed").fill("7")
     page.get_by_role("radio", name="FLAC").check()
     page.locator(".drop input").set_input_files(
@@ -152,21 +162,33 @@ def test_a_reload_loses_neither_the_draft_nor_a_song_in_the_making(visit: OpenSt
     page.get_by_role("navigation", name="Takes").get_by_role("link", name="Take 2").click()
     wait_until_done(page)
     other = page.url.rpartition("/")[2]
-    requests = [tiny_server.ask(f"/jobs/{each}")[1]["request"] for each in (job_id, other)]
+    requests = [server.ask(f"/jobs/{each}")[1]["request"] for each in (job_id, other)]
     assert [request["seed"] for request in requests] == [7, 8]
     assert all(request["reference"]["end_seconds"] == 2 for request in requests)
 
 
-def test_a_running_song_can_be_cancelled(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server)
-    write(page, length="3000")
+def test_a_song_plays_while_it_is_generated_and_its_waveform_grows(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server)
+    write(page, length=TWENTY_SECONDS)
+    with page.expect_request(re.compile("/stream/mix.mp3")):
+        generate(page)
+    expect(page.locator(".clock")).to_have_text(re.compile(r"0:0[1-9] / 0:[0123]\d"))
+    expect(page.get_by_role("progressbar", name="Progress of the song")).to_be_visible()
+    expect(page.get_by_role("group", name="Sections").get_by_role("button")).to_have_count(2)
+    wait_until_done(page)
+    expect(page.locator(".clock")).to_have_text(re.compile(r"/ 0:40$"))
+
+
+def test_a_running_song_can_be_cancelled(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server)
+    write(page, length=A_MINUTE)
     generate(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".stage")).to_have_text("Cancelled")
 
 
-def test_errors_are_shown_beside_their_fields(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server, expected=("400",))
+def test_errors_are_shown_beside_their_fields(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server, expected=("400",))
     page.get_by_label("Lyrics", exact=True).fill(SHORT)
     page.get_by_label("Sections", exact=True).fill("0")
     expect(page.locator("#error-options")).to_contain_text("segments: got 0")
@@ -176,8 +198,8 @@ def test_errors_are_shown_beside_their_fields(visit: OpenStudio, tiny_server: Re
     expect(page.get_by_label("Add a tag of your own")).to_be_focused()
 
 
-def test_a_server_that_goes_away_is_waited_for(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server, expected=("ERR_INTERNET_DISCONNECTED",))
+def test_a_server_that_goes_away_is_waited_for(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server, expected=("ERR_INTERNET_DISCONNECTED",))
     write(page)
     page.context.set_offline(True)
     page.get_by_role("button", name="Generate").click()
@@ -188,15 +210,15 @@ def test_a_server_that_goes_away_is_waited_for(visit: OpenStudio, tiny_server: R
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation_in_any_view(visit: OpenStudio, tiny_server: RealServer, scheme: str) -> None:
-    page = visit(tiny_server, color_scheme=scheme)
+def test_axe_finds_no_violation_in_any_view(visit: OpenStudio, server: RealServer, song: str, scheme: str) -> None:
+    page = visit(server, color_scheme=scheme)
     page.get_by_role("button", name="Start from an example").click()
-    page.get_by_label("Length of a section").fill(ONE_SECOND)
-    expect(page.locator(".marks .tag")).to_have_count(2)
+    page.get_by_label("Sections", exact=True).fill("1")
+    expect(page.locator(".marks .left")).to_have_count(1)
     for summary in page.locator("#view-write summary").all():
         summary.click()
     assert not violations(page)
-    generate(page)
+    page.goto(f"{server.url}/#/song/{song}")
     wait_until_done(page)
     assert not violations(page)
     page.get_by_role("link", name="Library").click()
@@ -207,20 +229,18 @@ def test_axe_finds_no_violation_in_any_view(visit: OpenStudio, tiny_server: Real
     assert not violations(page)
 
 
-def test_a_phone_shows_every_view_without_scrolling_sideways(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server, **PHONE)
+def test_a_phone_shows_every_view_without_scrolling_sideways(visit: OpenStudio, server: RealServer, song: str) -> None:
+    page = visit(server, **PHONE)
     write(page, lyrics=f"[whisper]\n{'long ' * 40}\n\n{SHORT}")
     expect(page.get_by_role("list", name="Notes on the lyrics")).to_contain_text("whisper")
-    views = ["write", f"song/{generate(page)}", "library", "models"]
-    wait_until_done(page)
-    for view in views:
-        page.goto(f"{tiny_server.url}/#/{view}")
+    for view in ("write", f"song/{song}", "library", "models"):
+        page.goto(f"{server.url}/#/{view}")
         expect(page.locator("main > section:not([hidden]) h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 360, view
 
 
-def test_the_theme_can_be_chosen_and_is_kept(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server, color_scheme="light")
+def test_the_theme_can_be_chosen_and_is_kept(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server, color_scheme="light")
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
     page.get_by_role("button", name="Theme: as the system").click()
@@ -230,15 +250,14 @@ def test_the_theme_can_be_chosen_and_is_kept(visit: OpenStudio, tiny_server: Rea
     assert page.evaluate(background) != light
 
 
-def test_the_curl_line_makes_the_same_song_again(visit: OpenStudio, tiny_server: RealServer) -> None:
-    page = visit(tiny_server, permissions=["clipboard-read", "clipboard-write"])
+def test_the_curl_line_makes_the_same_song_again(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server, permissions=["clipboard-read", "clipboard-write"])
     write(page, lyrics="[verse]\nIt's o'clock")
     job_id = generate(page)
-    wait_until_done(page)
     page.get_by_role("button", name="Copy as a curl line").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     line = page.evaluate("navigator.clipboard.readText()")
     body = json.loads(re.search(r"-d '(.*)'$", line, re.DOTALL)[1].replace("'\\''", "'"))  # type: ignore[index]
-    first = tiny_server.ask(f"/jobs/{job_id}")[1]["request"]
-    again = tiny_server.ask("/predict", {**body, "parameters": {"wait_seconds": 0}})[1]["predictions"][0]["request"]
+    first = server.ask(f"/jobs/{job_id}")[1]["request"]
+    again = server.ask("/predict", {**body, "parameters": {"wait_seconds": 0}})[1]["predictions"][0]["request"]
     assert {**again, "tracks": None} == {**first, "tracks": None}
