@@ -14,6 +14,7 @@ from inference.song import MIME_TYPES, TRACK_NAMES
 from paths import PROJECT
 from serving.http import response_models as answers
 from serving.http.json_body import JSON
+from serving.http.peaks import Peaks
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE
 from serving.http.request_models import KEY, Download
 from serving.jobs.layout import ID
@@ -200,6 +201,12 @@ OPERATIONS = {
         STREAM_TEXT,
         places=(STORE, JOB, AUDIO),
         parameters=(JOB_ID, TRACK_NAME, STREAM_FORMAT, RANGE_HEADER),
+    ),
+    "job_peaks": Operation(
+        "Jobs",
+        {200: _json(Peaks, "What there is by now; of a song that has only begun, no peaks.")},
+        places=(STORE, JOB, AUDIO),
+        parameters=(JOB_ID, TRACK_NAME),
     ),
     "expose": Operation(
         "Server",

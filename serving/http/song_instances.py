@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from inference import catalog
+from inference.audio.stream_encoding import STREAM_FORMATS
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
@@ -45,6 +46,7 @@ class SongInstance:
     formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
     told_reference: Mapping[str, Any] | None = None  # what can be told of the reference without its audio; JSON
     reference: ReferenceFields | None = None
+    stream: bool = False  # the song is listened to while it is generated
 
 
 def read_song_instance(
@@ -70,7 +72,8 @@ def read_song_instance(
     warnings = _warnings(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return SongInstance(request, *how, warnings, _fingerprint(wanted, company), formats, _told(reference), reference)
+    told = warnings, _fingerprint(wanted, company), STREAM_FORMATS if wanted.stream else formats, _told(reference)
+    return SongInstance(request, *how, *told, reference, bool(wanted.stream))
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -102,7 +105,7 @@ def _told(reference: ReferenceFields | None) -> dict[str, Any] | None:
 
 
 def _fingerprint(wanted: Instance, company: object) -> str:
-    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds", "stream"}, exclude_none=True)
     if wanted.seed == DRAW_SEED:
         del body["seed"]
     if company is not None:
