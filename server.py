@@ -192,14 +192,17 @@ class Services:
 
     def predict(self) -> Response:
         """Generate a song for each instance."""
-        outcomes, as_audio, began = self._begun()
+        outcomes, preferred, began = self._begun()
+        first = outcomes[0] if preferred != accept.JSON_ANSWER else None
+        if isinstance(first, Pending) and first.stream:
+            return self.stream_routes.predicted(first, preferred, began) or self.answers.audio(first.job)
         self._waiting.for_songs(outcomes, began)
-        if as_audio and isinstance(outcomes[0], Pending):
-            return self.answers.audio(outcomes[0].job)
+        if isinstance(first, Pending):
+            return self.answers.audio(first.job)
         return self.answers.predictions(outcomes)
 
-    def _begun(self) -> tuple[list[Outcome], bool, float]:
-        """Start each instance: the outcomes, true if the client wants audio, and the start of its waiting time.
+    def _begun(self) -> tuple[list[Outcome], str, float]:
+        """Start each instance: the outcomes, the preferred answer, and the start of the waiting time.
 
         The body, which may be megabytes, is freed before the wait.
         """
@@ -209,14 +212,14 @@ class Services:
         keys = request_models.read_keys(request.headers.get("Idempotency-Key"), len(instances))
         company = instances if keys[0] and len(instances) > 1 else None
         wanted = [self._read(instance, parameters, key, company) for instance, key in zip(instances, keys, strict=True)]
-        as_audio = self._wants_audio(wanted)
+        preferred = self._preferred(wanted)
         began = time.monotonic()
         references = SharedReferences(self.references, [each for each in wanted if isinstance(each, SongInstance)])
         begin = partial(self._begin, began=began, instances=len(wanted), references=references)
         outcomes = [begin(wanted[0])]
         if company and isinstance(outcomes[0], Problem) and outcomes[0].kind == "conflict":
             raise outcomes[0]  # the key belongs to another request, so no song of this one is started
-        return [*outcomes, *map(begin, wanted[1:])], as_audio, began
+        return [*outcomes, *map(begin, wanted[1:])], preferred, began
 
     def _read(self, instance: object, parameters: dict[str, object], key: str | None, company: object) -> Wanted:
         try:
@@ -235,8 +238,8 @@ class Services:
         best = accept.preferred(request.accept_mimetypes, list(MIME_TYPES))
         return {"format": best, **parameters} if best in MIME_TYPES and best != SongRequest.format else parameters
 
-    def _wants_audio(self, wanted: list[Wanted]) -> bool:
-        """True if the client prefers the song's bytes to JSON. Raises Problem if it accepts neither."""
+    def _preferred(self, wanted: list[Wanted]) -> str:
+        """The answer that the client prefers: JSON, or audio in this format. Raises Problem if it accepts neither."""
         formats: tuple[str, ...] = ()
         only = wanted[0]
         if len(wanted) == 1 and isinstance(only, SongInstance):
@@ -244,14 +247,14 @@ class Services:
         if len(wanted) == 1 and isinstance(only, JobOperation) and only.operation == "result" and not only.track:
             formats = (self.jobs.get(only.job_id).request.format,)
         if isinstance(only, Problem) and len(wanted) == 1:  # it is answered as a problem, whatever the client accepts
-            return False
+            return accept.JSON_ANSWER
         best = accept.preferred(request.accept_mimetypes, formats)
         if best is None:
             offered = accept.offered(formats)
             alone = "" if len(wanted) == 1 else " (audio for a request with one song)"
             detail = f"Accept: got {request.headers['Accept']}; allowed: {', '.join(offered)}{alone}"
             raise Problem(406, "not-acceptable", detail, {"allowed": offered})
-        return best != accept.JSON_ANSWER
+        return best
 
     def _begin(self, wanted: Wanted, began: float, instances: int, references: SharedReferences) -> Outcome:
         """Start one of so many instances, as far as that is possible without waiting for a song."""
@@ -289,7 +292,10 @@ class Services:
         if order.deadline_seconds is not None:
             job.deadline = time.monotonic() + order.deadline_seconds
         goes_on = bool(self.settings.aip_mode or order.request_id or order.wait_seconds is not None)
-        return Pending(self.jobs.submit(job, references.completing(order)), wait_seconds, goes_on)
+        job = self.jobs.submit(job, references.completing(order))
+        if order.stream:
+            self.jobs.listen(job)
+        return Pending(job, wait_seconds, goes_on, stream=order.stream)
 
     def _download(self, wanted: Download, began: float) -> tuple[dict[str, object], bool]:
         """The answer to a download that was requested at `began`, and true if the model is ready."""

@@ -14,10 +14,11 @@ A prediction (`prediction`) of a finished song:
     segments            [{"tag", "start_seconds", "end_seconds"}, …]
     timings             stage -> seconds
 
-A song that is not finished has the first entry only, with `status` "queued" or "running"; a queued one has `position`
-and `expected_seconds` too, null where its server cannot tell, and like every song that can be listened to while it is
-generated, or could be, it has `stream_url`. One that failed, was cancelled or was interrupted has
-`error` too, a problem. The job's own view (`job_view`) is the same without any base64.
+    stream_url          where the first track is streamed, unless some of its parts could not be stored
+
+A song that is not finished has the first entry and `stream_url`, with `status` "queued" or "running"; a queued one has
+`position` and `expected_seconds` too, null where its server cannot tell. One that failed, was cancelled or was
+interrupted has `error` too, a problem. The job's own view (`job_view`) is the same without any base64.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from paths import PROJECT
 from serving.http import response_models as answers
 from serving.http.check_models import SongCheck
 from serving.http.json_body import JSON
+from serving.http.peaks import Peaks
 from serving.http.problem_kinds import AUDIO, BODY, DOWNLOAD, JOB, PREDICT, QUERY, STORE, STUDIO
 from serving.http.request_models import KEY, Download, SignIn, SongToCheck
 from serving.http.studio_files import TYPES
@@ -213,6 +214,12 @@ OPERATIONS = {
         STREAM_TEXT,
         places=(STORE, JOB, AUDIO),
         parameters=(JOB_ID, TRACK_NAME, STREAM_FORMAT, RANGE_HEADER),
+    ),
+    "job_peaks": Operation(
+        "Jobs",
+        {200: _json(Peaks, "What there is by now; of a song that has only begun, no peaks.")},
+        places=(STORE, JOB, AUDIO),
+        parameters=(JOB_ID, TRACK_NAME),
     ),
     "expose": Operation(
         "Server",

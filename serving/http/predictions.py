@@ -44,13 +44,15 @@ SURELY = 0.5  # of the expected size: sections may end early, but hardly all of 
 class Pending:
     """A song that an instance of a request waits for.
 
-    `goes_on` is true if it continues after the client disconnects; `piece` is the requested part of its audio.
+    `goes_on` is true if it continues after the client disconnects; `piece` is the requested part of its audio; `stream`
+    is true if the client listens while it is generated.
     """
 
     job: Job
     wait_seconds: float
     goes_on: bool = True
     piece: JobOperation | None = None
+    stream: bool = False
 
 
 Outcome = Pending | dict[str, object] | Problem  # of an instance that was started

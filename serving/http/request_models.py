@@ -110,6 +110,7 @@ class Parameters(SongDefaults):
     request_id: str | None = Field(None, pattern=f"^{REQUEST_ID_PATTERN}$", description=REQUEST_ID_TEXT)
     reference: ReferenceFields | None = Field(None, description="an object that holds audio, or vocal and instrumental")
     model: str | None = Field(None, description="the name of the model that is loaded")
+    stream: bool | None = Field(None, description="true or false")
 
 
 class Instance(SongFields, Parameters):

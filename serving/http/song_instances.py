@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from inference import catalog
+from inference.audio.stream_encoding import STREAM_FORMATS
 from inference.catalog import Model
 from inference.errors import InvalidField
 from inference.song import MIME_TYPES, REFERENCE_SECONDS, SongRequest
@@ -46,6 +47,7 @@ class SongInstance:
     formats: tuple[str, ...]  # that the song might be in: the one that was named, or any
     told_reference: Mapping[str, Any] | None = None  # what can be told of the reference without its audio; JSON
     reference: ReferenceFields | None = None
+    stream: bool = False  # the song is listened to while it is generated
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -76,7 +78,8 @@ def read_song_instance(
     cautions = _cautions(wanted, model)
     how = (wanted.wait_seconds, wanted.deadline_seconds, wanted.request_id, wanted.model)
     formats = (wanted.format,) if wanted.format else tuple(MIME_TYPES)
-    return SongInstance(request, *how, cautions, _fingerprint(wanted, company), formats, _told(reference), reference)
+    told = cautions, _fingerprint(wanted, company), STREAM_FORMATS if wanted.stream else formats, _told(reference)
+    return SongInstance(request, *how, *told, reference, bool(wanted.stream))
 
 
 def _check_model(name: str | None, model: Model) -> None:
@@ -108,7 +111,7 @@ def _told(reference: ReferenceFields | None) -> dict[str, Any] | None:
 
 
 def _fingerprint(wanted: Instance, company: object) -> str:
-    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds"}, exclude_none=True)
+    body = wanted.model_dump(exclude={"request_id", "wait_seconds", "deadline_seconds", "stream"}, exclude_none=True)
     if wanted.seed == DRAW_SEED:
         del body["seed"]
     if company is not None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -41,10 +43,17 @@ class SongStream:
         self.n_bytes = 0  # that are encoded; once the stream has ended, its size
         self.ended = False  # all of the song is encoded
 
-    def begin(self) -> None:
-        """Wait for the first bytes. Raises Problem if there are none and will be none."""
+    def begin(self, end: float = math.inf) -> bool:
+        """Wait for the first bytes, until `end` at the latest. Return True if they are there.
+
+        Raises Problem if they will not come.
+        """
         while not self._head:
-            self._head = self._next_or_wait()
+            left = end - time.monotonic()
+            self._head = self._next_or_wait(max(0.0, left))
+            if left <= 0:
+                break
+        return bool(self._head)
 
     def from_offset(self, offset: int) -> bytes:
         """All bytes from `offset` on that are there by now, at least one; none if the stream ends before.
@@ -75,11 +84,16 @@ class SongStream:
         """Free the encoder."""
         self._encoder.close()
 
-    def _next_or_wait(self) -> bytes:
-        """The bytes that `_next` returns, or none after a wait."""
+    def _next_or_wait(self, seconds: float = math.inf) -> bytes:
+        """The bytes that `_next` returns; none after a wait until the job changes, but not for long.
+
+        Raises Problem if the listener is gone or the server stops.
+        """
         content = self._next()
         if content is None:
-            self._wait()
+            if self._jobs.is_left(self._job) or self._is_gone():
+                raise problem_of(Stopping())
+            self._jobs.wait_for_change(self._job, min(seconds, PEEK_SECONDS))
         return content or b""
 
     def _next(self) -> bytes | None:
@@ -114,12 +128,6 @@ class SongStream:
             self._playable = playable
             self._files = self._jobs.parts(job, self._track)
         return self._files[self._n_parts] if self._n_parts < len(self._files) else None
-
-    def _wait(self) -> None:
-        """Wait until the job changes, but not long. Raises Problem if the listener is gone or the server stops."""
-        if self._jobs.is_left(self._job) or self._is_gone():
-            raise problem_of(Stopping())
-        self._jobs.wait_for_change(self._job, PEEK_SECONDS)
 
 
 def no_stream(job: Job) -> Exception:

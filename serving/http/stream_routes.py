@@ -1,22 +1,29 @@
-"""The routes of songs that are listened to while they are generated: the stream of a track."""
+"""The routes of songs that are listened to while they are generated: the stream and the peaks of a track."""
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+from collections.abc import Callable
 from functools import partial
 
-from flask import Response, request
+from flask import Response, jsonify, request
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.http import dump_options_header, quote_etag
 
 from inference.audio.stream_encoding import STREAM_FORMATS
 from inference.song import MIME_TYPES
 from serving.http.job_routes import UNBUFFERED, Route
-from serving.http.problems import no_wait_slot, not_found, problem_of
+from serving.http.peaks import PeakFinder
+from serving.http.predictions import Pending
+from serving.http.problems import Problem, no_wait_slot, not_found, problem_of
 from serving.http.song_streams import SongStream, no_stream
 from serving.http.wait_slots import WaitSlots, is_gone
 from serving.jobs.job import Job
 from serving.jobs.service import Jobs
+
+log = logging.getLogger(__name__)
 
 BYTE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{1,15})-([0-9]{0,15})\s*", re.IGNORECASE)
 
@@ -26,37 +33,86 @@ class StreamRoutes:
 
     def __init__(self, jobs: Jobs, wait_slots: WaitSlots) -> None:
         self._jobs, self._wait_slots = jobs, wait_slots
+        self._finder = PeakFinder(jobs)
 
     def table(self) -> list[Route]:
         """The paths and methods of the views."""
         either = ("GET", "POST")
-        return [("/jobs/<job_id>/stream/<track>.<audio_format>", either, self.job_stream)]
+        return [
+            ("/jobs/<job_id>/stream/<track>.<audio_format>", either, self.job_stream),
+            ("/jobs/<job_id>/peaks/<track>.json", either, self.job_peaks),
+        ]
 
     def job_stream(self, job_id: str, track: str, audio_format: str) -> Response:
         """One track of a song, while it is generated or after."""
         job = self._jobs.get(job_id)
         self._check(job, track, audio_format)
         if request.method == "HEAD":
-            return self._described(Response(), job, track, audio_format)
-        return self.streamed(job, track, audio_format, _wanted_range(etag_of(job, track, audio_format)))
-
-    def streamed(
-        self, job: Job, track: str, audio_format: str, wanted: tuple[int, int | None] | None = None
-    ) -> Response:
-        """The stream as a response, which holds a wait slot until it is closed. Raises Problem."""
+            return self._describe(Response(), job, track, audio_format)
         if not self._wait_slots.take():
             raise no_wait_slot()
+        wanted = _wanted_range(etag_of(job, track, audio_format))
+        response = self._opened(
+            job, track, audio_format, lambda stream: _range(stream, *wanted) if wanted else _whole(stream)
+        )
+        assert response, "it waits for as long as it takes"
+        return response
+
+    def job_peaks(self, job_id: str, track: str) -> Response:
+        """The shape of one track, as far as it is generated."""
+        job = self._jobs.get(job_id)
+        if track not in job.request.tracks:
+            allowed = list(job.request.tracks)
+            raise not_found(f"job {job.id} has no track {track}; it has {', '.join(allowed)}", allowed=allowed)
+        if job.error:
+            raise not_found(f"job {job.id} ended as {job.state}; it has no audio", job_id=job.id)
+        return jsonify(self._finder.peaks(job, track).model_dump(mode="json"))
+
+    def predicted(self, pending: Pending, audio_format: str, began: float) -> Response | None:
+        """The stream of the song that a request waits for; None if it has none, or does not begin in time.
+
+        If its client disconnects, the song is cancelled, as with every request that waits. Raises Problem.
+        """
+        job, end = pending.job, began + pending.wait_seconds
+        if (job.song and not job.song.parts) or not self._wait_slots.take():
+            return None
+        track = job.request.tracks[0]
+        try:
+            response = self._opened(job, track, audio_format, lambda stream: _whole(stream, end))
+        except Problem:
+            self._cancel_if_unwanted(pending, is_gone(request.environ))
+            raise
+        if response:
+            response.headers["X-Job-Id"] = job.id
+            response.headers["X-Seed"] = str(job.request.seed)
+            response.call_on_close(lambda: self._cancel_if_unwanted(pending, not self._jobs.draining))
+        return response
+
+    def _opened(
+        self, job: Job, track: str, audio_format: str, respond: Callable[[SongStream], Response | None]
+    ) -> Response | None:
+        """What `respond` makes of a new stream. It has taken a wait slot, which is given back with the response."""
         stream = SongStream(self._jobs, job, track, audio_format, partial(is_gone, request.environ))
+        response = None
         try:
             self._jobs.listen(job)
-            response = _range(stream, *wanted) if wanted else _whole(stream)
-        except BaseException:
-            stream.close()
-            self._wait_slots.give_back()
-            raise
-        response.call_on_close(stream.close)
-        response.call_on_close(self._wait_slots.give_back)
-        return self._described(response, job, track, audio_format)
+            response = respond(stream)
+        finally:
+            if response is None:
+                self._close(stream)
+        if response:
+            response.call_on_close(partial(self._close, stream))
+            self._describe(response, job, track, audio_format)
+        return response
+
+    def _close(self, stream: SongStream) -> None:
+        stream.close()
+        self._wait_slots.give_back()
+
+    def _cancel_if_unwanted(self, pending: Pending, client_is_gone: bool) -> None:
+        if client_is_gone and not pending.goes_on and not pending.job.finished:
+            log.info("the client has disconnected")
+            self._jobs.cancel(pending.job.id)
 
     def _check(self, job: Job, track: str, audio_format: str) -> None:
         """Raise Problem if there is no such stream."""
@@ -69,7 +125,7 @@ class StreamRoutes:
         if job.finished and not (job.song and job.song.parts):
             raise no_stream(job)
 
-    def _described(self, response: Response, job: Job, track: str, audio_format: str) -> Response:
+    def _describe(self, response: Response, job: Job, track: str, audio_format: str) -> Response:
         """The response with the headers of the stream."""
         name = f"song-{job.id}-{track}.{audio_format}"
         response.mimetype = MIME_TYPES[audio_format]
@@ -85,10 +141,9 @@ def etag_of(job: Job, track: str, audio_format: str) -> str:
     return f"{job.id}-{track}-{audio_format}-stream"
 
 
-def _whole(stream: SongStream) -> Response:
-    """The stream from its first byte to its end."""
-    stream.begin()
-    return Response(iter(stream))
+def _whole(stream: SongStream, end: float = math.inf) -> Response | None:
+    """The stream from its first byte to its end; None if it has not begun by then."""
+    return Response(iter(stream)) if stream.begin(end) else None
 
 
 def _range(stream: SongStream, first: int, last: int | None) -> Response:

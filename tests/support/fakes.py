@@ -63,6 +63,7 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.requests: list[SongRequest] = []  # all that it was asked for
         self.error: YueError | None = None  # what the next songs end in
+        self.audio = b""  # of each track of the next songs, in place of words that show which it is
         self.listened: list[str] = []  # the ids of the songs that somebody listens to
         self.n_parts: Counter[str] = Counter()  # that were decoded, by song
         self._songs: dict[str, tuple[SongRequest, Callable[[SongPart], None]]] = {}
@@ -166,7 +167,7 @@ class FakeEngine:
         elif self.error:
             future.set_exception(self.error)
         else:
-            audio = {track: audio_of(request, track) for track in request.tracks}
+            audio = {track: self.audio or audio_of(request, track) for track in request.tracks}
             spans = (SectionSpan("verse", 0.0, 1.5),)
             parts = self.n_parts[song_id]
             song = Song(audio, request.format, 44_100, parts or 1.5, request.seed, spans, {"stage1": 0.1}, parts=parts)
