@@ -59,7 +59,7 @@ class Player:
         self._command, self._errors, self._progress = command, errors, progress
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
-        self._song_is_done = self._stopped = False
+        self._song_is_done = self._stopped = self._told = False
 
     def note(self, job: Json) -> None:
         """Look at the job, and start when its song can be streamed."""
@@ -78,7 +78,8 @@ class Player:
             if song and self._process.poll() is None:
                 self._progress.say(f"{song} is written; the music goes on, and Ctrl-C ends it")
             self._thread.join()
-            self._process.wait()
+            if self._process.wait() and not self._told:
+                self._tell_end()
         except KeyboardInterrupt:
             self.stop()
 
@@ -116,7 +117,7 @@ class Player:
             pipe()
         except _PlayerEnded:
             if not self._stopped:
-                self._progress.say(f"warning: --play: {self._ended()}; the song is written all the same")
+                self._tell_end()
         except (ClientError, OSError) as error:
             if not self._stopped:
                 self._progress.say(f"warning: --play: the song cannot be played on: {error}")
@@ -124,13 +125,15 @@ class Player:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
-    def _ended(self) -> str:
-        """How the player ended."""
+    def _tell_end(self) -> None:
+        """Say how the player ended, which was too early or with an error."""
         assert self._process and self._command
+        self._told = True
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"{self._command[0]} ended with exit code {code}" + (f": {said[-1]}" if said else "")
+        ended = f"{self._command[0]} ended with exit code {code}" + (f": {said[-1]}" if said else "")
+        self._progress.say(f"warning: --play: {ended}; the song is written all the same")
 
     def _pipe_file(self, song: Path) -> None:
         with song.open("rb") as file:

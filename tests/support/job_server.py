@@ -37,7 +37,8 @@ DONE: Json = {
     "warnings": ["lyrics: [intro] comes first"],
     "tracks": {"mix": {"mime_type": "audio/mpeg", "bytes": len(AUDIO), "url": f"/jobs/{JOB_ID}/audio/mix.mp3"}},
 }
-STREAM = b"".join(b"%05d " % number for number in range(5_000))  # every part of it says where it is
+# Every part of it says where it is; it is longer than what a pipe holds.
+STREAM = b"".join(b"%05d " % number for number in range(40_000))
 STREAM_URL = f"/jobs/{JOB_ID}/stream/mix.mp3"
 CHECKED: Json = {
     "ok": True,
