@@ -122,6 +122,7 @@ export class SongView {
       this.ready = song;
     } else if (!ended && job.stream_url && job.progress?.playable_seconds > 0) {
       this.ready = { ...song, url: job.stream_url, streaming: true };
+      if (player.isAt(job.job_id) && player.failed) player.load(this.ready);
     } else if (ended) {
       this.ready = null;
     }

@@ -41,7 +41,7 @@ export class WriteView {
       this.editor.readSoon();
     });
     byId('example').addEventListener('click', () => this.fill(EXAMPLE));
-    byId('clear').addEventListener('click', () => this.fill({}));
+    byId('clear').addEventListener('click', () => { this.reference.clear(); this.fill({}); });
     models.addEventListener('change', () => this.drawNotice());
     this.load(draft.read());
   }
@@ -81,13 +81,13 @@ export class WriteView {
     this.picker.set(kept.tags ?? []);
     KEPT.forEach((name) => { byId(name).value = kept[name] ?? DEFAULTS[name] ?? ''; });
     byId('write').elements.format.value = kept.format ?? 'mp3';
-    this.reference.draft = kept.reference;
+    if (kept.reference) this.reference.draft = kept.reference;
     this.editor.text = kept.lyrics ?? '';
     this.drawButton();
   }
 
-  /** Replace the page by a request as the server echoes it. */
-  fill({ genres = '', lyrics = '', guidance_scale: guidance, ...request }) {
+  /** Replace the page by a request as the server echoes it. The reference stays as it is: the server keeps no audio. */
+  fill({ genres = '', lyrics = '', guidance_scale: guidance, reference, ...request }) {
     const [first, later] = guidance ?? [];
     const standard = first === 1.5 && later === 1.2;
     this.load({

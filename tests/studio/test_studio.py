@@ -6,16 +6,14 @@ import json
 import re
 from pathlib import Path
 
-import axe_playwright_python
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.studio.conftest import WAIT_MS, OpenStudio
+from tests.studio.conftest import WAIT_MS, OpenStudio, violations
 from tests.support.real_server import RealServer
 from tests.support.songs import hear, tone
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 SHORT = "[verse]\nPaper boats along the rain\n\n[chorus]\nCarry me home"
 ONE_SECOND, TWO_SECONDS, TWENTY_SECONDS, A_MINUTE = "100", "200", "2000", "6000"  # of a section, in tokens
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
@@ -40,19 +38,6 @@ def generate(page: Page) -> str:
 
 def wait_until_done(page: Page) -> None:
     expect(page.get_by_role("group", name="Tracks")).to_be_visible(timeout=WAIT_MS)
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core finds."""
-    page.evaluate(f"{AXE};0")
-    found = page.evaluate("() => axe.run(document)")
-    assert len(found["passes"]) > 10
-    return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
-
-
-def seconds(clock: Locator) -> int:
-    minutes, rest = (clock.text_content() or "").split(" / ")[0].split(":")
-    return 60 * int(minutes) + int(rest)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +222,17 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(visit: OpenStudio, 
         page.goto(f"{server.url}/#/{view}")
         expect(page.locator("main > section:not([hidden]) h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 360, view
+
+
+def test_the_library_shows_more_songs_page_by_page(visit: OpenStudio, server: RealServer) -> None:
+    song = {"lyrics": "[verse]\nAgain", "genres": "folk", "max_new_tokens": 100}
+    for _ in range(3):
+        assert server.ask("/predict", {"instances": [song] * 8, "parameters": {"wait_seconds": 0}})[0] == 200
+    page = visit(server, "library")
+    expect(page.locator(".row")).to_have_count(20)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".row")).not_to_have_count(20)
+    assert page.locator(".row").count() >= 24
 
 
 def test_the_theme_can_be_chosen_and_is_kept(visit: OpenStudio, server: RealServer) -> None:
