@@ -1,12 +1,12 @@
 // The view of one song: how it comes about, how it sounds, what can be done with it.
 
-import { call, Problem } from './api.js';
-import { curlLine, copy } from './curl.js';
-import { announce, confirmButton, h, icon, say } from './dom.js';
+import { call } from './api.js';
+import { announce, h, icon, say } from './dom.js';
 import { follow } from './jobs.js';
 import { Mixer } from './mixer.js';
 import { models } from './model_state.js';
 import { onTime, player } from './player.js';
+import { actions, downloads } from './song_actions.js';
 import { songLayout } from './song_layout.js';
 import { songs } from './store.js';
 import { split } from './tags.js';
@@ -14,7 +14,7 @@ import { followTakes } from './takes.js';
 import { Timeline } from './timeline.js';
 import { clock, doing, FINISHED, left, title, when } from './words.js';
 
-const ENOUGH_SECONDS = 6; // that can be played, before a song begins by itself
+const ENOUGH_SECONDS = 5; // that can be played, before a song begins by itself
 
 export class SongView {
   constructor(place, edit) {
@@ -32,8 +32,16 @@ export class SongView {
     this.ends = [
       follow(id, (job) => this.take(job), (problem) => this.fail(problem)),
       onTime(() => this.drawTime()),
+      this.onModels(),
       ...followTakes(this.takes, id),
     ];
+  }
+
+  onModels() {
+    const change = () => this.job && !FINISHED.includes(this.job.status) && this.draw(false);
+    models.addEventListener('change', change);
+    models.soon();
+    return () => models.removeEventListener('change', change);
   }
 
   hide() {
@@ -155,10 +163,11 @@ export class SongView {
   draw(ended) {
     const { job } = this;
     const { request } = job;
+    const now = (job.status === 'queued' && !job.cancel_requested && models.waits) || doing(job, this.sections.map((section) => section.tag));
     this.title.textContent = title(request?.lyrics);
     document.title = `${this.title.textContent} · YuE Studio`;
     this.tags.textContent = split(request?.genres ?? '').join(' · ');
-    this.stage.textContent = [doing(job, this.sections.map((section) => section.tag)), left(job)].filter(Boolean).join(' · ');
+    this.stage.textContent = [now, left(job)].filter(Boolean).join(' · ');
     this.stage.hidden = job.status === 'succeeded';
     this.bar.hidden = ended;
     if (job.progress && job.status === 'running') this.bar.value = job.progress.fraction;
@@ -171,30 +180,9 @@ export class SongView {
     const state = ended ? job.status : `unfinished ${job.cancel_requested}`;
     if (this.drawn !== state) {
       this.drawn = state;
-      this.drawActions(ended);
-      this.drawDownloads();
+      this.actions.replaceChildren(...actions(job, this));
+      this.downloads.replaceChildren(...downloads(job, this.title.textContent));
     }
-  }
-
-  drawActions(ended) {
-    const { job } = this;
-    const copied = h('button', { type: 'button', class: 'quiet', onclick: async () => {
-      copied.textContent = (await copy(curlLine(job.request))) ? 'Copied' : 'The browser does not allow it';
-      announce(copied.textContent);
-    } }, 'Copy as a curl line');
-    const cancel = h('button', { type: 'button', class: 'quiet danger', disabled: job.cancel_requested, onclick: () => this.cancel() }, 'Cancel');
-    this.actions.replaceChildren(
-      h('button', { type: 'button', class: 'quiet', disabled: !job.request, onclick: () => this.edit(job) }, 'Open in the editor'),
-      job.request ? copied : '',
-      ended ? confirmButton('Delete', 'Really delete it?', () => this.remove()) : cancel);
-  }
-
-  drawDownloads() {
-    const names = Object.entries(this.job.tracks ?? {});
-    this.downloads.replaceChildren(...names.map(([track, { url }]) => h('a', {
-      class: 'quiet button', href: url.replace(/^\//, ''), download: `${this.title.textContent} - ${track}.${this.job.format}`,
-      'aria-label': `Download ${track}, ${this.job.format}`,
-    }, icon('download'), track)));
   }
 
   drawLyrics() {
@@ -225,25 +213,10 @@ export class SongView {
     announce(`${this.title.textContent}: ${now}`);
   }
 
-  async cancel() {
-    await this.act(() => call(`jobs/${this.id}/cancel`, { method: 'POST' }).then((job) => this.take(job)));
-  }
-
-  async remove() {
-    await this.act(async () => {
-      await call(`jobs/${this.id}`, { method: 'DELETE' });
-      songs.remove(this.id);
-      if (player.isAt(this.id)) player.stop();
-      location.hash = '#/library';
-    });
-  }
-
-  async act(does) {
-    try {
-      await does();
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      say(this.error, error.message);
-    }
+  /** It was deleted. */
+  gone() {
+    songs.remove(this.id);
+    if (player.isAt(this.id)) player.stop();
+    location.hash = '#/library';
   }
 }

@@ -164,12 +164,15 @@ def test_a_song_plays_while_it_is_generated_and_its_waveform_grows(visit: OpenSt
     expect(page.locator(".clock")).to_have_text(re.compile(r"/ 0:40$"))
 
 
-def test_a_running_song_can_be_cancelled(visit: OpenStudio, server: RealServer) -> None:
+def test_a_running_song_can_be_cancelled_and_then_deleted(visit: OpenStudio, server: RealServer) -> None:
     page = visit(server)
     write(page, length=A_MINUTE)
     generate(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".stage")).to_have_text("Cancelled")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Really delete it?").click()
+    expect(page.get_by_role("heading", name="Library")).to_be_visible()
 
 
 def test_errors_are_shown_beside_their_fields(visit: OpenStudio, server: RealServer) -> None:
