@@ -14,6 +14,7 @@ import { followTakes } from './takes.js';
 import { Timeline } from './timeline.js';
 import { clock, doing, FINISHED, left, title, when } from './words.js';
 
+const PAUSE_MS = 1000; // between two looks at a waveform that grows
 const ENOUGH_SECONDS = 5; // that can be played, before a song begins by itself
 
 export class SongView {
@@ -92,17 +93,22 @@ export class SongView {
     this.draw(FINISHED.includes(this.job.status));
   }
 
+  /** Fetch the waveform, and again while the song has more than it shows. */
   async look() {
     const { id } = this;
     if (this.looking || (!this.job.progress && this.job.status !== 'succeeded')) return;
     this.looking = true;
     const peaks = await call(`jobs/${id}/peaks/${this.track}.json`).catch(() => null);
+    if (this.id !== id || !this.ends) return;
+    if (peaks) {
+      this.peaks = peaks;
+      this.drawTimeline();
+    }
+    await new Promise((resolve) => { setTimeout(resolve, peaks?.complete ? 0 : PAUSE_MS); });
+    if (this.id !== id || !this.ends) return;
     this.looking = false;
-    if (this.id !== id || !peaks) return;
-    this.peaks = peaks;
-    this.drawTimeline();
-    const known = this.job.status === 'succeeded' ? !peaks.complete : (this.job.progress?.playable_seconds ?? 0) > peaks.seconds + 0.1;
-    if (known && this.ends) setTimeout(() => this.id === id && this.ends && this.look(), 700);
+    const playable = this.job.progress?.playable_seconds ?? 0;
+    if (peaks && (this.job.status === 'succeeded' ? !peaks.complete : playable > peaks.seconds + 0.1)) this.look();
   }
 
   drawTimeline() {
@@ -134,7 +140,7 @@ export class SongView {
     } else if (ended) {
       this.ready = null;
     }
-    this.play.disabled = !this.ready;
+    this.play.disabled = !this.ready && !player.isAt(this.id);
     const enough = job.status === 'succeeded' || (job.progress?.playable_seconds ?? 0) >= ENOUGH_SECONDS;
     if (this.fresh && this.ready && enough) {
       this.fresh = false;
@@ -144,12 +150,11 @@ export class SongView {
   }
 
   toggle() {
-    if (!this.ready) return;
-    if (!player.isAt(this.id)) {
+    if (player.isAt(this.id)) {
+      player.toggle();
+    } else if (this.ready) {
       player.load(this.ready);
       player.play();
-    } else {
-      player.toggle();
     }
   }
 

@@ -125,6 +125,7 @@ export class WriteView {
     for (const { field, detail } of problem.errors) {
       const name = String(field ?? '').replace(/^(instances\.\d+|parameters)\./, '').split(/[.[]/)[0];
       const place = PLACES[name] ?? (byId(name) || name === 'guidance_scale' ? 'options' : 'general');
+      if (place === 'reference') byId('reference').open = true;
       say(byId(`error-${place}`), [byId(`error-${place}`).textContent, detail].filter(Boolean).join('\n'));
       const input = byId({ genres: 'tag-input', guidance_scale: 'guidance_first' }[name] ?? name);
       input?.setAttribute('aria-invalid', 'true');

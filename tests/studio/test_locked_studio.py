@@ -36,7 +36,7 @@ def sign_in(page: Page, key: str = KEY) -> None:
 def test_a_wrong_key_is_refused_and_the_right_one_is_asked_for_once(
     visit: OpenStudio, locked_server: RealServer
 ) -> None:
-    page = visit(locked_server, expected=(UNAUTHORIZED,))
+    page = visit(locked_server, expected=(UNAUTHORIZED, FORBIDDEN))
     sign_in(page, "a key of somebody else")
     expect(page.locator("#error-key")).to_contain_text("key")
     assert not violations(page)
@@ -45,6 +45,10 @@ def test_a_wrong_key_is_refused_and_the_right_one_is_asked_for_once(
     page.reload()
     expect(page.get_by_role("link", name="en-cot")).to_be_visible()
     expect(page.get_by_role("dialog")).to_be_hidden()
+    page.context.clear_cookies()  # as after twelve hours
+    page.get_by_role("link", name="Library").click()
+    sign_in(page)
+    expect(page.get_by_text("No songs yet")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("dialog")).to_be_visible()
 
