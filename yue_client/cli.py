@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from yue_client import __version__, files, options, question, songs, values, vertex
+from yue_client import __version__, checked, files, options, player, question, songs, values, vertex
 from yue_client.address import DEFAULT_SERVER, server_address
 from yue_client.errors import INTERRUPTED, ClientError, Failed, Forgotten, Json, Misused
 from yue_client.progress import Progress, models_words
@@ -44,7 +44,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 3 server not reached or busy, 4 ref
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    the song or the models failed, or the song cannot be written
+  1    the song or the models failed, the song cannot be written, or checked lyrics are wrong
   2    wrong usage
   3    the server was not reached, or was too busy for all of --retry-seconds: try again later
   4    the server refused the request: change it
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock = time, program: str = 
                 progress.say(text)
             elif as_json or not arguments.quiet:
                 _print(json.dumps(answer) if as_json else text)
-            return 0
+            return int(answer.get("ok") is False)  # only a check has it
         except ClientError as error:
             progress.end()
             hint = f"\nhint: {error.hint}" if error.hint else ""
@@ -120,14 +120,15 @@ def sing(server: Server, arguments: argparse.Namespace, progress: Progress) -> A
     _check_out(arguments, song.get("tracks") or ["mix"])
     job_id = ""
     try:
-        for tries_left in reversed(range(MOST_REQUESTS)):
-            job_id = server.predict(song)["job_id"]
-            try:
-                return _followed(server, job_id, arguments, progress)
-            except Forgotten as error:  # the server restarted without its jobs
-                if not tries_left:
-                    raise
-                progress.pause(error, 0)
+        with player.playing(server, arguments.play, progress) as music:
+            for tries_left in reversed(range(MOST_REQUESTS)):
+                job_id = server.predict(song)["job_id"]
+                try:
+                    return _followed(server, job_id, arguments, progress, music)
+                except Forgotten as error:  # the server restarted without its jobs
+                    if not tries_left:
+                        raise
+                    progress.pause(error, 0)
     except KeyboardInterrupt:
         progress.end()
         progress.say(_cancelled(server, job_id, song))
@@ -139,13 +140,23 @@ def result(server: Server, arguments: argparse.Namespace, progress: Progress) ->
     """wait for a job that was started before, and write its song"""
     _check_out(arguments, ["mix"])
     try:
-        return _fetched(server, songs.follow(server, arguments.job_id, progress), arguments, progress)
+        with player.playing(server, arguments.play, progress) as music:
+            return _fetched(server, arguments.job_id, arguments, progress, music)
     except KeyboardInterrupt:
         progress.end()
         progress.say(
             f"the job continues; fetch its song with: {arguments.program} result {arguments.job_id}{_where(arguments)}"
         )
         raise
+
+
+def check(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
+    """check lyrics: their sections, how long they will be, and what is wrong or doubtful"""
+    fields = ("lyrics", "genres", "segments", "max_new_tokens")
+    given = {name: value for name in fields if (value := getattr(arguments, name)) is not None}
+    answer = server.predict({"operation": "check", **given})
+    answer = answer if "genres" in given else checked.without_genres(answer)
+    return answer, checked.words(answer)
 
 
 def status(server: Server, arguments: argparse.Namespace, progress: Progress) -> Answer:
@@ -201,10 +212,12 @@ def download(server: Server, arguments: argparse.Namespace, progress: Progress) 
     return state, f"{state.get('model')} ({state.get('revision')}): {words}"
 
 
-def _followed(server: Server, job_id: str, arguments: argparse.Namespace, progress: Progress) -> Answer:
+def _followed(
+    server: Server, job_id: str, arguments: argparse.Namespace, progress: Progress, music: player.Player
+) -> Answer:
     """Wait for a job that was just submitted, and write its song; if that fails, say how to fetch it later."""
     try:
-        return _fetched(server, songs.follow(server, job_id, progress), arguments, progress)
+        return _fetched(server, job_id, arguments, progress, music)
     except Forgotten:
         raise
     except ClientError as error:
@@ -220,8 +233,11 @@ def _where(arguments: argparse.Namespace) -> str:
     return "".join(f" --{name} {value}" for name, value in given.items() if value)
 
 
-def _fetched(server: Server, job: Json, arguments: argparse.Namespace, progress: Progress) -> Answer:
-    """Write the tracks of a finished job."""
+def _fetched(
+    server: Server, job_id: str, arguments: argparse.Namespace, progress: Progress, music: player.Player
+) -> Answer:
+    """Wait for a job, write its tracks, and let its music end."""
+    job = songs.follow(server, job_id, progress, music.note)
     out = arguments.out or Path(f"song.{job['format']}")
     files.check_ending(out, job["format"], f"the song of job {job['job_id']} is")
     tracks = songs.Tracks(server, job)
@@ -238,6 +254,8 @@ def _fetched(server: Server, job: Json, arguments: argparse.Namespace, progress:
             progress.say(f"warning: {path} exists already; the song is in {written[track]}")
     for warning in job.get("warnings", ()):
         progress.say(f"warning: {warning}")
+    first = written[tracks.names[0]]
+    music.finish(None if first == files.STANDARD_OUTPUT else first)
     what = f"{job['duration_seconds']:.1f} s, seed {job['seed']}, job {job['job_id']}"
     answer = {**job, "files": {track: str(path) for track, path in written.items()}}
     return answer, f"{', '.join(answer['files'].values())}: {what}"
@@ -309,8 +327,9 @@ def _server(arguments: argparse.Namespace, clock: Clock, progress: Progress) -> 
 def _arguments(words: Sequence[str], program: str) -> argparse.Namespace:
     """The parsed words. Raises Misused."""
     commands = {
-        sing: ("--genres TAGS --lyrics TEXT", [options.add_song, options.add_song_file], RETRY_S),
-        result: ("JOB_ID", [options.add_job, options.add_file], RETRY_S),
+        sing: ("--genres TAGS --lyrics TEXT", [options.add_song, options.add_song_file, options.add_play], RETRY_S),
+        result: ("JOB_ID", [options.add_job, options.add_file, options.add_play], RETRY_S),
+        check: ("FILE", [options.add_lyrics], 0),
         status: ("JOB_ID", [options.add_job], 0),
         cancel: ("JOB_ID", [options.add_job], 0),
         delete: ("JOB_ID", [options.add_job], 0),

@@ -186,6 +186,24 @@ def add_file(one: Parser) -> None:
     file.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
+def add_play(one: Parser) -> None:
+    """What is heard."""
+    hint = "play the song while it is generated, with ffplay, mpv or VLC; the file is written as usual"
+    one.add_argument_group("what is heard").add_argument("--play", action="store_true", help=hint)
+
+
+def add_lyrics(one: Parser) -> None:
+    """The lyrics to check, and what their length depends on."""
+    one.add_argument("lyrics", type=values.text_file, metavar="FILE", help="the lyrics; - is the standard input")
+    song = one.add_argument_group("the song")
+    either = song.add_mutually_exclusive_group()
+    either.add_argument("--genres", type=values.text, metavar="TAGS", help="check these too")
+    either.add_argument("--genres-file", type=values.text_file, dest="genres", metavar="FILE", help="from a file")
+    song.add_argument("--segments", type=values.whole_number, metavar="N", help="generate the first N sections")
+    hint = "length of a section at most; 100 are a second"
+    song.add_argument("--max-new-tokens", type=values.whole_number, metavar="N", help=hint)
+
+
 def add_job(one: Parser) -> None:
     """The job."""
     one.add_argument("job_id", metavar="JOB_ID", help="as printed by sing and returned by the server")

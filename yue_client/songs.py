@@ -37,13 +37,17 @@ def _models(server: Server) -> Json:
         return {}
 
 
-def follow(server: Server, job_id: str, progress: Progress) -> Json:
-    """Show the job's progress and return it when it has succeeded. Raises Failed where it ends otherwise."""
+def follow(server: Server, job_id: str, progress: Progress, note: Callable[[Json], None] = lambda job: None) -> Json:
+    """Show the job's progress and return it when it has succeeded. Raises Failed where it ends otherwise.
+
+    `note` gets the job at each look.
+    """
     try:
         while True:
             job, words, fraction = look(server, job_id)
             if has_progress(job):
                 progress.show(words, fraction)
+            note(job)
             if job["status"] == "succeeded":
                 return job
             if job["status"] not in OPEN:

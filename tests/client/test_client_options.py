@@ -20,7 +20,7 @@ from tests.support.threaded import answering
 
 CLIENT = PROJECT / "client.py"
 SING = ["sing", "--genres", "folk", "--lyrics", "[verse]\nla la"]
-COMMANDS = ("sing", "result", "status", "cancel", "models", "download")
+COMMANDS = ("sing", "result", "check", "status", "cancel", "delete", "models", "download")
 NO_SERVER = "http://127.0.0.1:1"  # whatever comes so far ends with 3
 
 WRONG = {  # words -> what is said
@@ -28,6 +28,11 @@ WRONG = {  # words -> what is said
     "--url http://here": "a command is missing",
     "sang": "got the command 'sang'; allowed: sing, result|did you mean sing?",
     "--quiet modles": "got the command 'modles'|did you mean models?",
+    "check": "required: FILE",
+    "check none.txt": "FILE: got 'none.txt': No such file or directory; allowed: a text file",
+    "check here/empty": "FILE: got 'here/empty', which is empty",
+    "check here/genres --genres=": "--genres: got nothing",
+    "check here/genres --play": "client.py check has no option --play",
     "models now": "not expected: now",
     "status": "required: JOB_ID",
     "status a b": "not expected: b",

@@ -7,6 +7,7 @@ Run as a program with a port, it plays a whole life on that port; with `endless`
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sys
 import threading
@@ -36,6 +37,19 @@ DONE: Json = {
     "warnings": ["lyrics: [intro] comes first"],
     "tracks": {"mix": {"mime_type": "audio/mpeg", "bytes": len(AUDIO), "url": f"/jobs/{JOB_ID}/audio/mix.mp3"}},
 }
+STREAM = b"".join(b"%05d " % number for number in range(5_000))  # every part of it says where it is
+STREAM_URL = f"/jobs/{JOB_ID}/stream/mix.mp3"
+CHECKED: Json = {
+    "ok": True,
+    "sections": [
+        {"number": 1, "tag": "intro", "line": 1, "lines": [], "generated": True, "expected_seconds": 15.0},
+        {"number": 2, "tag": "verse", "line": 12, "lines": ["a", "b"], "generated": True, "expected_seconds": 25.4},
+        {"number": 3, "tag": "outro", "line": 15, "lines": ["c"], "generated": False, "expected_seconds": 0.0},
+    ],
+    "expected_seconds": 40.4,
+    "warnings": [{"line": 1, "lines": [1], "detail": "lyrics (line 1): [intro] comes first"}],
+    "errors": [],
+}
 RESULT: Json = {**DONE, "audio": base64.b64encode(AUDIO).decode()}
 
 
@@ -51,7 +65,8 @@ class JobServer(ThreadingHTTPServer):
     """Answers from scripts: the last entry of each is repeated for ever.
 
     `submitted` answers a song (a Json with a `title` is a problem, sent with its status), `life` the looks at the
-    job, `models` the looks at the models, `result` the fetching. `instances` holds all that was asked.
+    job, `models` the looks at the models, `result` the fetching, `checked` the checks. `instances` holds all that was
+    asked. STREAM is streamed, cut before each of the places in `cuts`, in `ranges` or always from its start.
     """
 
     daemon_threads = True
@@ -64,9 +79,14 @@ class JobServer(ThreadingHTTPServer):
         result: Json = RESULT,
         port: int = 0,
         host: str = "127.0.0.1",
+        checked: Json = CHECKED,
+        cuts: Sequence[int] = (),
+        ranges: bool = True,
     ) -> None:
         super().__init__((host, port), _Handler)
         self.life, self.models, self.submitted, self.result = list(life), list(models), submitted, result
+        self.checked, self.cuts, self.ranges = checked, list(cuts), ranges
+        self.streamed: list[str | None] = []  # the header Range of each request for the stream
         self.instances: list[Json] = []
         self.keys: list[str | None] = []  # those that requests came with
         self.looked = threading.Event()  # set by the first look at the job
@@ -85,6 +105,8 @@ class JobServer(ThreadingHTTPServer):
             case "status":
                 self.looked.set()
                 return _next(self.life)
+            case "check":
+                return self.checked
             case "result":
                 return self.result
             case "cancel":
@@ -111,7 +133,34 @@ class _Handler(QuietHandler):
             self._send(200, "application/json", json.dumps({"predictions": [answer]}).encode())
 
     def do_GET(self) -> None:
-        self._send(200, "audio/mpeg", AUDIO)
+        if self.path == STREAM_URL:
+            self._stream(self.headers["Range"])
+        else:
+            self._send(200, "audio/mpeg", AUDIO)
+
+    def _stream(self, wanted: str | None) -> None:
+        """The stream in chunks, or the part of it that is there now, which ends at the next cut."""
+        self.server.streamed.append(wanted)
+        begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
+        end = self.server.cuts.pop(0) if self.server.cuts else len(STREAM)
+        self.protocol_version, self.close_connection = "HTTP/1.1", True
+        if begin:
+            total = len(STREAM) if end == len(STREAM) else "*"
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{total}")
+            self.send_header("Content-Length", str(end - begin))
+            self.end_headers()
+            self.wfile.write(STREAM[begin:end])
+            return
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, end, 1_000):
+                part = STREAM[at : min(end, at + 1_000)]
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            if end == len(STREAM):
+                self.wfile.write(b"0\r\n\r\n")
 
 
 def _next(script: list[Json]) -> Json:
