@@ -337,7 +337,8 @@ class ChildEngine(FakeEngine):
 def fake_app(may_fetch: bool = True, may_generate: bool = True) -> Flask:
     """A whole server but for its models, for gunicorn to run; its settings come from the environment.
 
-    Two more routes are for the test: /release lets every song through, /waiters tells how many requests wait.
+    More routes are for the test: /release lets every song through, /part decodes a second of the running song, /waiters
+    tells how many requests wait.
     """
     models = FakeModels(may_fetch)
     engines: list[ChildEngine] = []
@@ -354,7 +355,12 @@ def fake_app(may_fetch: bool = True, may_generate: bool = True) -> Flask:
             engine.release()
         return jsonify(engines=len(engines))
 
+    def part() -> Response:
+        engines[-1].send_part(engines[-1].generated[-1])
+        return jsonify(parts=engines[-1].n_parts[engines[-1].generated[-1]])
+
     app.add_url_rule("/release", "release", release, methods=["POST"])
+    app.add_url_rule("/part", "part", part, methods=["POST"])
     app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.wait_slots.free))
     return app
 
