@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, SectionSpan, Song, SongRequest
 from serving.models.states import Engine
 
 QUEUED, RUNNING = "queued", "running"
@@ -81,6 +81,7 @@ class Job:
     began: float | None = None  # when it was started here, by the same clock
     listened: bool = False  # somebody listens while it is generated
     playable_seconds: float = 0.0  # of the song that are stored here by now
+    sections: tuple[SectionSpan, ...] = ()  # of the song, as far as it is playable
 
     @property
     def finished(self) -> bool:

@@ -103,7 +103,8 @@ class FakeEngine:
         request, on_part = self._songs[song_id]
         index = self.n_parts[song_id]
         self.n_parts[song_id] += 1
-        on_part(SongPart(index, index + 1.0, {track: part_of(request, track, index) for track in request.tracks}))
+        audio = {track: part_of(request, track, index) for track in request.tracks}
+        on_part(SongPart(index, index + 1.0, audio, (SectionSpan("verse", 0.0, index + 1.0),)))
 
     def cancel(self, song_id: str) -> None:
         with self._wake:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from inference.song import Song, SongPart
+from inference.song import SectionSpan, Song, SongPart
 from serving.jobs import records
 from serving.jobs.job import Job
 from serving.jobs.part_writer import MOST_WAITING
@@ -78,6 +78,7 @@ def test_only_what_is_stored_is_playable(jobs: Jobs, held_models: FakeModels, st
     assert storage.parts == ["parts-0/0-mix.flac", "parts-0/1-mix.flac"]
     seen = JobStore(storage).read(job.id)
     assert seen and is_playable(seen, 2.0), "other servers know it at once"
+    assert seen.sections == job.sections == (SectionSpan("verse", 0.0, 2.0),)
 
 
 def test_the_parts_of_a_finished_song_stay_and_count(jobs: Jobs, held_models: FakeModels, storage: PartStorage) -> None:
