@@ -104,7 +104,9 @@ class Job:
 
     def listen(self) -> None:
         """Hurry the song here, because somebody listens to it."""
-        self.listened = True  # first, so that it also reaches an engine that takes the song just now
+        if self.listened:
+            return
+        self.listened = True  # first: the dispatcher looks at it once the engine has taken the song
         if self.engine:
             self.engine.listen(self.id)
 

@@ -96,7 +96,8 @@ class FakeEngine:
         return future
 
     def listen(self, song_id: str) -> None:
-        self.listened.append(song_id)
+        if song_id not in self.listened:
+            self.listened.append(song_id)
 
     def send_part(self, song_id: str) -> None:
         """Decode another second of the song, in the caller's thread."""
