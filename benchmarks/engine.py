@@ -35,7 +35,7 @@ from inference.models import vocoder
 from inference.models.codec import Codec
 from inference.models.llama import BLOCK_TOKENS, Llama
 from inference.models.llama_network import LlamaConfig, LlamaNetwork
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, Song, SongPart, SongRequest
 from inference.text.tokenizer import Tokenizer
 from inference.tiny import checkpoints, tokenizer
 from inference.vocabulary import CODEBOOK_SIZE, EOA_ID, FRAME_RATE_HZ, N_CODEBOOKS, PIECE_FRAMES, TRACKS
@@ -158,10 +158,10 @@ def main() -> None:
         pipeline.stage1.compile()
         pipeline.stage2.compile()
     bytes_per_second = bandwidth(device)
-    measure(pipeline, replace(size, seconds=2.0), 1, bytes_per_second)  # warm up
+    measure(pipeline, replace(size, seconds=2.0), 1, bytes_per_second, options.listen)  # warm up
     for songs in options.songs or size.songs:
         try:
-            measurements.append(measure(pipeline, size, songs, bytes_per_second))
+            measurements.append(measure(pipeline, size, songs, bytes_per_second, options.listen))
         except (YueError, torch.OutOfMemoryError) as error:
             print(f"| {songs} | failed: {str(error).splitlines()[0]} |{' |' * (len(HEADINGS) - 2)}", flush=True)
         else:
@@ -191,8 +191,8 @@ def fabricated(size: Size, device: torch.device, dtype: torch.dtype, folder: Pat
     )
 
 
-def measure(pipeline: Pipeline, size: Size, songs: int, bytes_per_second: float) -> Measurement:
-    """`songs` songs of `size.seconds` each, all there from the start."""
+def measure(pipeline: Pipeline, size: Size, songs: int, bytes_per_second: float, listen: bool = False) -> Measurement:
+    """`songs` songs of `size.seconds` each, all there from the start; with `listen`, somebody listens to each."""
     _free_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -205,7 +205,9 @@ def measure(pipeline: Pipeline, size: Size, songs: int, bytes_per_second: float)
     began = time.perf_counter()
     for seed in range(songs):
         request = SongRequest("folk calm", LYRICS, seed, max_new_tokens=tokens, tracks=("mix",))
-        engine.add(str(seed), request, _ignore)
+        engine.add(str(seed), request, _ignore, _ignore_part)
+        if listen:
+            engine.listen(str(seed))
     audio_s = 0.0
     while not engine.idle:
         for outcome in engine.step():
@@ -345,6 +347,10 @@ def _ignore(progress: Progress) -> None:
     """A progress callback that does nothing."""
 
 
+def _ignore_part(part: SongPart) -> None:
+    """A callback for parts that does nothing."""
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
@@ -355,6 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--songs", type=_numbers, help="how many max_songs, such as 1,8; else as the size has it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--listen", action="store_true", help="somebody listens to every song")
     parser.add_argument("--plot", type=Path, help="PNG file for a plot of throughput against songs")
     return parser
 

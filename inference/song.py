@@ -97,6 +97,7 @@ class SongPart:
     index: int  # 0 for the first
     end_seconds: float  # the part's end in the song
     audio: Mapping[str, bytes]  # track name -> the file's bytes
+    sections: tuple[SectionSpan, ...] = ()  # of the song up to there
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -237,8 +238,10 @@ class SongInProgress:
             files = {
                 name: encoding.encode(waveforms[name], VOCODER_RATE_HZ, "flac", {}) for name in self.request.tracks
             }
-            n_samples = sum(map(len, self._vocoder_parts[TRACKS[0]][: index + 1]))
-            self._on_part(SongPart(index, n_samples / VOCODER_RATE_HZ, files))
+            end_seconds = sum(map(len, self._vocoder_parts[TRACKS[0]][: index + 1])) / VOCODER_RATE_HZ
+            begun = [each for each in self._spans(self.composition.section_frames) if each.start_seconds < end_seconds]
+            sections = [replace(each, end_seconds=min(each.end_seconds, end_seconds)) for each in begun]
+            self._on_part(SongPart(index, end_seconds, files, tuple(sections)))
         except Exception:
             log.exception("part %d of a song could not be sent; the song cannot be streamed any further", index)
             self._on_part = None

@@ -36,7 +36,7 @@ class Peaks(BaseModel):
     per_second: int = Field(description="how many peaks a second has")
     complete: bool = Field(description="true once the song is finished")
     peaks: list[float] = Field(description="the largest absolute sample of each window, 0 to 1")
-    sections: list[Segment] = Field(description="the sections of a finished song; of another one none")
+    sections: list[Segment] = Field(description="the sections, as far as the song is generated")
 
 
 @dataclass
@@ -85,7 +85,7 @@ class PeakFinder:
             per_second=PEAKS_PER_SECOND,
             complete=song is not None,
             peaks=peaks,
-            sections=[Segment.of(**asdict(span)) for span in song.segments] if song else [],
+            sections=[Segment.of(**asdict(span)) for span in (song.segments if song else job.sections)],
         )
 
     def _from_parts(self, job: Job, track: str) -> _Shape:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from inference.song import Progress, Song, SongRequest
+from inference.song import Progress, SectionSpan, Song, SongRequest
 from serving.models.states import Engine
 
 QUEUED, RUNNING = "queued", "running"
@@ -81,6 +81,7 @@ class Job:
     began: float | None = None  # when it was started here, by the same clock
     listened: bool = False  # somebody listens while it is generated
     playable_seconds: float = 0.0  # of the song that are stored here by now
+    sections: tuple[SectionSpan, ...] = ()  # of the song, as far as it is playable
 
     @property
     def finished(self) -> bool:
@@ -103,7 +104,9 @@ class Job:
 
     def listen(self) -> None:
         """Hurry the song here, because somebody listens to it."""
-        self.listened = True  # first, so that it also reaches an engine that takes the song just now
+        if self.listened:
+            return
+        self.listened = True  # first: the dispatcher looks at it once the engine has taken the song
         if self.engine:
             self.engine.listen(self.id)
 

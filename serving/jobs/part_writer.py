@@ -66,7 +66,8 @@ class PartWriter:
             self._store.parts.remove(job.id, job.claim, part)
             return
         self._n_stored += 1
-        job.playable_seconds = max(job.playable_seconds, part.end_seconds)  # an earlier attempt may have got further
+        if part.end_seconds > job.playable_seconds:  # otherwise an earlier attempt had got further
+            job.playable_seconds, job.sections = part.end_seconds, part.sections
         self._jobs.note_progress(job)
         self._store.note(job)  # for listeners of other servers
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 
@@ -33,6 +33,7 @@ from serving.jobs.schema import (
     StoredJob,
     StoredProgress,
     StoredReference,
+    StoredSpan,
     StoredSteps,
     well_formed,
 )
@@ -172,6 +173,7 @@ def progressed(job: Job) -> Json:
         "attempts": job.attempts,
         "progress": asdict(job.progress) if job.progress else None,
         "seconds_left": seconds_left(job),
+        "sections": [asdict(span) for span in job.sections],
     }
 
 
@@ -181,6 +183,7 @@ def read_progressed(job: Job, record: Json) -> None:
     stored = StoredProgress.model_validate(record)
     job.model, job.attempts, job.started_at = stored.model, stored.attempts, stored.started_at
     job.progress = _steps(stored.progress)
+    job.sections = _spans(stored.sections)
     _read_deadline(job, stored.seconds_left)
     job.state = stored.state
 
@@ -217,8 +220,7 @@ def apply_to(job: Job, end: StoredEnd, audio: SizedAudio) -> None:
     if end.song:
         names = ("format", "sample_rate", "duration_seconds", "seed", "timings", "warnings", "parts")
         kept = {name: getattr(end.song, name) for name in names}
-        segments = tuple(SectionSpan(**dict(span)) for span in end.song.segments)
-        job.song = Song(audio=audio, segments=segments, **kept)
+        job.song = Song(audio=audio, segments=_spans(end.song.segments), **kept)
     job.error = end.error.read() if end.error else None
     job.state = end.state
 
@@ -261,6 +263,10 @@ def _error(error: JobError) -> Json:
 
 def _shallow(request: SongRequest) -> Json:
     return {each.name: getattr(request, each.name) for each in fields(request)}
+
+
+def _spans(stored: Sequence[StoredSpan]) -> tuple[SectionSpan, ...]:
+    return tuple(SectionSpan(**dict(span)) for span in stored)
 
 
 def _steps(stored: StoredSteps | None) -> Progress | None:

@@ -183,6 +183,14 @@ class StoredSteps(_Record):
     playable_seconds: Annotated[Number, _or(0.0)] = 0.0
 
 
+class StoredSpan(_Record):
+    """A SectionSpan."""
+
+    tag: str
+    start_seconds: Number
+    end_seconds: Number
+
+
 class StoredProgress(_Record):
     """The progress of an unfinished job."""
 
@@ -192,14 +200,7 @@ class StoredProgress(_Record):
     attempts: Annotated[Natural, _or(0)] = 0
     progress: Annotated[StoredSteps | None, _or(None)] = None
     seconds_left: Number | None = None
-
-
-class StoredSpan(_Record):
-    """A SectionSpan."""
-
-    tag: str
-    start_seconds: Number
-    end_seconds: Number
+    sections: Annotated[tuple[StoredSpan, ...], _or(())] = ()
 
 
 class StoredSong(_Record):

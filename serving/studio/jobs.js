@@ -17,6 +17,7 @@ export async function submit(fields, takes, group = randomId()) {
     ...fields,
     ...(fields.seed == null ? {} : { seed: fields.seed + index }),
     request_id: `studio-${group}.${index + 1}`,
+    ...(index ? {} : { stream: true }), // the first take is listened to while it is generated
   }));
   if (!fields.reference) pending.write({ fields, takes, group });
   try {

@@ -55,6 +55,11 @@ class ModelState extends EventTarget {
     return { loading: 'loading', not_loaded: 'not loaded yet', error: 'needs attention' }[status] ?? '';
   }
 
+  /** What a queued song waits for besides its turn. */
+  get waits() {
+    return { not_loaded: 'Waiting for the model', loading: 'Waiting for the model to load', downloading: 'Waiting for the weights' }[this.status?.status];
+  }
+
   /** What somebody who is about to generate a song should know. */
   get notice() {
     const { status, download } = this.status ?? {};

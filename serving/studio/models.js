@@ -7,8 +7,8 @@ import { session } from './session.js';
 import { size, span, when } from './words.js';
 
 const NAMES = {
-  'en-cot': 'English', 'en-icl': 'English, with a reference', 'zh-cot': 'Chinese', 'zh-icl': 'Chinese, with a reference',
-  'jp-kr-cot': 'Japanese and Korean', 'jp-kr-icl': 'Japanese and Korean, with a reference', tiny: 'Demonstration: hums a tune',
+  'en-cot': 'English', 'en-icl': 'English, with reference', 'zh-cot': 'Chinese', 'zh-icl': 'Chinese, with reference',
+  'jp-kr-cot': 'Japanese and Korean', 'jp-kr-icl': 'Japanese and Korean, with reference', tiny: 'Demonstration: hums a tune',
 };
 const TITLES = {
   not_loaded: 'is not loaded yet', downloading: 'is being downloaded', loading: 'is being loaded', ready: 'is ready', error: 'could not be loaded',

@@ -33,7 +33,7 @@ class Player extends EventTarget {
   /** Take a song in place of the one before. `stems` maps tracks to their paths, where they can be heard apart. */
   load(song) {
     const again = this.isAt(song.id);
-    if (again && this.song.url === song.url) return;
+    if (again && this.song.url === song.url && !this.failed) return;
     const at = again && !this.audio.ended ? this.time : 0;
     const goesOn = again && this.playing;
     this.dropStems();

@@ -103,6 +103,11 @@ export class Reference {
     this.onChange();
   }
 
+  clear() {
+    Object.keys(this.files).forEach((slot) => this.remove(slot));
+    this.draft = {};
+  }
+
   drawSlots() {
     this.released?.forEach((release) => release());
     this.canvases = {};

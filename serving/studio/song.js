@@ -1,12 +1,12 @@
 // The view of one song: how it comes about, how it sounds, what can be done with it.
 
-import { call, Problem } from './api.js';
-import { curlLine, copy } from './curl.js';
-import { announce, confirmButton, h, icon, say } from './dom.js';
+import { call } from './api.js';
+import { announce, h, icon, say } from './dom.js';
 import { follow } from './jobs.js';
 import { Mixer } from './mixer.js';
 import { models } from './model_state.js';
 import { onTime, player } from './player.js';
+import { actions, downloads } from './song_actions.js';
 import { songLayout } from './song_layout.js';
 import { songs } from './store.js';
 import { split } from './tags.js';
@@ -14,7 +14,8 @@ import { followTakes } from './takes.js';
 import { Timeline } from './timeline.js';
 import { clock, doing, FINISHED, left, title, when } from './words.js';
 
-const ENOUGH_SECONDS = 6; // that can be played, before a song begins by itself
+const PAUSE_MS = 1000; // between two looks at a waveform that grows
+const ENOUGH_SECONDS = 5; // that can be played, before a song begins by itself
 
 export class SongView {
   constructor(place, edit) {
@@ -32,8 +33,16 @@ export class SongView {
     this.ends = [
       follow(id, (job) => this.take(job), (problem) => this.fail(problem)),
       onTime(() => this.drawTime()),
+      this.onModels(),
       ...followTakes(this.takes, id),
     ];
+  }
+
+  onModels() {
+    const change = () => this.job && !FINISHED.includes(this.job.status) && this.draw(false);
+    models.addEventListener('change', change);
+    models.soon();
+    return () => models.removeEventListener('change', change);
   }
 
   hide() {
@@ -84,17 +93,22 @@ export class SongView {
     this.draw(FINISHED.includes(this.job.status));
   }
 
+  /** Fetch the waveform, and again while the song has more than it shows. */
   async look() {
     const { id } = this;
     if (this.looking || (!this.job.progress && this.job.status !== 'succeeded')) return;
     this.looking = true;
     const peaks = await call(`jobs/${id}/peaks/${this.track}.json`).catch(() => null);
+    if (this.id !== id || !this.ends) return;
+    if (peaks) {
+      this.peaks = peaks;
+      this.drawTimeline();
+    }
+    await new Promise((resolve) => { setTimeout(resolve, peaks?.complete ? 0 : PAUSE_MS); });
+    if (this.id !== id || !this.ends) return;
     this.looking = false;
-    if (this.id !== id || !peaks) return;
-    this.peaks = peaks;
-    this.drawTimeline();
-    const known = this.job.status === 'succeeded' ? !peaks.complete : (this.job.progress?.playable_seconds ?? 0) > peaks.seconds + 0.1;
-    if (known && this.ends) setTimeout(() => this.id === id && this.ends && this.look(), 700);
+    const playable = this.job.progress?.playable_seconds ?? 0;
+    if (peaks && (this.job.status === 'succeeded' ? !peaks.complete : playable > peaks.seconds + 0.1)) this.look();
   }
 
   drawTimeline() {
@@ -122,10 +136,11 @@ export class SongView {
       this.ready = song;
     } else if (!ended && job.stream_url && job.progress?.playable_seconds > 0) {
       this.ready = { ...song, url: job.stream_url, streaming: true };
+      if (player.isAt(job.job_id) && player.failed) player.load(this.ready);
     } else if (ended) {
       this.ready = null;
     }
-    this.play.disabled = !this.ready;
+    this.play.disabled = !this.ready && !player.isAt(this.id);
     const enough = job.status === 'succeeded' || (job.progress?.playable_seconds ?? 0) >= ENOUGH_SECONDS;
     if (this.fresh && this.ready && enough) {
       this.fresh = false;
@@ -135,12 +150,11 @@ export class SongView {
   }
 
   toggle() {
-    if (!this.ready) return;
-    if (!player.isAt(this.id)) {
+    if (player.isAt(this.id)) {
+      player.toggle();
+    } else if (this.ready) {
       player.load(this.ready);
       player.play();
-    } else {
-      player.toggle();
     }
   }
 
@@ -154,10 +168,11 @@ export class SongView {
   draw(ended) {
     const { job } = this;
     const { request } = job;
+    const now = (job.status === 'queued' && !job.cancel_requested && models.waits) || doing(job, this.sections.map((section) => section.tag));
     this.title.textContent = title(request?.lyrics);
     document.title = `${this.title.textContent} · YuE Studio`;
     this.tags.textContent = split(request?.genres ?? '').join(' · ');
-    this.stage.textContent = [doing(job, this.sections.map((section) => section.tag)), left(job)].filter(Boolean).join(' · ');
+    this.stage.textContent = [now, left(job)].filter(Boolean).join(' · ');
     this.stage.hidden = job.status === 'succeeded';
     this.bar.hidden = ended;
     if (job.progress && job.status === 'running') this.bar.value = job.progress.fraction;
@@ -170,30 +185,9 @@ export class SongView {
     const state = ended ? job.status : `unfinished ${job.cancel_requested}`;
     if (this.drawn !== state) {
       this.drawn = state;
-      this.drawActions(ended);
-      this.drawDownloads();
+      this.actions.replaceChildren(...actions(job, this));
+      this.downloads.replaceChildren(...downloads(job, this.title.textContent));
     }
-  }
-
-  drawActions(ended) {
-    const { job } = this;
-    const copied = h('button', { type: 'button', class: 'quiet', onclick: async () => {
-      copied.textContent = (await copy(curlLine(job.request))) ? 'Copied' : 'The browser does not allow it';
-      announce(copied.textContent);
-    } }, 'Copy as a curl line');
-    const cancel = h('button', { type: 'button', class: 'quiet danger', disabled: job.cancel_requested, onclick: () => this.cancel() }, 'Cancel');
-    this.actions.replaceChildren(
-      h('button', { type: 'button', class: 'quiet', disabled: !job.request, onclick: () => this.edit(job) }, 'Open in the editor'),
-      job.request ? copied : '',
-      ended ? confirmButton('Delete', 'Really delete it?', () => this.remove()) : cancel);
-  }
-
-  drawDownloads() {
-    const names = Object.entries(this.job.tracks ?? {});
-    this.downloads.replaceChildren(...names.map(([track, { url }]) => h('a', {
-      class: 'quiet button', href: url.replace(/^\//, ''), download: `${this.title.textContent} - ${track}.${this.job.format}`,
-      'aria-label': `Download ${track}, ${this.job.format}`,
-    }, icon('download'), track)));
   }
 
   drawLyrics() {
@@ -224,25 +218,10 @@ export class SongView {
     announce(`${this.title.textContent}: ${now}`);
   }
 
-  async cancel() {
-    await this.act(() => call(`jobs/${this.id}/cancel`, { method: 'POST' }).then((job) => this.take(job)));
-  }
-
-  async remove() {
-    await this.act(async () => {
-      await call(`jobs/${this.id}`, { method: 'DELETE' });
-      songs.remove(this.id);
-      if (player.isAt(this.id)) player.stop();
-      location.hash = '#/library';
-    });
-  }
-
-  async act(does) {
-    try {
-      await does();
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      say(this.error, error.message);
-    }
+  /** It was deleted. */
+  gone() {
+    songs.remove(this.id);
+    if (player.isAt(this.id)) player.stop();
+    location.hash = '#/library';
   }
 }

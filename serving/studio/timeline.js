@@ -32,7 +32,7 @@ export class Timeline {
 
   mark({ tag, start_seconds: start, end_seconds: end, expected }) {
     const mark = h('button', {
-      type: 'button', class: expected ? 'expected' : '', disabled: Boolean(expected) || start > this.known,
+      type: 'button', class: expected ? 'expected' : '', disabled: start >= this.known,
       'aria-label': `${tag}, at ${clock(start)}`, onclick: () => this.onSeek(start),
     }, h('span', {}, tag));
     mark.style.left = `${(100 * start) / this.total}%`;
@@ -45,7 +45,7 @@ export class Timeline {
     this.slider.setAttribute('aria-valuenow', Math.round(time));
     this.slider.setAttribute('aria-valuetext', `${clock(time)} of ${clock(this.total)}`);
     this.sections.forEach((section, index) => {
-      const here = !section.expected && time > 0 && time >= section.start_seconds && time < section.end_seconds;
+      const here = time > 0 && time >= section.start_seconds && time < section.end_seconds;
       this.marks.children[index]?.classList.toggle('here', here);
     });
     this.paint();

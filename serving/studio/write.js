@@ -41,7 +41,7 @@ export class WriteView {
       this.editor.readSoon();
     });
     byId('example').addEventListener('click', () => this.fill(EXAMPLE));
-    byId('clear').addEventListener('click', () => this.fill({}));
+    byId('clear').addEventListener('click', () => { this.reference.clear(); this.fill({}); });
     models.addEventListener('change', () => this.drawNotice());
     this.load(draft.read());
   }
@@ -81,13 +81,13 @@ export class WriteView {
     this.picker.set(kept.tags ?? []);
     KEPT.forEach((name) => { byId(name).value = kept[name] ?? DEFAULTS[name] ?? ''; });
     byId('write').elements.format.value = kept.format ?? 'mp3';
-    this.reference.draft = kept.reference;
+    if (kept.reference) this.reference.draft = kept.reference;
     this.editor.text = kept.lyrics ?? '';
     this.drawButton();
   }
 
-  /** Replace the page by a request as the server echoes it. */
-  fill({ genres = '', lyrics = '', guidance_scale: guidance, ...request }) {
+  /** Replace the page by a request as the server echoes it. The reference stays as it is: the server keeps no audio. */
+  fill({ genres = '', lyrics = '', guidance_scale: guidance, reference, ...request }) {
     const [first, later] = guidance ?? [];
     const standard = first === 1.5 && later === 1.2;
     this.load({
@@ -125,6 +125,7 @@ export class WriteView {
     for (const { field, detail } of problem.errors) {
       const name = String(field ?? '').replace(/^(instances\.\d+|parameters)\./, '').split(/[.[]/)[0];
       const place = PLACES[name] ?? (byId(name) || name === 'guidance_scale' ? 'options' : 'general');
+      if (place === 'reference') byId('reference').open = true;
       say(byId(`error-${place}`), [byId(`error-${place}`).textContent, detail].filter(Boolean).join('\n'));
       const input = byId({ genres: 'tag-input', guidance_scale: 'guidance_first' }[name] ?? name);
       input?.setAttribute('aria-invalid', 'true');

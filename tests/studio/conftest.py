@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.real_server import RealServer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"]
 WAIT_MS = 60_000
+
+expect.set_options(timeout=WAIT_MS)  # an end to waiting where something is broken
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 
 OpenStudio = Callable[..., Page]
 
@@ -80,3 +85,11 @@ def visit(browser: Browser) -> Iterator[OpenStudio]:
     for context in contexts:
         context.close()
     assert not troubles
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds."""
+    page.evaluate(f"{AXE};0")
+    found = page.evaluate("() => axe.run(document)")
+    assert len(found["passes"]) > 10
+    return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]

@@ -5,17 +5,16 @@ Independent of the studio. A song takes a tenth of the time that it lasts.
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import lru_cache
 
 import numpy as np
-import soundfile
 from flask import Flask
 
 from inference import catalog
+from inference.audio.encoding import encode
 from inference.catalog import ModelFiles
 from inference.errors import Cancelled
 from inference.song import TRACK_NAMES, Progress, SectionSpan, Song, SongPart, SongRequest
@@ -98,7 +97,10 @@ def parts_of(request: SongRequest) -> Iterator[tuple[Progress, SongPart]]:
     for index, end in enumerate(part_ends(spans[-1].end_seconds)):
         begin = index * PART_SECONDS
         section = next(n for n, span in enumerate(spans, 1) if end <= span.end_seconds)
-        audio = {track: encoded(wave[_samples(begin) : _samples(end)]) for track, wave in waves.items()}
+        audio = {
+            track: encode(wave[_samples(begin) : _samples(end)], VOCODER_RATE_HZ, "flac", {})
+            for track, wave in waves.items()
+        }
         fraction = end / spans[-1].end_seconds
         left = (spans[-1].end_seconds - end) / SPEED
         yield Progress("stage1", section, len(spans), 1, 0, 0, fraction, left), SongPart(index, end, audio)
@@ -108,7 +110,7 @@ def song_of(request: SongRequest) -> Song:
     """The finished song."""
     spans = spans_of(request)
     waves = {track: melody(request.seed, track, spans[-1].end_seconds) for track in request.tracks}
-    files = {track: encoded(wave, request.format) for track, wave in waves.items()}
+    files = {track: encode(wave, VOCODER_RATE_HZ, request.format, {}) for track, wave in waves.items()}
     n_parts = len(part_ends(spans[-1].end_seconds))
     return Song(files, request.format, VOCODER_RATE_HZ, spans[-1].end_seconds, request.seed, spans, parts=n_parts)
 
@@ -127,14 +129,6 @@ def melody(seed: int, track: str, seconds: float) -> np.ndarray:
     swell = 0.4 + 0.3 * np.sin(times) * np.exp(-4 * (times % 0.25))
     wave: np.ndarray = swell * np.sin(2 * np.pi * pitch_hz * times)
     return wave
-
-
-def encoded(samples: np.ndarray, audio_format: str = "flac") -> bytes:
-    """A file of the samples (n,)."""
-    file = io.BytesIO()
-    subtype = {"format": "OGG", "subtype": "VORBIS"} if audio_format == "ogg" else {"format": audio_format.upper()}
-    soundfile.write(file, samples, VOCODER_RATE_HZ, **subtype)
-    return file.getvalue()
 
 
 def _samples(seconds: float) -> int:

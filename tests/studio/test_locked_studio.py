@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.studio.conftest import OpenStudio
+from tests.studio.conftest import OpenStudio, violations
 from tests.support.real_server import RealServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -36,14 +36,19 @@ def sign_in(page: Page, key: str = KEY) -> None:
 def test_a_wrong_key_is_refused_and_the_right_one_is_asked_for_once(
     visit: OpenStudio, locked_server: RealServer
 ) -> None:
-    page = visit(locked_server, expected=(UNAUTHORIZED,))
+    page = visit(locked_server, expected=(UNAUTHORIZED, FORBIDDEN))
     sign_in(page, "a key of somebody else")
     expect(page.locator("#error-key")).to_contain_text("key")
+    assert not violations(page)
     sign_in(page)
     expect(page.get_by_role("dialog")).to_be_hidden()
     page.reload()
     expect(page.get_by_role("link", name="en-cot")).to_be_visible()
     expect(page.get_by_role("dialog")).to_be_hidden()
+    page.context.clear_cookies()  # as after twelve hours
+    page.get_by_role("link", name="Library").click()
+    sign_in(page)
+    expect(page.get_by_text("No songs yet")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("dialog")).to_be_visible()
 
@@ -63,6 +68,7 @@ def test_a_first_visit_shows_that_weights_come_first_and_a_failed_download_what_
     expect(page.get_by_role("heading", name="en-cot could not be loaded")).to_be_visible()
     expect(page.locator(".last-error")).to_contain_text("HF_HUB_OFFLINE")
     expect(page.get_by_text("only an administrator loads another model")).to_be_visible()
+    assert not violations(page)
 
     page.get_by_role("link", name="Library").click()
     expect(page.get_by_text("The songs that this browser asked for")).to_be_visible()

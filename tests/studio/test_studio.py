@@ -6,18 +6,16 @@ import json
 import re
 from pathlib import Path
 
-import axe_playwright_python
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.studio.conftest import WAIT_MS, OpenStudio
+from tests.studio.conftest import WAIT_MS, OpenStudio, violations
 from tests.support.real_server import RealServer
 from tests.support.songs import hear, tone
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 SHORT = "[verse]\nPaper boats along the rain\n\n[chorus]\nCarry me home"
-ONE_SECOND, TWO_SECONDS, TWENTY_SECONDS, A_MINUTE = "100", "200", "2000", "6000"  # of a section, in tokens
+ONE_SECOND, TWENTY_SECONDS, A_MINUTE = "100", "2000", "6000"  # of a section, in tokens
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
 
@@ -42,19 +40,6 @@ def wait_until_done(page: Page) -> None:
     expect(page.get_by_role("group", name="Tracks")).to_be_visible(timeout=WAIT_MS)
 
 
-def violations(page: Page) -> list[str]:
-    """What axe-core finds."""
-    page.evaluate(f"{AXE};0")
-    found = page.evaluate("() => axe.run(document)")
-    assert len(found["passes"]) > 10
-    return [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
-
-
-def seconds(clock: Locator) -> int:
-    minutes, rest = (clock.text_content() or "").split(" / ")[0].split(":")
-    return 60 * int(minutes) + int(rest)
-
-
 @pytest.fixture(scope="module")
 def song(server: RealServer) -> str:
     """The id of a finished song of 20 seconds."""
@@ -71,8 +56,8 @@ def test_a_song_is_written_generated_heard_opened_again_and_deleted(
 ) -> None:
     page = visit(tiny_server)
     expect(page.get_by_text("cannot sing words")).to_be_visible()
-    write(page, length=TWO_SECONDS)
-    expect(page.locator("#lyrics-sum")).to_have_text("2 sections · about 0:04")
+    write(page)
+    expect(page.locator("#lyrics-sum")).to_have_text("2 sections · about 0:02")
     job_id = generate(page)
     expect(page.get_by_role("heading", level=1)).to_have_text("Paper boats along the rain")
     wait_until_done(page)
@@ -179,12 +164,15 @@ def test_a_song_plays_while_it_is_generated_and_its_waveform_grows(visit: OpenSt
     expect(page.locator(".clock")).to_have_text(re.compile(r"/ 0:40$"))
 
 
-def test_a_running_song_can_be_cancelled(visit: OpenStudio, server: RealServer) -> None:
+def test_a_running_song_can_be_cancelled_and_then_deleted(visit: OpenStudio, server: RealServer) -> None:
     page = visit(server)
     write(page, length=A_MINUTE)
     generate(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".stage")).to_have_text("Cancelled")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Really delete it?").click()
+    expect(page.get_by_role("heading", name="Library")).to_be_visible()
 
 
 def test_errors_are_shown_beside_their_fields(visit: OpenStudio, server: RealServer) -> None:
@@ -231,12 +219,23 @@ def test_axe_finds_no_violation_in_any_view(visit: OpenStudio, server: RealServe
 
 def test_a_phone_shows_every_view_without_scrolling_sideways(visit: OpenStudio, server: RealServer, song: str) -> None:
     page = visit(server, **PHONE)
-    write(page, lyrics=f"[whisper]\n{'long ' * 40}\n\n{SHORT}")
+    write(page, lyrics=f"[whisper]\n{'long ' * 40}\n\n" + 40 * "[verse]\nA\n")
     expect(page.get_by_role("list", name="Notes on the lyrics")).to_contain_text("whisper")
     for view in ("write", f"song/{song}", "library", "models"):
         page.goto(f"{server.url}/#/{view}")
         expect(page.locator("main > section:not([hidden]) h1")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 360, view
+
+
+def test_the_library_shows_more_songs_page_by_page(visit: OpenStudio, server: RealServer) -> None:
+    song = {"lyrics": "[verse]\nAgain", "genres": "folk", "max_new_tokens": 100}
+    for _ in range(3):
+        assert server.ask("/predict", {"instances": [song] * 8, "parameters": {"wait_seconds": 0}})[0] == 200
+    page = visit(server, "library")
+    expect(page.locator(".row")).to_have_count(20)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".row")).not_to_have_count(20)
+    assert page.locator(".row").count() >= 24
 
 
 def test_the_theme_can_be_chosen_and_is_kept(visit: OpenStudio, server: RealServer) -> None:

@@ -96,14 +96,16 @@ class FakeEngine:
         return future
 
     def listen(self, song_id: str) -> None:
-        self.listened.append(song_id)
+        if song_id not in self.listened:
+            self.listened.append(song_id)
 
     def send_part(self, song_id: str) -> None:
         """Decode another second of the song, in the caller's thread."""
         request, on_part = self._songs[song_id]
         index = self.n_parts[song_id]
         self.n_parts[song_id] += 1
-        on_part(SongPart(index, index + 1.0, {track: part_of(request, track, index) for track in request.tracks}))
+        audio = {track: part_of(request, track, index) for track in request.tracks}
+        on_part(SongPart(index, index + 1.0, audio, (SectionSpan("verse", 0.0, index + 1.0),)))
 
     def cancel(self, song_id: str) -> None:
         with self._wake:
@@ -337,7 +339,8 @@ class ChildEngine(FakeEngine):
 def fake_app(may_fetch: bool = True, may_generate: bool = True) -> Flask:
     """A whole server but for its models, for gunicorn to run; its settings come from the environment.
 
-    Two more routes are for the test: /release lets every song through, /waiters tells how many requests wait.
+    More routes are for the test: /release lets every song through, /part decodes a second of the running song, /waiters
+    tells how many requests wait.
     """
     models = FakeModels(may_fetch)
     engines: list[ChildEngine] = []
@@ -354,7 +357,12 @@ def fake_app(may_fetch: bool = True, may_generate: bool = True) -> Flask:
             engine.release()
         return jsonify(engines=len(engines))
 
+    def part() -> Response:
+        engines[-1].send_part(engines[-1].generated[-1])
+        return jsonify(parts=engines[-1].n_parts[engines[-1].generated[-1]])
+
     app.add_url_rule("/release", "release", release, methods=["POST"])
+    app.add_url_rule("/part", "part", part, methods=["POST"])
     app.add_url_rule("/waiters", "waiters", lambda: jsonify(services.settings.max_waiters - services.wait_slots.free))
     return app
 

@@ -43,6 +43,7 @@ def test_peaks_grow_with_the_song_and_are_complete_at_its_end(held: Served) -> N
         send(held, job_id)
         told = peaks(held, job_id)
         assert (told["seconds"], len(told["peaks"]), told["complete"]) == (n_parts, 20 * n_parts, False)
+        assert told["sections"] == [{"tag": "verse", "start_seconds": 0.0, "end_seconds": n_parts}]
     finish(held, job_id)
     told = peaks(held, job_id)
     assert (told["seconds"], len(told["peaks"]), told["complete"]) == (2.0, 40, True)

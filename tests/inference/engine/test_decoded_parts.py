@@ -44,6 +44,8 @@ def test_the_parts_of_a_stem_are_its_file_to_the_sample(tiny_pipeline: Pipeline)
     song, parts = generate(tiny_pipeline, tracks=("vocal", "instrumental"), max_new_tokens=200)
     assert [part.index for part in parts] == [0, 1, 2, 3] == list(range(song.parts))
     assert parts[-1].end_seconds == song.duration_seconds
+    assert [part.sections[0].end_seconds for part in parts] == [part.end_seconds for part in parts]
+    assert parts[-1].sections == song.segments
     for track, file in song.audio.items():
         streamed = np.concatenate([samples(part.audio[track]) for part in parts])
         np.testing.assert_array_equal(streamed, samples(file))
