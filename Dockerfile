@@ -59,8 +59,10 @@ COPY --chmod=755 inference/weights/__init__.py inference/weights/checksums.py in
      inference/weights/hub.py inference/weights/hub_settings.py inference/weights/mirror.py inference/weights/sync.py \
      inference/weights/terminal.py inference/weights/transfer.py inference/weights/
 # What makes the tiny model.
-COPY --chmod=755 inference/tiny/__init__.py inference/tiny/checkpoints.py inference/tiny/layers.py \
-     inference/tiny/model_files.py inference/tiny/tokenizer.py inference/tiny/
+COPY --chmod=755 inference/tiny/__init__.py inference/tiny/checkpoints.py inference/tiny/codec.py \
+     inference/tiny/language_models.py inference/tiny/layers.py inference/tiny/model_files.py \
+     inference/tiny/score.py inference/tiny/timbres.py inference/tiny/tokenizer.py inference/tiny/vocoder.py \
+     inference/tiny/
 USER 10001:10001
 RUN if [ -n "${BAKE_MODEL}" ]; then YUE_MODEL="${BAKE_MODEL}" ./entrypoint.sh download && chmod -R g=u /models; fi
 

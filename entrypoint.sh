@@ -12,7 +12,7 @@ Usage: entrypoint.sh [serve | download]
   --help    this text
 
 Environment (all settings are in docs/configuration.md):
-  YUE_MODEL       default tiny: fabricated weights that make noise, not music; en-cot makes music
+  YUE_MODEL       default tiny: a demonstration that hums a tune; en-cot sings the lyrics
   YUE_LOADING     on_demand (default): weights come with the first song; startup: when the server starts
   YUE_WEIGHTS     where the weights are already, instead of the Hub: a folder, or a gs://, s3:// or az:// address
   YUE_DATA        where jobs and songs are kept: a folder, or a gs://, s3:// or az:// address; default in the cache

@@ -14,7 +14,7 @@ Prepares .venv, starts the server, generates a song from examples/lyrics.txt and
   --help         this text
 
 Environment:
-  YUE_MODEL      default tiny: fabricated weights that run anywhere and make noise, not music.
+  YUE_MODEL      default tiny: a demonstration that runs anywhere; it hums a tune and cannot sing words.
                  With a GPU: YUE_MODEL=en-cot ./run_local.sh (downloads the real weights the first time)
   PORT           default 8080
   YUE_HOST       the IP address to listen at, default 127.0.0.1, which only this machine reaches
@@ -178,8 +178,8 @@ generate_song() {
 
 tell() {
   if [[ $YUE_MODEL == tiny ]]; then
-    echo "This was the model tiny, whose weights are made up: it makes noise, not music."
-    echo "With a GPU, the real weights make music: YUE_MODEL=en-cot ./run_local.sh"
+    echo "This was the model tiny, a demonstration: it hums a tune and cannot sing words."
+    echo "With a GPU, the real weights sing the lyrics: YUE_MODEL=en-cot ./run_local.sh"
   fi
 }
 

@@ -1,4 +1,4 @@
-"""The demo model, whose weights are generated from a fixed seed.
+"""The demo model, which plays a tune: every weight is computed by a formula.
 
 It runs anywhere and needs no network.
 """

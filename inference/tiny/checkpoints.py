@@ -1,6 +1,7 @@
-"""Writes the tiny model: a complete set of small checkpoints with fabricated weights.
+"""Writes the tiny model: a complete set of small checkpoints that play a tune.
 
-The names of files and tensors are the real ones. After a change here, increase `FORMAT` in
+The names of files and tensors are the real ones. What the tune needs is computed from `score.py`; the rest, X-Codec's
+encoder, is fabricated: random numbers from a fixed seed. After a change of the files, increase `FORMAT` in
 `inference/tiny/model_files.py`.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
+from sentencepiece import SentencePieceProcessor
 
 from inference.codec_layout import (
     HUBERT_KERNELS,
@@ -25,16 +27,15 @@ from inference.codec_layout import (
     CodecWidths,
     codec_shapes,
 )
-from inference.tiny.layers import VOCOS_FFT, VocosWidths, llama_shapes, vocos_shapes
+from inference.tiny import codec, language_models, vocoder
+from inference.tiny.layers import VOCOS_FFT, VocosWidths, vocos_shapes
 from inference.tiny.tokenizer import tokenizer_model
-from inference.vocabulary import EOA_ID
+from inference.vocabulary import TRACKS
 
 # -- language models
 
 MODEL_VOCABULARY_SIZE = 83_968
 STAGE_1_SHARDS = 3
-# The factor on the logit of `<EOA>`, with which sections end after about 300 to 1,500 tokens.
-EOA_GAIN = 1.25
 
 STAGE_1_SIZES = {
     "hidden_size": 64,
@@ -72,39 +73,49 @@ LLAMA_CONFIG = {
 CODEC_WIDTHS = CodecWidths(
     encoder=8,
     decoder=128,
-    acoustic=16,
+    acoustic=64,
     semantic=48,
     hubert_layers=2,
     hubert_heads=4,
     hubert_feed_forward=96,
     hubert_convolutions=32,
 )
-VOCOS_WIDTHS = VocosWidths(codebook=CODEC_WIDTHS.codebook, hidden=32, feed_forward=96, layers=2)
+VOCOS_WIDTHS = VocosWidths(codebook=CODEC_WIDTHS.codebook, hidden=40, feed_forward=96, layers=2)
 
 
 def write(folder: Path) -> None:
     """Write `stage1/`, `stage2/` and `codec/`, each laid out like its repository."""
     tokenizer = tokenizer_model()
-    for stage, sizes, shards in (("stage1", STAGE_1_SIZES, STAGE_1_SHARDS), ("stage2", STAGE_2_SIZES, 1)):
-        config = LLAMA_CONFIG | sizes
+    piece_id = SentencePieceProcessor(model_proto=tokenizer).piece_to_id
+    stage_1, stage_2 = LLAMA_CONFIG | STAGE_1_SIZES, LLAMA_CONFIG | STAGE_2_SIZES
+    for stage, config, tensors, shards in (
+        ("stage1", stage_1, language_models.stage_1(stage_1, piece_id), STAGE_1_SHARDS),
+        ("stage2", stage_2, language_models.stage_2(stage_2), 1),
+    ):
         (folder / stage).mkdir(parents=True)
         (folder / stage / "tokenizer.model").write_bytes(tokenizer)
         _write_json(folder / stage / "config.json", config)
-        _write_shards(folder / stage, _llama_tensors(stage, config), shards)
+        _write_shards(folder / stage, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, shards)
     _write_json(folder / "stage1" / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     write_codec(folder / "codec", CODEC_WIDTHS, VOCOS_WIDTHS)
 
 
 def write_codec(folder: Path, codec_widths: CodecWidths, vocos_widths: VocosWidths) -> None:
-    """Write X-Codec and both vocoders, of any widths, laid out like their repository."""
+    """Write X-Codec and both vocoders, laid out like their repository. Those of other widths are fabricated."""
     for name in ("final_ckpt", "decoders", "semantic_ckpts/hf_1_325000"):
         (folder / name).mkdir(parents=True)
     _write_json(folder / "semantic_ckpts/hf_1_325000/config.json", _hubert_config(codec_widths))
-    codec = {name: fabricate(f"xcodec.{name}", shape) for name, shape in codec_shapes(codec_widths).items()}
-    torch.save({"codec_model": codec}, folder / "final_ckpt/ckpt_00360000.pth")
-    for track, file in (("vocal", "decoder_131000.pth"), ("instrumental", "decoder_151000.pth")):
+    xcodec = {name: fabricate(f"xcodec.{name}", shape) for name, shape in codec_shapes(codec_widths).items()}
+    plays = (codec_widths, vocos_widths) == (CODEC_WIDTHS, VOCOS_WIDTHS)
+    if plays:
+        codec.codebooks(xcodec)
+        codec.decoder(xcodec)
+    torch.save({"codec_model": xcodec}, folder / "final_ckpt/ckpt_00360000.pth")
+    for track, file in zip(TRACKS, ("decoder_131000.pth", "decoder_151000.pth"), strict=True):
         vocos = {name: fabricate(f"{track}.{name}", shape) for name, shape in vocos_shapes(vocos_widths).items()}
         vocos["head.istft.window"] = torch.hann_window(VOCOS_FFT)
+        if plays:
+            vocoder.vocos(vocos, track)
         torch.save(vocos, folder / "decoders" / file)
 
 
@@ -135,13 +146,6 @@ def _shaped_like_weights(key: str, noise: np.ndarray) -> np.ndarray:
         return 1.0 + 0.05 * noise
     fan_in = math.prod(noise.shape[1:]) if noise.ndim > 1 else 1
     return noise / np.sqrt(max(fan_in, 1))
-
-
-def _llama_tensors(stage: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    tensors = {name: fabricate(f"{stage}.{name}", shape) for name, shape in llama_shapes(config).items()}
-    if stage == "stage1":
-        tensors["lm_head.weight"][EOA_ID] *= EOA_GAIN
-    return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
 
 
 def _write_shards(folder: Path, tensors: dict[str, torch.Tensor], count: int) -> None:

@@ -1,4 +1,4 @@
-"""Provides the files of the tiny model, and writes them when they are first needed. The model generates noise.
+"""Provides the files of the tiny model, and writes them when they are first needed. The model plays a tune.
 
 It imports no torch unless files must be written: `inference/tiny/checkpoints.py`, which writes them, does.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.catalog import TINY, ModelFiles
 
-FORMAT = 2  # increased with each change of the files, so that older ones are not used
+FORMAT = 3  # increased with each change of the files, so that older ones are not used
 
 
 def ensure(cache: Path) -> ModelFiles:

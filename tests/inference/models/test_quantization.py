@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from inference.catalog import ModelFiles
@@ -18,6 +22,8 @@ from inference.models.llama_network import LlamaNetwork
 from inference.models.quantization import Int8Linear, quantize
 from inference.options import EngineOptions
 from inference.song import Song
+from inference.tiny.checkpoints import fabricate
+from inference.tiny.layers import llama_shapes
 from tests.support.language_models import plain_logits, seeded
 from tests.support.songs import request
 
@@ -53,8 +59,19 @@ def held_bytes(module: nn.Module) -> int:
 
 
 @pytest.fixture(scope="module")
-def int8_pipeline(tiny_files: ModelFiles) -> Pipeline:
-    return Pipeline.load(tiny_files, EngineOptions("cpu", "float32", "int8"))
+def random_files(tiny_files: ModelFiles, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """The tiny model with random weights in stage 1: int8 represents those of its tune exactly."""
+    folder = tmp_path_factory.mktemp("random") / "stage1"
+    shutil.copytree(tiny_files.stage1, folder, ignore=shutil.ignore_patterns("model*"))
+    shapes = llama_shapes(json.loads((folder / "config.json").read_text()))
+    tensors = {name: fabricate(f"stage1.{name}", shape).bfloat16() for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return replace(tiny_files, stage1=folder)
+
+
+@pytest.fixture(scope="module")
+def int8_pipeline(random_files: ModelFiles) -> Pipeline:
+    return Pipeline.load(random_files, EngineOptions("cpu", "float32", "int8"))
 
 
 # -- one layer
@@ -130,11 +147,11 @@ def test_a_decoder_layer_takes_about_half_the_bytes_of_16_bits(tiny_files: Model
     assert 0.5 < held_bytes(small) / held_bytes(plain) < 0.53
 
 
-def test_logits_are_near_the_plain_ones(tiny_files: ModelFiles) -> None:
+def test_logits_are_near_the_plain_ones(random_files: ModelFiles) -> None:
     ids = torch.randint(32_000, (2, 40), generator=seeded(4))
     with torch.inference_mode():
-        expected = plain_logits(loaded(tiny_files.stage1, quantize="none"), ids)
-        logits = plain_logits(loaded(tiny_files.stage1), ids)
+        expected = plain_logits(loaded(random_files.stage1, quantize="none"), ids)
+        logits = plain_logits(loaded(random_files.stage1), ids)
     assert 0 < (logits - expected).square().mean().sqrt() / expected.std() < 0.03
 
 
@@ -190,7 +207,7 @@ def test_the_pipeline_tells_how_it_is_loaded(int8_pipeline: Pipeline, tiny_pipel
     assert int8_pipeline.info()["dtype"] == "float32"
 
 
-def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, tiny_pipeline: Pipeline) -> None:
+def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, random_files: ModelFiles) -> None:
     songs = [
         request(seed=seed, segments=1, guidance_scale=(guidance, 1.2))
         for seed, guidance in ((1, 1.5), (2, 1.0), (3, 1.5))
@@ -205,4 +222,5 @@ def test_songs_in_company_are_each_as_if_alone(int8_pipeline: Pipeline, tiny_pip
             assert isinstance(outcome.result, Song), outcome.result
             together[outcome.song_id] = outcome.result
     assert [together[str(name)].audio for name in range(3)] == alone
-    assert Scheduler(tiny_pipeline, Limits(1, 1)).generate(songs[0]).audio != alone[0]  # so int8 was used
+    plain = Scheduler(Pipeline.load(random_files, EngineOptions("cpu", "float32")), Limits(1, 1))
+    assert plain.generate(songs[0]).audio != alone[0]  # so int8 was used
