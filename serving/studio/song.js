@@ -116,7 +116,12 @@ export class SongView {
     const done = this.peaks?.sections ?? this.job.segments ?? [];
     const complete = this.peaks?.complete || this.job.status === 'succeeded';
     const sections = [...done];
-    let end = done.at(-1)?.end_seconds ?? 0;
+    const last = complete ? null : sections.pop(); // it may go on
+    let end = sections.at(-1)?.end_seconds ?? 0;
+    if (last) {
+      end = Math.max(last.end_seconds, last.start_seconds + (this.sections[done.length - 1]?.expected_seconds ?? 0));
+      sections.push({ ...last, end_seconds: end });
+    }
     for (const section of complete ? [] : this.sections.slice(done.length)) {
       sections.push({ tag: section.tag, start_seconds: end, end_seconds: end + section.expected_seconds, expected: true });
       end += section.expected_seconds;
