@@ -185,6 +185,7 @@ tell() {
 
 serve() {
   echo "Serving at $url until Ctrl-C; the log is $log"
+  echo "The studio, to write songs and to hear them: open $url/ in a browser"
   echo "In a second terminal: python3 client.py sing --url $url --genres 'folk calm' --lyrics-file examples/lyrics.txt"
   tell_environment
   wait "$server" || true

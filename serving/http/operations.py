@@ -116,8 +116,8 @@ A body that is an instance itself, without `instances`, is the only one; `parame
 
 With the header `Accept: audio/mpeg` (or the type of another format, in which the song is then made where the request \
 names none) and one instance the answer is the first track's file itself; 202 and the job where the song is not done \
-in time. One bad instance among good ones is answered in its prediction's `error`; where none is good, the answer is a \
-problem."""
+in time. With `stream` it is the first track as a stream, sent while the song is generated. One bad instance among \
+good ones is answered in its prediction's `error`; where none is good, the answer is a problem."""
 
 READY_TEXT = """\
 With `YUE_LOADING=startup`: once the models are ready, as `/health` has it. With `on_demand`: at once, since songs \

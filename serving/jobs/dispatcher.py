@@ -80,7 +80,6 @@ class Dispatcher:
         try:
             song = future.result()
         except Exception as error:  # of any kind: the job must end, and the next one must run
-            self._close_writer(job)
             self._fail(job, engine, error)
         else:
             self._queue.finish(job, records.succeeded(self._with_stored_parts(job, song)))
@@ -145,18 +144,16 @@ class Dispatcher:
 
     def _with_stored_parts(self, job: Job, song: Song) -> Song:
         """The song with the number of its parts if all of them are stored, else with none: it cannot be streamed."""
-        complete = self._close_writer(job) == song.parts
+        writer = self._writers.pop(job.id, None)
+        complete = (writer.close(PARTS_SECONDS) if writer else 0) == song.parts
         job.playable_seconds = song.duration_seconds if complete and song.parts else 0.0
         self._queue.note_progress(job)
         return song if complete else replace(song, parts=0)
 
-    def _close_writer(self, job: Job) -> int:
-        """Stop storing the parts of the job. Return how many are stored."""
-        writer = self._writers.pop(job.id, None)
-        return writer.close(PARTS_SECONDS) if writer else 0
-
     def _fail(self, job: Job, engine: Engine, error: Exception) -> None:
         """End the job without a song, or queue it again if only its engine process ended."""
+        if writer := self._writers.pop(job.id, None):
+            writer.close(PARTS_SECONDS, discard=True)
         if isinstance(error, Cancelled):
             self._queue.finish(job, records.cancelled(error))
             return

@@ -40,8 +40,9 @@ class PartWriter:
         if not self._thread.ident:
             self._thread.start()
 
-    def close(self, seconds: float) -> int:
-        """Store what waits, for up to `seconds`; then end. Return the number of parts that are stored."""
+    def close(self, seconds: float, discard: bool = False) -> int:
+        """Store what waits, or discard it, in up to `seconds`. Return the number of parts that are stored."""
+        self._ends = self._ends or discard
         self._waiting.put(None)
         if self._thread.ident:
             self._thread.join(seconds)

@@ -23,6 +23,8 @@ def server() -> Iterator[RealServer]:
     with RealServer({}, "tests.support.fakes:fake_app(may_generate=False)") as server:
         server.wait_until_answered()
         yield server
+        if server.process.poll() is None:  # it would wait for its song
+            server.ask("/release", method="POST")
         assert "Traceback" not in server.log()
 
 
@@ -73,6 +75,14 @@ def test_listeners_who_leave_take_no_thread_descriptor_or_slot_with_them(server:
     until(lambda: all(now <= then + 2 for now, then in zip(used(pid), before, strict=True)))
     server.ask("/release", method="POST")
     until(lambda: server.ask(f"/jobs/{job_id}")[1]["status"] == "succeeded")
+
+
+def test_a_listener_who_leaves_before_the_first_part_gives_the_slot_back(server: RealServer) -> None:
+    job_id = begun(server, 0)
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+        connection.request("GET", f"/jobs/{job_id}/stream/mix.ogg")
+        until(lambda: server.ask("/waiters")[1] == 1)
+    until(lambda: server.ask("/waiters")[1] == 0)
 
 
 def test_a_listener_who_does_not_read_delays_no_song_and_no_other_listener(server: RealServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -166,6 +167,20 @@ def test_a_range_of_a_running_song_is_what_there_is_by_now(held: Served) -> None
     last = at_once(held, job_id, Range="bytes=1000-1009")
     assert last.headers["Content-Range"] == f"bytes 1000-1009/{len(all_of_it)}"
     assert held.waiters == 0
+
+
+def test_a_range_behind_what_there_is_waits_for_its_first_byte(held: Served) -> None:
+    job_id = begun(held, 1)
+    so_far = len(at_once(held, job_id, Range="bytes=1-").get_data()) + 1
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(at_once, held, job_id, Range=f"bytes={so_far + 10}-")
+        until(lambda: held.waiters == 1, SECONDS)
+        assert not waiting.done()
+        send(held, job_id)
+        response = waiting.result(SECONDS)
+    assert response.headers["Content-Range"].startswith(f"bytes {so_far + 10}-")
+    finish(held, job_id)
+    assert whole(held, job_id)[so_far + 10 :].startswith(response.get_data())
 
 
 def test_a_range_that_is_conditional_on_another_stream_is_the_whole_stream(held: Served) -> None:
