@@ -66,7 +66,10 @@ class StreamRoutes:
             raise not_found(f"job {job.id} has no track {track}; it has {', '.join(allowed)}", allowed=allowed)
         if job.error:
             raise not_found(f"job {job.id} ended as {job.state}; it has no audio", job_id=job.id)
-        return jsonify(self._finder.peaks(job, track).model_dump(mode="json"))
+        with self._wait_slots.slot() as may_wait:  # for the storage, and for others who ask
+            if not may_wait:
+                raise no_wait_slot()
+            return jsonify(self._finder.peaks(job, track).model_dump(mode="json"))
 
     def predicted(self, pending: Pending, audio_format: str, began: float) -> Response | None:
         """The stream of the song that a request waits for; None if it has none, or does not begin in time.
