@@ -117,7 +117,8 @@ class SongInProgress:
         """
         self.request = request
         self.listened = False  # somebody listens while the song is generated
-        self._on_part, self._mixer = on_part, StreamMixer()
+        self._on_part = on_part
+        self._mixer: StreamMixer | None = None  # from the first part to the last
         self.lyrics = lyrics.parse(request.lyrics)
         seconds = [section.words_seconds for section in self.lyrics.sections[: request.segments]]
         lengths = [expected_tokens(each, request.max_new_tokens) for each in seconds]
@@ -234,7 +235,9 @@ class SongInProgress:
             waveforms = {track: self._vocoder_parts[track][index] for track in TRACKS}
             if MIX in self.request.tracks:
                 codec = [self._codec_parts[track][index] for track in TRACKS]
-                waveforms[MIX] = self._mixer.mix(*codec, *waveforms.values(), last=last)
+                mixer = self._mixer or StreamMixer()
+                waveforms[MIX] = mixer.mix(*codec, *waveforms.values(), last=last)
+                self._mixer = None if last else mixer
             files = {
                 name: encoding.encode(waveforms[name], VOCODER_RATE_HZ, "flac", {}) for name in self.request.tracks
             }
@@ -244,7 +247,7 @@ class SongInProgress:
             self._on_part(SongPart(index, end_seconds, files, tuple(sections)))
         except Exception:
             log.exception("part %d of a song could not be sent; the song cannot be streamed any further", index)
-            self._on_part = None
+            self._on_part = self._mixer = None
 
     def encode(self) -> dict[str, bytes]:
         """Mix and encode the decoded parts: one file for each requested track. Callable from any thread."""
