@@ -221,7 +221,7 @@ class JobQueue:
             if fits:
                 job.model = loaded.model.name
                 job.attempts += 1
-                job.started_at, job.began = now(), time.monotonic()
+                job.started_at, job.began = max(now(), job.created_at), time.monotonic()
                 job.state, job.engine = RUNNING, loaded.engine
             self._changed.notify_all()
         if fits:
