@@ -53,8 +53,8 @@ FROM runtime AS weights
 ARG BAKE_MODEL=
 # No more than the download imports: a change of anything else does not fetch the weights anew.
 COPY --chmod=755 entrypoint.sh paths.py storage.py ./
-COPY --chmod=755 inference/__init__.py inference/catalog.py inference/errors.py inference/gpu.py inference/log_relay.py \
-     inference/vocabulary.py inference/
+COPY --chmod=755 inference/__init__.py inference/catalog.py inference/codec_layout.py inference/errors.py inference/gpu.py \
+     inference/log_relay.py inference/vocabulary.py inference/
 COPY --chmod=755 inference/weights/__init__.py inference/weights/checksums.py inference/weights/download.py \
      inference/weights/hub.py inference/weights/hub_settings.py inference/weights/mirror.py inference/weights/sync.py \
      inference/weights/terminal.py inference/weights/transfer.py inference/weights/

@@ -50,11 +50,11 @@ def audio_of(outcome: EndedSong) -> dict[str, bytes]:
     return outcome.result.audio
 
 
-def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipeline) -> None:
+def test_eight_songs_at_random_arrivals_are_each_as_if_alone(small: Pipeline) -> None:
     songs = different_songs(8)
-    alone = [Scheduler(tiny_pipeline, Limits(1, 1)).generate(song).audio for song in songs]
+    alone = [Scheduler(small, Limits(1, 1)).generate(song).audio for song in songs]
     dice = random.Random(11)
-    engine = Scheduler(tiny_pipeline, Limits(songs=5, rows=7))
+    engine = Scheduler(small, Limits(songs=5, rows=7))
     arrivals = sorted((dice.randrange(20), i) for i in range(8))
 
     def arrive(step: int) -> None:
@@ -68,11 +68,11 @@ def test_eight_songs_at_random_arrivals_are_each_as_if_alone(tiny_pipeline: Pipe
         assert audio_of(outcomes[str(i)]) == alone[i], f"song {i}"
 
 
-def test_a_song_of_many_pieces_sounds_as_in_one(tiny_pipeline: Pipeline) -> None:
-    long_song = request(seed=1, max_new_tokens=310, segments=2, tracks=("vocal",))
-    alone = Scheduler(tiny_pipeline).generate(long_song)
+def test_a_song_of_many_pieces_sounds_as_in_one(small: Pipeline) -> None:
+    long_song = request(seed=1, max_new_tokens=400, segments=2, tracks=("vocal",))
+    alone = Scheduler(small).generate(long_song)
     assert alone.duration_seconds > 6.0
-    engine = Scheduler(tiny_pipeline, Limits(songs=2, rows=1))
+    engine = Scheduler(small, Limits(songs=2, rows=1))
     engine.add("long", long_song, ignore)
     engine.add("short", request(), ignore)
     assert audio_of(run(engine)["long"]) == alone.audio
@@ -225,15 +225,15 @@ def test_numbers_that_are_none_stop_the_engine(tiny_pipeline: Pipeline) -> None:
         head[50_000] = kept
 
 
-def test_no_place_is_lost_over_many_random_lives(tiny_pipeline: Pipeline) -> None:
+def test_no_place_is_lost_over_many_random_lives(small: Pipeline) -> None:
     dice = random.Random(3)
-    engine = Scheduler(tiny_pipeline, Limits(songs=3, rows=3))
+    engine = Scheduler(small, Limits(songs=3, rows=3))
     made = 0
 
     def live(step: int) -> None:
         nonlocal made
         if made < 40 and dice.random() < 0.5:
-            engine.add(str(made), request(seed=made, segments=dice.choice([1, 2]), max_new_tokens=100), ignore)
+            engine.add(str(made), request(seed=made, segments=dice.choice([1, 2]), max_new_tokens=40), ignore)
             made += 1
         if dice.random() < 0.3:
             engine.cancel(str(dice.randrange(40)))

@@ -74,7 +74,7 @@ def job(song: SongRequest) -> Job:
 def test_songs_outlive_the_death_of_their_engine(
     jobs: Jobs, engines: Engines, tiny_engine: Scheduler, stage: str
 ) -> None:
-    songs = [request(seed=seed, segments=1, max_new_tokens=300) for seed in range(3)]
+    songs = [request(seed=seed, segments=1, max_new_tokens=160) for seed in range(3)]
     submitted = [jobs.submit(job(song)) for song in songs]
     first = submitted[0]
     assert jobs.queue.wait_until(lambda: first.progress is not None and first.progress.stage == stage, DEADLINE_S)

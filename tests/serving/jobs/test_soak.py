@@ -24,8 +24,8 @@ from tests.support.real_server import RealServer
 
 pytestmark = pytest.mark.slow
 
-SONGS = 40
-SECONDS = 35.0
+SONGS = 28
+SECONDS = 24.0
 
 
 def test_every_accepted_song_comes_to_one_end_whoever_is_killed(tmp_path: Path) -> None:
