@@ -33,10 +33,22 @@ export function actions(job, view) {
   ];
 }
 
-/** A link for each track of a finished song. */
+const STREAM_FORMATS = ['mp3', 'ogg', 'wav'];
+
+/** A link for each track of a finished song, and a choice of formats: its own, and those that it can be streamed in. */
 export function downloads(job, title) {
-  return Object.entries(job.tracks ?? {}).map(([track, { url }]) => h('a', {
-    class: 'quiet button', href: url.replace(/^\//, ''), download: `${title} - ${track}.${job.format}`,
-    'aria-label': `Download ${track}, ${job.format}`,
-  }, icon('download'), track));
+  const tracks = Object.entries(job.tracks ?? {});
+  if (!tracks.length) return [];
+  const formats = job.stream_url ? [...new Set([job.format, ...STREAM_FORMATS])] : [job.format];
+  const links = tracks.map(([track]) => h('a', { class: 'quiet button' }, icon('download'), track));
+  const choose = (format) => tracks.forEach(([track, { url }], index) => {
+    const path = format === job.format ? url.replace(/^\//, '') : `jobs/${job.job_id}/stream/${track}.${format}`;
+    links[index].href = path;
+    links[index].download = `${title} - ${track}.${format}`;
+    links[index].setAttribute('aria-label', `Download ${track}, ${format}`);
+  });
+  choose(job.format);
+  const choice = h('select', { 'aria-label': 'Format of the downloads', onchange: (event) => choose(event.target.value) },
+    ...formats.map((format) => h('option', { value: format }, format.toUpperCase())));
+  return formats.length > 1 ? [...links, choice] : links;
 }

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import soundfile
 from playwright.sync_api import Page, expect
 
 from tests.studio.conftest import WAIT_MS, OpenStudio, violations
@@ -73,6 +74,11 @@ def test_a_song_is_written_generated_heard_opened_again_and_deleted(
     file = tmp_path / "vocal.mp3"
     download.value.save_as(file)
     assert hear(file.read_bytes()).seconds > 1
+    page.get_by_label("Format of the downloads").select_option("ogg")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download mix, ogg").click()
+    download.value.save_as(tmp_path / "mix.ogg")
+    assert soundfile.info(tmp_path / "mix.ogg").format == "OGG"
 
     page.get_by_role("button", name="Open in the editor").click()
     expect(page.get_by_label("Lyrics", exact=True)).to_have_value(SHORT)
