@@ -208,7 +208,7 @@ OPERATIONS = {
             206: Answer(
                 "What there is by now of the range.",
                 STREAM_TYPES,
-                {"Content-Range": "which bytes these are; `*` for the size until the song is done", **FILE_HEADERS},
+                {"Content-Range": "which bytes these are; `*` for the size, except at the end", **FILE_HEADERS},
             ),
         },
         STREAM_TEXT,

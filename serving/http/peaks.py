@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import soundfile
 from pydantic import BaseModel, Field
 
-from inference.song import TRACK_NAMES
+from inference.song import TRACK_NAMES, Song
 from inference.vocabulary import VOCODER_RATE_HZ, exact_div
 from serving.http.response_models import Number, Segment
 from serving.jobs.job import Job, SizedAudio
@@ -41,12 +41,23 @@ class Peaks(BaseModel):
 
 @dataclass
 class _Shape:
-    """The peaks of the samples so far."""
+    """The peaks of the samples so far. Whoever reads or changes it holds its lock."""
 
+    lock: threading.Lock = field(default_factory=threading.Lock)
     sources: list[str] = field(default_factory=list)  # which files the samples are from, in their versions
     peaks: list[float] = field(default_factory=list)  # of whole windows
     rest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # the samples after them
     n_samples: int = 0
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sources, self.peaks, self.rest, self.n_samples = [], [], np.zeros(0, np.float32), 0
+
+    def add_file(self, source: str, file: io.BytesIO) -> None:
+        """Go on with the samples of a file. Raises StorageError."""
+        for samples in _blocks(source, file):
+            self.add(samples)
+        self.sources.append(source)
 
     def add(self, samples: np.ndarray) -> None:
         """Go on with these samples (n,)."""
@@ -72,11 +83,15 @@ class PeakFinder:
     def peaks(self, job: Job, track: str) -> Peaks:
         """The peaks of a track that was asked for. Raises StorageError."""
         song = job.song  # read first: then all parts are there
-        with self._lock:  # one at a time: it takes a second at most, and the result serves all
+        shape = self._remembered(job, track)
+        with shape.lock:  # a song of minutes takes a second, and the result serves all
             try:
-                shape = self._from_file(job, track) if song and not song.parts else self._from_parts(job, track)
+                if song and not song.parts:
+                    _add_song(shape, song, track)
+                else:
+                    self._add_parts(shape, job, track)
             except BaseException:
-                self._shapes.pop((job.id, track), None)  # it may hold half of a part
+                shape.clear()  # it may hold half of a part
                 raise
             n_samples, peaks = shape.n_samples, shape.all_peaks()
         return Peaks(
@@ -88,46 +103,45 @@ class PeakFinder:
             sections=[Segment.of(**asdict(span)) for span in (song.segments if song else job.sections)],
         )
 
-    def _from_parts(self, job: Job, track: str) -> _Shape:
+    def _add_parts(self, shape: _Shape, job: Job, track: str) -> None:
+        """Add the parts that are stored by now and not known yet."""
         files = self._jobs.parts(job, track)
         sources = [f"{file.path} {file.version}" for file in files]
-        shape = self._remembered(job, track, sources)
-        for file, source in list(zip(files, sources, strict=True))[len(shape.sources) :]:
-            for samples in _blocks(io.BytesIO(self._jobs.part(file.path))):
-                shape.add(samples)
-            shape.sources.append(source)
-        return shape
-
-    def _from_file(self, job: Job, track: str) -> _Shape:
-        assert job.song, "no song"
-        shape = self._remembered(job, track, [track])
-        if not shape.sources:
-            audio = job.song.audio
-            with audio.open(track) if isinstance(audio, SizedAudio) else io.BytesIO(audio[track]) as file:
-                for samples in _blocks(io.BytesIO(file.read())):
-                    shape.add(samples)
-            shape.sources.append(track)
-        return shape
-
-    def _remembered(self, job: Job, track: str, sources: list[str]) -> _Shape:
-        """The shape of the first of these sources, as far as they are known."""
-        shape = self._shapes.pop((job.id, track), _Shape())
         if shape.sources != sources[: len(shape.sources)]:
-            shape = _Shape()
-        self._shapes[job.id, track] = shape
-        while len(self._shapes) > MOST_TRACKS:
-            self._shapes.popitem(last=False)
-        return shape
+            shape.clear()
+        for file, source in list(zip(files, sources, strict=True))[len(shape.sources) :]:
+            shape.add_file(source, io.BytesIO(self._jobs.part(file.path)))
+
+    def _remembered(self, job: Job, track: str) -> _Shape:
+        """The shape of the track, as far as it is known."""
+        with self._lock:
+            shape = self._shapes.pop((job.id, track), None) or _Shape()
+            self._shapes[job.id, track] = shape
+            while len(self._shapes) > MOST_TRACKS:
+                self._shapes.popitem(last=False)
+            return shape
 
 
-def _blocks(file: io.BytesIO) -> Iterator[np.ndarray]:
+def _add_song(shape: _Shape, song: Song, track: str) -> None:
+    """Add the whole track of a finished song, from its file, if it is not known yet."""
+    if shape.sources == [track]:
+        return
+    shape.clear()
+    audio = song.audio
+    with audio.open(track) if isinstance(audio, SizedAudio) else io.BytesIO(audio[track]) as file:
+        shape.add_file(track, io.BytesIO(file.read()))
+
+
+def _blocks(source: str, file: io.BytesIO) -> Iterator[np.ndarray]:
     """The samples of a mono file, piece by piece. Raises StorageError if it is damaged."""
     try:
         with soundfile.SoundFile(file) as audio:
+            if audio.channels != 1:
+                raise StorageError(f"{source} is no track of a song: it has {audio.channels} channels", "invalid")
             yield from audio.blocks(BLOCK_SAMPLES, dtype="float32")
     except soundfile.LibsndfileError as error:
-        raise StorageError(f"the audio cannot be read: {error}", "invalid") from error
+        raise StorageError(f"{source} cannot be read: {error.error_string}", "invalid") from error
 
 
-def _rounded(peaks: Iterable[float]) -> list[float]:
-    return [min(1.0, round(float(peak), 3)) for peak in peaks]
+def _rounded(peaks: np.ndarray) -> list[float]:
+    return [min(1.0, round(float(peak), 3)) for peak in np.nan_to_num(peaks, nan=0.0, posinf=1.0)]

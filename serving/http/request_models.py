@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -34,6 +34,7 @@ from serving.settings import LONGEST_WAIT_SECONDS
 
 LONGEST_DEADLINE_SECONDS = 86_400
 LARGEST_PIECE = 2**53 - 1  # bytes
+MOST_MEMBERS = 100  # of an object or a list: the fields of an instance are a quarter of that
 LONGEST_ADDRESS = 4_096  # characters; signed addresses have more than a thousand
 REFERENCE_FILES = ("audio", "vocal", "instrumental")
 REQUEST_ID_TEXT = f"1 to {LONGEST_REQUEST_ID} visible ASCII characters"
@@ -181,7 +182,7 @@ INSTANCE_FIELDS = {*Instance.model_fields, *JobOperation.model_fields, *ModelsOp
 def read(schema: type[Schema], raw: object) -> Schema:
     """`raw` as the schema has it. Raises Problem, which names every field that is wrong."""
     fields = without_nulls(as_object(raw), schema)
-    if broken := list(broken_text(fields)):
+    if broken := [*broken_text(fields), *_too_long(fields)]:
         raise invalid(broken)
     try:
         return read_fields(schema, fields)
@@ -217,11 +218,21 @@ def read_body(body: object, max_instances: int) -> tuple[list[object], dict[str,
 
 
 def as_object(raw: object, allowed: str = "a JSON object") -> Mapping[str, object]:
-    """`raw`, if it is an object. Raises Problem."""
+    """`raw`, if it is an object with no more members than could be of use. Raises Problem."""
     if not isinstance(raw, Mapping):
         kinds: dict[type, str] = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
         raise Problem(400, "invalid-request", f"got {kinds.get(type(raw), 'a number')}; allowed: {allowed}")
+    if len(raw) > MOST_MEMBERS:
+        detail = f"got an object with {len(raw)} members; allowed: up to {MOST_MEMBERS}"
+        raise Problem(400, "invalid-request", detail)
     return raw
+
+
+def _too_long(fields: Mapping[str, object]) -> Iterator[InvalidField]:
+    """Lists and objects with so many members that an error for each would fill megabytes."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping | list) and len(value) > MOST_MEMBERS:
+            yield InvalidField(name, f"{len(value)} members", f"up to {MOST_MEMBERS} members")
 
 
 def is_check(instance: object) -> bool:

@@ -35,7 +35,7 @@ def _is_valid(token: str, key: str) -> bool:
     """True if the token has its signature and its age. Replicas' clocks may differ, so it may come from the future."""
     try:
         _, signed_at = _signer(key).unsign(token, return_timestamp=True)
-    except BadSignature:
+    except (BadSignature, ValueError, OverflowError, OSError):  # the last three: signed, with no time of this world
         return False
     return datetime.now(UTC) - signed_at <= LIFETIME
 

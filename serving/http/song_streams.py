@@ -55,18 +55,22 @@ class SongStream:
                 break
         return bool(self._head)
 
-    def from_offset(self, offset: int) -> bytes:
-        """All bytes from `offset` on that are there by now, at least one; none if the stream ends before.
+    def from_offset(self, offset: int, n_bytes: int) -> bytes:
+        """Up to `n_bytes` from `offset` on that are there by now, at least one; none if the stream ends before.
 
-        Raises Problem if the job ends without the rest of the stream.
+        Raises Problem if the job ends without the rest of the stream, or if the listener is gone.
         """
-        found = b""
-        while not self.ended and not found:
+        found: list[bytes] = []
+        while not self.ended and self.n_bytes <= offset:
+            self._check_listener()
             content = self._next_or_wait()
-            found += content[max(0, offset - self.n_bytes + len(content)) :]
-        while not self.ended and (rest := self._next()) is not None:
-            found += rest
-        return found
+            found = [content[max(0, offset - self.n_bytes + len(content)) :]]
+        while not self.ended and self.n_bytes < offset + n_bytes:
+            self._check_listener()
+            if (rest := self._next()) is None:
+                break
+            found.append(rest)
+        return b"".join(found)[:n_bytes]
 
     def __iter__(self) -> Iterator[bytes]:
         """The bytes from the start to the end. Raises ConnectionResetError if the rest is missing."""
@@ -76,8 +80,9 @@ class SongStream:
                 if content := self._next_or_wait():
                     yield content
         except Exception as error:
-            with about(self._job):
-                log.warning("job %s: its stream is cut: %s", self._job.id, error)
+            if not self._is_gone():
+                with about(self._job):
+                    log.warning("job %s: its stream is cut: %s", self._job.id, error)
             raise ConnectionResetError(errno.ECONNRESET, "the stream is cut") from error
 
     def close(self) -> None:
@@ -91,10 +96,14 @@ class SongStream:
         """
         content = self._next()
         if content is None:
-            if self._jobs.is_left(self._job) or self._is_gone():
-                raise problem_of(Stopping())
+            self._check_listener()
             self._jobs.wait_for_change(self._job, min(seconds, PEEK_SECONDS))
         return content or b""
+
+    def _check_listener(self) -> None:
+        """Raise Problem if the server stops, or if the listener is gone, who will not read it."""
+        if self._jobs.is_left(self._job) or self._is_gone():
+            raise problem_of(Stopping())
 
     def _next(self) -> bytes | None:
         """The bytes of the next part, or the last ones; None if they are not there yet.
@@ -103,7 +112,7 @@ class SongStream:
         """
         finished = self._job.finished  # read first: then all parts are there
         if file := self._next_file():
-            content = self._encoder.encode(_samples(self._jobs.part(file.path)))
+            content = self._encoder.encode(_samples(file.path, self._jobs.part(file.path)))
             self._n_parts += 1
         elif not finished:
             return None
@@ -136,10 +145,12 @@ def no_stream(job: Job) -> Exception:
     return not_found(detail, job_id=job.id)
 
 
-def _samples(part: bytes) -> np.ndarray:
+def _samples(path: str, part: bytes) -> np.ndarray:
     """The samples (n,) of a part. Raises StorageError if it is damaged."""
     try:
-        samples, _ = soundfile.read(io.BytesIO(part), dtype="float32")
+        samples, rate_hz = soundfile.read(io.BytesIO(part), dtype="float32")
     except soundfile.LibsndfileError as error:
-        raise StorageError(f"a part of the song cannot be read: {error}", "invalid") from error
+        raise StorageError(f"{path} cannot be read: {error.error_string}", "invalid") from error
+    if samples.ndim != 1 or rate_hz != VOCODER_RATE_HZ or not np.isfinite(samples).all():
+        raise StorageError(f"{path} is no part of a song", "invalid")
     return np.asarray(samples)

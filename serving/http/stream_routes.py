@@ -25,6 +25,7 @@ from serving.jobs.service import Jobs
 
 log = logging.getLogger(__name__)
 
+MOST_RANGE_BYTES = 16 << 20  # of one answer, which is held in memory: 11 minutes of MP3
 BYTE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{1,15})-([0-9]{0,15})\s*", re.IGNORECASE)
 
 
@@ -151,10 +152,9 @@ def _whole(stream: SongStream, end: float = math.inf) -> Response | None:
 
 def _range(stream: SongStream, first: int, last: int | None) -> Response:
     """The bytes that are there by now, from `first` to `last` at most. Raises RequestedRangeNotSatisfiable."""
-    content = stream.from_offset(first)
+    content = stream.from_offset(first, MOST_RANGE_BYTES if last is None else min(last + 1 - first, MOST_RANGE_BYTES))
     if not content:
         raise RequestedRangeNotSatisfiable(length=stream.n_bytes)
-    content = content if last is None else content[: last + 1 - first]
     response = Response(content, status=206)
     total = stream.n_bytes if stream.ended else "*"
     response.headers["Content-Range"] = f"bytes {first}-{first + len(content) - 1}/{total}"

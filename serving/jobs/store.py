@@ -199,6 +199,9 @@ class JobStore:
         After a StorageError it may be called again with the same end.
         """
         folder = f"audio-{job.claim}"
+        if end.song and not end.song.parts:
+            # Nobody hears them, and a storage that is nearly full has no room for both.
+            self._clear(job.id, keep=(), only="parts-")
         if end.song:
             for track, audio in end.song.audio.items():
                 self.storage.put(_in(job.id, f"{folder}/{track}.{end.song.format}"), audio)

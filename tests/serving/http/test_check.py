@@ -31,6 +31,15 @@ def check(served: Served, **fields: object) -> Any:
     return answer.json
 
 
+@pytest.mark.parametrize("fields", [{f"f{i}": 1 for i in range(5_000)}, {"tracks": ["mix"] * 5_000}])
+@pytest.mark.parametrize("route", ["/check", "/predict"])
+def test_what_has_too_many_members_gets_a_short_answer(served: Served, route: str, fields: dict[str, object]) -> None:
+    song = {**INSTANCE, **fields}
+    answer = served.client.post(route, json=song if route == "/check" else {"instances": [song]})
+    assert len(answer.data) < 3_000
+    assert "allowed: up to 100" in answer.text and "50" in answer.text
+
+
 def test_each_section_has_its_place_its_words_and_its_expected_length(served: Served) -> None:
     told = check(served, genres="pop", lyrics=LYRICS)
     verse, solo, chorus = told["sections"]

@@ -129,6 +129,16 @@ def test_a_cookie_that_was_changed_opens_nothing(locked: Served, changed: Any) -
     assert ask(locked, "GET", {"Cookie": f"{session_tokens.COOKIE}={value}"}) == 401
 
 
+@pytest.mark.parametrize("seconds", [2**40, 2**62])
+def test_a_cookie_from_no_time_of_this_world_opens_nothing(
+    locked: Served, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: seconds)
+    cookie = token()
+    monkeypatch.undo()
+    assert ask(locked, "GET", cookie) == 401
+
+
 def test_a_cookie_that_is_no_text_is_ignored(locked: Served) -> None:
     for cookies in ("\xff", f"{session_tokens.COOKIE}=\xff"):
         assert ask(locked, "GET", {"Cookie": cookies}) == 401

@@ -28,12 +28,16 @@ class PartStorage(Storage):
         self.may_write = threading.Event()
         self.may_write.set()
         self.refuses = False
+        self.room_bytes: int | None = None
 
     def put(self, path: str, content: bytes, *, create: bool = False) -> None:
         if "/parts-" in path:
             assert self.may_write.wait(SECONDS)
             if self.refuses:
                 raise StorageError(f"{path}: the bucket is away", "unavailable")
+        used_bytes = sum(entry.size_bytes for entry in self.entries("jobs"))
+        if self.room_bytes is not None and used_bytes + len(content) > self.room_bytes:
+            raise StorageError(f"{path}: no space left", "full")
         super().put(path, content, create=create)
 
     @property
@@ -103,6 +107,19 @@ def test_a_storage_that_refuses_parts_fails_no_song(jobs: Jobs, held_models: Fak
     finished(jobs, job)
     assert job.state == "succeeded" and job.song and job.song.parts == 0
     assert is_playable(job, 0.0)
+    assert not storage.parts
+
+
+def test_a_full_storage_keeps_the_song_rather_than_its_parts(
+    jobs: Jobs, held_models: FakeModels, storage: PartStorage
+) -> None:
+    job = running(jobs, held_models, 2)
+    until(lambda: is_playable(job, 2.0), SECONDS)
+    storage.room_bytes = sum(entry.size_bytes for entry in storage.entries("jobs"))
+    held_models.engine.send_part(job.id)
+    held_models.engine.release()
+    finished(jobs, job)
+    assert job.state == "succeeded" and job.song and job.song.parts == 0
     assert not storage.parts
 
 
