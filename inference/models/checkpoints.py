@@ -5,6 +5,7 @@ Independent of where the files come from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
@@ -25,6 +26,7 @@ from inference.weights.files import first_bytes, read_json
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[\w.-]{1,200}")
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch's format since 1.6, the only one that can be memory-mapped
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the allowed types of weights, by safetensors' names
@@ -110,6 +112,8 @@ def _only_tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(path, f"entry {name!r} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+            raise CheckpointError(path, f"{name} is no plain tensor of real numbers")
     return dict(content)
 
 
@@ -136,7 +140,7 @@ def _shards(folder: Path) -> tuple[dict[Path, set[str] | None], Path]:
         raise CheckpointError(index, "has no weight_map")
     shards: dict[Path, set[str] | None] = {}
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or not SHARD_NAME.fullmatch(file):
             raise CheckpointError(
                 index, f"weight_map puts {tensor} into {file!r}, which is not a file in the same folder"
             )

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from inference.codec_layout import HUBERT_KERNELS, HUBERT_STRIDES, RATIOS, CodecWidths, codec_shapes
+from inference.codec_layout import (
+    HUBERT_KERNELS,
+    HUBERT_STRIDES,
+    POSITION_GROUPS,
+    POSITION_KERNEL,
+    RATIOS,
+    CodecWidths,
+    codec_shapes,
+)
 from inference.errors import CheckpointError, InvalidField
 from inference.models import codec_decoder
 from inference.models.checkpoints import load_strict, read_pickle, shape_of
@@ -27,6 +35,7 @@ SEMANTIC_CONFIG = Path("semantic_ckpts/hf_1_325000/config.json")
 EMBED = "quantizer.vq.layers.{}._codebook.embed"
 
 MAX_FAULTS_IN_ERROR = 3
+LARGEST_SIZE = 2**16  # of any part of a HuBERT
 
 Tensors = dict[str, torch.Tensor]
 
@@ -174,6 +183,16 @@ HUBERT_LAYERS = {
 }
 
 
+HUBERT_VARIANT = {  # what else decides which tensors there are
+    "feat_extract_norm": "group",
+    "feat_proj_layer_norm": True,
+    "conv_bias": False,
+    "num_conv_pos_embeddings": POSITION_KERNEL,
+    "num_conv_pos_embedding_groups": POSITION_GROUPS,
+    "conv_pos_batch_norm": False,
+}
+
+
 def _semantic_config(path: Path) -> dict[str, Any]:
     """The content of the semantic branch's config.json, with HuBERT's own defaults. Raises CheckpointError."""
     content: dict[str, Any] = {**HUBERT_SIZES, **HUBERT_LAYERS, **read_json(path)}
@@ -191,13 +210,16 @@ def _semantic_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(path, f"conv_stride gives {hop} samples per frame, allowed: {CODEC_HOP}")
     if content["conv_kernel"] != HUBERT_LAYERS["conv_kernel"]:
         raise _no_hubert(path, "conv_kernel", content["conv_kernel"], str(HUBERT_LAYERS["conv_kernel"]))
+    for name, value in HUBERT_VARIANT.items():
+        if content.get(name, value) != value:
+            raise _no_hubert(path, name, content[name], repr(value))
     if content["hidden_size"] % content["num_attention_heads"]:
         raise CheckpointError(path, "hidden_size and num_attention_heads do not form a valid network")
     return content
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
 
 
 def _no_hubert(path: Path, name: str, value: object, allowed: str) -> CheckpointError:

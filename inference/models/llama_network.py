@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+LARGEST_SIZE = 2**20  # of any part, far more than a GPU holds
 DEFAULT_NORM_EPS = 1e-6
 DEFAULT_ROPE_THETA = 10_000.0
+LARGEST_NUMBER = 1e12
 
 
 @dataclass
@@ -45,6 +47,8 @@ class LlamaConfig:
         _refuse_variants(content)
         hidden_size, heads = _size(content, "hidden_size"), _size(content, "num_attention_heads")
         rope = content.get("rope_parameters") or content
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"rope_parameters: got {rope!r}; allowed: an object")
         config = cls(
             vocab_size=_size(content, "vocab_size"),
             hidden_size=hidden_size,
@@ -197,12 +201,14 @@ def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 def _refuse_variants(content: Mapping[str, Any]) -> None:
     """Raise ValueError if the network is a variant that is not implemented here."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
+    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
     for name, value, allowed in (
         ("hidden_act", content.get("hidden_act", "silu"), "silu"),
         ("attention_bias", bool(content.get("attention_bias")), False),
         ("mlp_bias", bool(content.get("mlp_bias")), False),
         ("rope_type", rope_type, "default"),
+        ("partial_rotary_factor", content.get("partial_rotary_factor", 1.0), 1.0),
+        ("quantization_config", content.get("quantization_config"), None),
     ):
         if value != allowed:
             raise ValueError(f"{name}: got {value!r}; allowed: {allowed!r}")
@@ -210,13 +216,21 @@ def _refuse_variants(content: Mapping[str, Any]) -> None:
 
 def _size(content: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = default if content.get(name) is None else content[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}; allowed: a whole number from 1 on")
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise ValueError(f"{name}: got {shortened(value)}; allowed: a whole number from 1 to {LARGEST_SIZE}")
     return value
 
 
 def _positive(content: Mapping[str, Any], name: str, default: float) -> float:
     value = default if content.get(name) is None else content[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"{name}: got {value!r}; allowed: a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
+        raise ValueError(f"{name}: got {shortened(value)}; allowed: a number above 0, up to {LARGEST_NUMBER:g}")
     return float(value)
+
+
+def shortened(value: object) -> str:
+    """A value as an error shows it."""
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a very large number"
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"

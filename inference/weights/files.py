@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError."""
     try:
         content = json.loads(read_bytes(path).decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is not JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}, not a JSON object")

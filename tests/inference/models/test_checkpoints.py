@@ -249,6 +249,11 @@ def test_legacy_rotary_buffers_are_ignored(one_file: Path) -> None:
         ("{}", "model_type is None"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "is not a valid LLaMA configuration"),
         ('{"model_type": "llama", "num_attention_heads": 0}', "is not a valid LLaMA configuration"),
+        ('{"model_type": "llama", "hidden_size": 1' + "0" * 400 + "}", "got a very large number"),
+        ('{"model_type": "llama", "rope_parameters": "default"}', "is not a valid LLaMA configuration"),
+        ('{"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}', "rope_type: got 'yarn'; allowed: 'default'"),
+        ('{"model_type": "llama", "partial_rotary_factor": 0.5}', "partial_rotary_factor: got 0.5; allowed: 1.0"),
+        ("[" * 200_000, "is not JSON"),
         (GIT_LFS_STUB, "Git LFS pointer"),
     ],
 )
@@ -304,6 +309,7 @@ def test_tensor_that_the_index_does_not_name_is_refused(sharded: Path) -> None:
         ("nonsense", "is not JSON"),
         ('{"weight_map": {"a": "../a.safetensors"}}', "not a file in the same folder"),
         ('{"weight_map": {"a": 3}}', "not a file in the same folder"),
+        ('{"weight_map": {"a": "\\u0000"}}', "not a file in the same folder"),
     ],
 )
 def test_broken_index_is_refused(sharded: Path, index: str, reason: str) -> None:

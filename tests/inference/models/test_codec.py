@@ -246,6 +246,8 @@ def test_a_gain_without_its_direction_is_refused(tmp_path: Path, small_tensors: 
         ("{", "is not JSON"),
         ("[]", "not a JSON object"),
         ('{"hidden_size": "wide"}', "is not a HuBERT config"),
+        ('{"num_hidden_layers": 1000000000}', "num_hidden_layers: got 1000000000"),
+        ('{"conv_bias": true}', "conv_bias: got True; allowed: False"),
         ('{"conv_stride": [5, 2, 2, 2, 2, 2, 1]}', "160 samples per frame, allowed: 320"),
     ],
 )
