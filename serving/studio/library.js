@@ -145,9 +145,13 @@ export class LibraryView {
     }
     songs.remove(job.job_id);
     if (player.isAt(job.job_id)) player.stop();
-    this.rows.get(job.job_id).row.remove();
+    const { row } = this.rows.get(job.job_id);
+    const neighbour = row.nextElementSibling ?? row.previousElementSibling;
+    const focused = row.contains(document.activeElement) || document.activeElement === document.body;
+    row.remove();
     this.rows.delete(job.job_id);
     this.empty.hidden = this.rows.size > 0;
+    if (focused) (neighbour ?? this.empty).querySelector('a').focus();
     announce(`Deleted ${name}. ${count(this.rows.size, 'song')} left.`);
   }
 

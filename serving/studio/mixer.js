@@ -71,7 +71,7 @@ export class Mixer {
     const stem = this.stem(row.dataset.track);
     row.querySelectorAll('.switch').forEach((button) => button.setAttribute('aria-pressed', String(stem[button.dataset.what])));
     row.querySelector('input').value = stem.volume;
-    row.classList.toggle('silent', stem.muted);
+    row.classList.toggle('silent', player.isAt(this.job.job_id) && !player.heard(row.dataset.track));
     row.paint?.();
   }
 
