@@ -13,7 +13,7 @@ const NAMES = {
 const TITLES = {
   not_loaded: 'is not loaded yet', downloading: 'is being downloaded', loading: 'is being loaded', ready: 'is ready', error: 'could not be loaded',
 };
-const DOWNLOAD = 'A model is a download of about 16 GB, and needs a GPU with 24 GB of memory or more; 80 GB for full songs.';
+const DOWNLOAD = 'A model is a download of up to 16 GB. It needs a GPU: 80 GB of memory for full songs, 40 GB for shorter ones.';
 const PARTS = { stage1: 'the first stage', stage2: 'the second stage', codec: 'the decoder' };
 
 export class ModelsView {
@@ -44,7 +44,7 @@ export class ModelsView {
 
   /** A button that asks before it starts a large download. */
   confirmed(label, act, name) {
-    const ask = confirmButton(label, 'Download about 16 GB?', act);
+    const ask = confirmButton(label, 'Download up to 16 GB?', act);
     ask.className = 'primary';
     ask.addEventListener('click', (event) => {
       if (name() !== 'tiny') return;
