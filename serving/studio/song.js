@@ -6,6 +6,7 @@ import { follow } from './jobs.js';
 import { Mixer } from './mixer.js';
 import { models } from './model_state.js';
 import { onTime, player } from './player.js';
+import { inPageWords } from './plain_errors.js';
 import { actions, downloads } from './song_actions.js';
 import { noSong, songLayout } from './song_layout.js';
 import { songs } from './store.js';
@@ -188,7 +189,7 @@ export class SongView {
     say(this.demo, job.model === 'tiny' ? 'Made by “tiny”, a demonstration: it hums a tune and cannot sing words.' : '');
     say(this.error, ended && job.error && job.status !== 'cancelled' ? job.error.detail : '');
     this.facts.textContent = [`seed ${job.seed}`, job.model, request?.format?.toUpperCase(), when(job.created_at)].filter(Boolean).join(' · ');
-    this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, warning)));
+    this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, inPageWords(warning))));
     const state = ended ? job.status : `unfinished ${job.cancel_requested}`;
     if (this.drawn !== state) {
       this.drawn = state;

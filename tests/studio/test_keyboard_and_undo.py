@@ -68,6 +68,13 @@ def test_what_is_missing_is_said_in_plain_words(visit: OpenStudio, server: RealS
     expect(page.get_by_label("Lyrics", exact=True)).to_be_focused()
 
 
+def test_a_note_names_the_length_as_the_page_does(visit: OpenStudio, server: RealServer) -> None:
+    page = visit(server)
+    write(page)
+    page.get_by_label("Length of a section").fill("100")
+    expect(page.get_by_role("list", name="Notes on the lyrics")).to_contain_text("raise “Length of a section”")
+
+
 def test_ctrl_enter_in_the_lyrics_generates(visit: OpenStudio, server: RealServer) -> None:
     page = visit(server)
     write(page)
