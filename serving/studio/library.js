@@ -79,7 +79,7 @@ export class LibraryView {
 
   /** Look again at the songs that are not finished. */
   async refresh() {
-    const open = [...this.rows.values()].filter(({ job }) => !FINISHED.includes(job.status));
+    const open = [...this.rows.values()].filter(({ job, row }) => !FINISHED.includes(job.status) && !row.querySelector('.asking'));
     for (const { job } of open.slice(0, PAGE)) {
       const news = await this.look(job.job_id);
       if (news && this.rows.has(job.job_id)) this.put(news);
@@ -89,8 +89,13 @@ export class LibraryView {
   put(job) {
     const row = this.row(job);
     const before = this.rows.get(job.job_id);
-    if (before) before.row.replaceWith(row);
-    else this.list.append(row);
+    if (before) {
+      const focused = [...before.row.querySelectorAll('a, button')].indexOf(document.activeElement);
+      before.row.replaceWith(row);
+      row.querySelectorAll('a, button')[focused]?.focus();
+    } else {
+      this.list.append(row);
+    }
     this.rows.set(job.job_id, { job, row });
     this.drawPlaying();
   }
@@ -145,9 +150,13 @@ export class LibraryView {
     }
     songs.remove(job.job_id);
     if (player.isAt(job.job_id)) player.stop();
-    this.rows.get(job.job_id).row.remove();
+    const { row } = this.rows.get(job.job_id);
+    const neighbour = row.nextElementSibling ?? row.previousElementSibling;
+    const focused = row.contains(document.activeElement) || document.activeElement === document.body;
+    row.remove();
     this.rows.delete(job.job_id);
     this.empty.hidden = this.rows.size > 0;
+    if (focused) (neighbour ?? this.empty).querySelector('a').focus();
     announce(`Deleted ${name}. ${count(this.rows.size, 'song')} left.`);
   }
 

@@ -2,6 +2,8 @@
 
 import { call, Problem } from './api.js';
 import { byId, debounce, h, say } from './dom.js';
+import { models } from './model_state.js';
+import { inPageWords } from './plain_errors.js';
 import { clock, count, span } from './words.js';
 
 const PAUSE_MS = 350; // without typing, before the server reads the words
@@ -69,7 +71,7 @@ export class LyricsEditor {
   }
 
   show(reading) {
-    this.reading = reading;
+    this.reading = models.fitted(reading);
     this.draw();
     this.drawPlan();
     this.drawNotes();
@@ -115,7 +117,7 @@ export class LyricsEditor {
     const notes = this.remarks().map((remark) => h('li', { class: remark.wrong ? 'wrong' : '' },
       remark.line && h('button', {
         type: 'button', class: 'to-line', onclick: () => this.goTo(remark.line),
-      }, `Line ${remark.line}`), ' ', remark.detail.replace(/^lyrics( \(lines? [\d, ]+\))?: /, '')));
+      }, `Line ${remark.line}`), ' ', inPageWords(remark.detail.replace(/^lyrics( \(lines? [\d, ]+\))?: /, ''))));
     byId('notes').replaceChildren(...notes);
     this.placeNotes();
   }

@@ -17,8 +17,8 @@ const fresh = new Set(); // songs that were asked for since the page was opened
 
 async function start() {
   beginTheme();
-  server.addEventListener('away', () => say(byId('away'), 'The server does not answer. The page waits for it and goes on by itself.'));
-  server.addEventListener('back', () => say(byId('away'), ''));
+  server.addEventListener('away', () => setAway('The server does not answer. The page waits for it and goes on by itself.'));
+  server.addEventListener('back', () => setAway(''));
   await begin();
   beginDock();
   models.addEventListener('change', drawPill);
@@ -59,11 +59,17 @@ function showView(views, byHand) {
   scrollTo(0, 0);
 }
 
+function setAway(message) {
+  say(byId('away'), message);
+  drawPill();
+}
+
 function drawPill() {
   const pill = byId('model-pill');
-  pill.hidden = false;
-  pill.textContent = `${models.name} · ${models.words}`;
-  pill.className = `pill is-${models.status.status}`;
+  const away = !byId('away').hidden;
+  pill.hidden = !models.status;
+  pill.textContent = `${models.name} · ${away ? 'server away' : models.words}`;
+  pill.className = `pill is-${away ? 'away' : models.status?.status}`;
 }
 
 start();

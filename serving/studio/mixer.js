@@ -4,6 +4,7 @@ import { call } from './api.js';
 import { h } from './dom.js';
 import { player } from './player.js';
 import { draw, onStale } from './waveform.js';
+import { title } from './words.js';
 
 const TRACKS = { vocal: 'Vocal', instrumental: 'Instrumental' };
 
@@ -62,7 +63,7 @@ export class Mixer {
     const { job } = this;
     if (!player.isAt(job.job_id)) {
       const urls = Object.fromEntries(Object.entries(job.tracks).map(([name, { url }]) => [name, url]));
-      player.load({ id: job.job_id, title: '', url: urls.mix, streaming: false, stems: urls });
+      player.load({ id: job.job_id, title: title(job.request?.lyrics), url: urls.mix, streaming: false, stems: urls });
     }
     player.setStem(track, change);
   }
@@ -71,7 +72,7 @@ export class Mixer {
     const stem = this.stem(row.dataset.track);
     row.querySelectorAll('.switch').forEach((button) => button.setAttribute('aria-pressed', String(stem[button.dataset.what])));
     row.querySelector('input').value = stem.volume;
-    row.classList.toggle('silent', stem.muted);
+    row.classList.toggle('silent', player.isAt(this.job.job_id) && !player.heard(row.dataset.track));
     row.paint?.();
   }
 

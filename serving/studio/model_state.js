@@ -5,6 +5,7 @@ import { size, span } from './words.js';
 
 const SOON_MS = 1000;
 const LATER_MS = 10_000;
+const TINY_SECTION_SECONDS = 5;
 const BUSY = ['downloading', 'loading'];
 
 class ModelState extends EventTarget {
@@ -45,6 +46,13 @@ class ModelState extends EventTarget {
 
   get takesReference() {
     return !this.name || this.isTiny || /-icl$/.test(this.name);
+  }
+
+  /** How the server read some lyrics, with the lengths that this model makes of them. */
+  fitted(reading) {
+    if (!this.isTiny || !reading) return reading;
+    const sections = reading.sections.map((section) => ({ ...section, expected_seconds: Math.min(section.expected_seconds, TINY_SECTION_SECONDS) }));
+    return { ...reading, sections, expected_seconds: sections.reduce((sum, each) => sum + each.expected_seconds, 0) };
   }
 
   /** The state in a few words. */

@@ -1,7 +1,7 @@
 // The view of the server's models: what is loaded, how far a download is, what went wrong and what to do.
 
 import { call, Problem } from './api.js';
-import { h, say } from './dom.js';
+import { confirmButton, h, say } from './dom.js';
 import { models, progress, share } from './model_state.js';
 import { session } from './session.js';
 import { size, span, when } from './words.js';
@@ -13,6 +13,7 @@ const NAMES = {
 const TITLES = {
   not_loaded: 'is not loaded yet', downloading: 'is being downloaded', loading: 'is being loaded', ready: 'is ready', error: 'could not be loaded',
 };
+const DOWNLOAD = 'A model is a download of up to 16 GB. It needs a GPU: 80 GB of memory for full songs, 40 GB for shorter ones.';
 const PARTS = { stage1: 'the first stage', stage2: 'the second stage', codec: 'the decoder' };
 
 export class ModelsView {
@@ -20,13 +21,15 @@ export class ModelsView {
     this.state = h('div', { class: 'card model' });
     this.failure = h('p', { class: 'error', role: 'alert', hidden: true });
     this.name = h('input', { id: 'model-name', type: 'text', list: 'model-names', placeholder: 'en-cot', autocomplete: 'off' });
-    this.chooser = h('form', { class: 'card chooser', onsubmit: (event) => { event.preventDefault(); this.load({ model: this.name.value.trim() }); } },
+    this.button = this.confirmed('Load it', () => this.load({ model: this.name.value.trim() }), () => this.name.value.trim());
+    this.chooser = h('form', { class: 'card chooser', onsubmit: (event) => { event.preventDefault(); this.button.click(); } },
       h('h2', {}, 'Load another model'),
+      h('p', { class: 'soft' }, DOWNLOAD),
       h('p', { class: 'soft' }, 'The loaded one goes on generating songs until the other one is here.'),
       h('ul', { class: 'models' }, Object.entries(NAMES).map(([name, words]) => h('li', {},
         h('button', { type: 'button', class: 'chip', 'data-model': name, onclick: () => this.choose(name) }, name), h('span', { class: 'soft' }, words)))),
       h('label', { for: 'model-name' }, 'Model, or owner/name@revision'),
-      h('div', { class: 'line' }, this.name, h('button', { type: 'submit', class: 'primary' }, 'Load it')));
+      h('div', { class: 'line' }, this.name, this.button));
     this.closed = h('p', { class: 'soft' }, 'On this server only an administrator loads another model.');
     place.append(h('div', { class: 'view-head' }, h('h1', { id: 'models-title' }, 'Models')), this.state, this.failure, this.chooser, this.closed);
     models.addEventListener('change', () => { if (!place.hidden) this.draw(); });
@@ -37,6 +40,18 @@ export class ModelsView {
     this.closed.hidden = session.mayAdminister;
     models.soon();
     this.draw();
+  }
+
+  /** A button that asks before it starts a large download. */
+  confirmed(label, act, name) {
+    const ask = confirmButton(label, 'Download up to 16 GB?', act);
+    ask.className = 'primary';
+    ask.addEventListener('click', (event) => {
+      if (name() !== 'tiny') return;
+      event.stopImmediatePropagation();
+      act();
+    }, { capture: true });
+    return ask;
   }
 
   choose(name) {
@@ -86,8 +101,10 @@ export class ModelsView {
 
   first(model) {
     const words = model === 'tiny' ? 'It loads with the first song, in a few seconds.'
-      : 'Weights come first: they are downloaded once and loaded with the first song. Some gigabytes may take a while, so start now.';
-    return [h('p', {}, words), h('button', { type: 'button', class: 'primary', 'data-act': 'load', onclick: () => this.load() }, 'Load it now')];
+      : `The weights are downloaded once and loaded with the first song. ${DOWNLOAD} Start now, as it takes a while.`;
+    const button = this.confirmed('Load it now', () => this.load(), () => model);
+    button.dataset.act = 'load';
+    return [h('p', {}, words), button];
   }
 
   downloading(download) {

@@ -10,6 +10,7 @@ export class TagPicker {
     this.tags = [];
     this.onChange = onChange;
     this.group = GROUPS[0];
+    this.at = 0; // the chip that the Tab key goes to
     this.input = byId('tag-input');
     byId('tag-list').append(...GROUPS.flatMap((group) => group.tags.map((tag) => h('option', { value: tag }))));
     this.tabs = GROUPS.map((group, index) => this.tab(group, index));
@@ -17,6 +18,7 @@ export class TagPicker {
     this.input.addEventListener('keydown', (event) => this.onKey(event));
     this.input.addEventListener('change', () => this.takeInput());
     byId('tokens').addEventListener('click', (event) => { if (event.target === event.currentTarget) this.input.focus(); });
+    byId('tag-chips').addEventListener('keydown', (event) => this.onChipKey(event));
     this.draw();
   }
 
@@ -42,7 +44,22 @@ export class TagPicker {
 
   show(group) {
     this.group = group;
+    this.at = 0;
     this.draw();
+  }
+
+  /** The chips are one stop of the Tab key; the arrow keys go from one to the next. */
+  onChipKey(event) {
+    const chips = [...byId('tag-chips').children];
+    const last = chips.length - 1;
+    const at = chips.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    chips[this.at].tabIndex = -1;
+    this.at = (to + chips.length) % chips.length;
+    chips[this.at].tabIndex = 0;
+    chips[this.at].focus();
   }
 
   onKey(event) {
@@ -84,8 +101,9 @@ export class TagPicker {
     });
     const panel = byId('tag-chips');
     panel.setAttribute('aria-labelledby', `tag-tab-${GROUPS.indexOf(this.group)}`);
-    panel.replaceChildren(...this.group.tags.map((tag) => h('button', {
-      type: 'button', class: 'chip', 'data-chip': tag, 'aria-pressed': String(this.tags.includes(tag)), onclick: () => this.toggle(tag),
+    panel.replaceChildren(...this.group.tags.map((tag, index) => h('button', {
+      type: 'button', class: 'chip', 'data-chip': tag, 'aria-pressed': String(this.tags.includes(tag)), tabindex: index === this.at ? 0 : -1,
+      onclick: () => { this.at = index; this.toggle(tag); },
     }, tag)));
     say(byId('tag-hint'), this.hint(covered));
   }

@@ -122,13 +122,17 @@ class Player extends EventTarget {
     this.audio.muted = false;
   }
 
+  /** True where a track is heard: a solo wins over every mute. */
+  heard(track) {
+    const solo = Object.values(this.stems).some((stem) => stem.solo);
+    return solo ? this.stem(track).solo : !this.stem(track).muted;
+  }
+
   balance() {
-    const stems = Object.values(this.stems);
-    const solo = stems.some((stem) => stem.solo);
-    const heard = (stem) => (solo ? stem.solo : !stem.muted);
-    this.audio.muted = !stems.every((stem) => heard(stem) && stem.volume === 1);
-    for (const stem of stems) {
-      stem.audio.muted = !this.audio.muted || !heard(stem);
+    const stems = Object.entries(this.stems);
+    this.audio.muted = !stems.every(([track, stem]) => this.heard(track) && stem.volume === 1);
+    for (const [track, stem] of stems) {
+      stem.audio.muted = !this.audio.muted || !this.heard(track);
       stem.audio.volume = stem.volume;
     }
   }

@@ -104,8 +104,16 @@ export class Reference {
   }
 
   clear() {
-    Object.keys(this.files).forEach((slot) => this.remove(slot));
+    this.put({});
     this.draft = {};
+  }
+
+  /** Replace the files by those of another page. */
+  put(files) {
+    Object.keys(SLOTS).forEach((slot) => (files[slot] ? keep(slot, files[slot].file) : drop(slot)));
+    this.files = files;
+    say(byId('error-reference'), '');
+    this.drawSlots();
   }
 
   drawSlots() {

@@ -34,7 +34,7 @@ function ask() {
       event.preventDefault();
       say(byId('error-key'), '');
       try {
-        take(await call('session', { method: 'POST', json: { key: byId('key').value } }));
+        take(await call('session', { method: 'POST', json: { key: byId('key').value.trim() } }));
       } catch (error) {
         if (!(error instanceof Problem)) throw error;
         say(byId('error-key'), error.message);

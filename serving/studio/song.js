@@ -6,8 +6,9 @@ import { follow } from './jobs.js';
 import { Mixer } from './mixer.js';
 import { models } from './model_state.js';
 import { onTime, player } from './player.js';
+import { inPageWords } from './plain_errors.js';
 import { actions, downloads } from './song_actions.js';
-import { songLayout } from './song_layout.js';
+import { noSong, songLayout } from './song_layout.js';
 import { songs } from './store.js';
 import { split } from './tags.js';
 import { followTakes } from './takes.js';
@@ -67,8 +68,10 @@ export class SongView {
   }
 
   fail(problem) {
-    say(this.error, problem.status === 404 ? 'This song is not here any more: it was deleted, or it grew old.' : problem.message);
+    const message = problem.status === 404 ? 'This song is not here any more: it was deleted, or it grew old.' : problem.message;
     if (problem.status === 404) songs.remove(this.id);
+    if (this.job) say(this.error, message);
+    else noSong(this.place, message);
   }
 
   get track() {
@@ -87,7 +90,7 @@ export class SongView {
     const fields = { genres, lyrics, max_new_tokens: tokens, ...(segments ? { segments } : {}) };
     const reading = await call('check', { method: 'POST', json: fields }).catch(() => null);
     if (!reading || this.id !== id) return;
-    this.reading = reading;
+    this.reading = models.fitted(reading);
     this.drawLyrics();
     this.drawTimeline();
     this.draw(FINISHED.includes(this.job.status));
@@ -184,9 +187,9 @@ export class SongView {
     else this.bar.removeAttribute('value');
     say(this.notice, ended || job.progress || models.isTiny ? '' : models.notice);
     say(this.demo, job.model === 'tiny' ? 'Made by “tiny”, a demonstration: it hums a tune and cannot sing words.' : '');
-    say(this.error, ended && job.error ? job.error.detail : '');
+    say(this.error, ended && job.error && job.status !== 'cancelled' ? job.error.detail : '');
     this.facts.textContent = [`seed ${job.seed}`, job.model, request?.format?.toUpperCase(), when(job.created_at)].filter(Boolean).join(' · ');
-    this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, warning)));
+    this.remarks.replaceChildren(...(job.warnings ?? []).map((warning) => h('li', {}, inPageWords(warning))));
     const state = ended ? job.status : `unfinished ${job.cancel_requested}`;
     if (this.drawn !== state) {
       this.drawn = state;

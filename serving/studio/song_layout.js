@@ -29,3 +29,9 @@ export function songLayout(place, timeline, mixer, toggle) {
     h('div', { class: 'below' }, lyrics, h('div', { class: 'aside' }, actions, facts, demo, remarks)));
   return parts;
 }
+
+/** Show what is wrong in place of a song that cannot be shown. */
+export function noSong(place, message) {
+  place.replaceChildren(h('div', { class: 'empty' }, h('h1', { id: 'song-title' }, 'No song here'), h('p', { role: 'alert' }, message),
+    h('a', { class: 'button primary', href: '#/library' }, 'Go to the library')));
+}

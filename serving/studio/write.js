@@ -6,9 +6,11 @@ import { submit } from './jobs.js';
 import { LyricsEditor } from './lyrics.js';
 import { models } from './model_state.js';
 import { TagPicker } from './picker.js';
+import { inWords, missing, outside } from './plain_errors.js';
 import { Reference } from './reference.js';
 import { draft } from './store.js';
 import { split } from './tags.js';
+import { Undo } from './undo.js';
 import { span } from './words.js';
 
 const NUMBERS = ['segments', 'seed', 'temperature', 'top_p', 'top_k', 'repetition_penalty'];
@@ -30,6 +32,8 @@ export class WriteView {
     this.picker = new TagPicker(() => { changed(); this.editor.readSoon(); });
     this.reference = new Reference(changed);
     this.editor = new LyricsEditor({ fields: () => this.fields(), onChange: changed, onReading: (reading) => this.showReading(reading) });
+    this.undo = new Undo((page) => this.restore(page));
+    byId('lyrics').addEventListener('input', () => this.undo.forget());
     byId('write').addEventListener('submit', (event) => { event.preventDefault(); this.generate(); });
     byId('write').addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) byId('write').requestSubmit();
@@ -41,7 +45,7 @@ export class WriteView {
       this.editor.readSoon();
     });
     byId('example').addEventListener('click', () => this.fill(EXAMPLE));
-    byId('clear').addEventListener('click', () => { this.reference.clear(); this.fill({}); });
+    byId('clear').addEventListener('click', () => this.fill({}, true));
     models.addEventListener('change', () => this.drawNotice());
     this.load(draft.read());
   }
@@ -69,12 +73,17 @@ export class WriteView {
 
   changed() {
     this.clearErrors();
+    draft.write(this.page);
+    this.drawButton();
+  }
+
+  /** Everything that is on the page but the reference's files. */
+  get page() {
     const fields = Object.fromEntries(KEPT.map((name) => [name, byId(name).value]));
-    draft.write({
+    return {
       ...fields, tags: this.picker.tags, lyrics: this.editor.text, format: byId('write').elements.format.value,
       reference: this.reference.draft,
-    });
-    this.drawButton();
+    };
   }
 
   load(kept) {
@@ -87,7 +96,10 @@ export class WriteView {
   }
 
   /** Replace the page by a request as the server echoes it. The reference stays as it is: the server keeps no audio. */
-  fill({ genres = '', lyrics = '', guidance_scale: guidance, reference, ...request }) {
+  fill({ genres = '', lyrics = '', guidance_scale: guidance, reference, ...request }, clears = false) {
+    const files = { ...this.reference.files };
+    if (this.editor.text.trim() || this.picker.tags.length || Object.keys(files).length) this.undo.keep({ page: this.page, files });
+    if (clears) this.reference.clear();
     const [first, later] = guidance ?? [];
     const standard = first === 1.5 && later === 1.2;
     this.load({
@@ -98,9 +110,22 @@ export class WriteView {
     byId('lyrics').focus();
   }
 
+  restore({ page, files }) {
+    this.reference.put(files);
+    this.load(page);
+    this.changed();
+    byId('lyrics').focus();
+  }
+
   async generate() {
-    this.clearErrors();
     const button = byId('generate');
+    if (button.disabled) return;
+    this.clearErrors();
+    const errors = [...missing(this.fields()), ...outside(KEPT)];
+    if (errors.length) {
+      this.showProblem({ errors });
+      return;
+    }
     button.disabled = true;
     button.textContent = 'Sending…';
     try {
@@ -122,11 +147,12 @@ export class WriteView {
   /** Each error beside its field; those of no shown field beside the button. */
   showProblem(problem) {
     let first = null;
-    for (const { field, detail } of problem.errors) {
+    for (const error of problem.errors) {
+      const { field } = error;
       const name = String(field ?? '').replace(/^(instances\.\d+|parameters)\./, '').split(/[.[]/)[0];
       const place = PLACES[name] ?? (byId(name) || name === 'guidance_scale' ? 'options' : 'general');
       if (place === 'reference') byId('reference').open = true;
-      say(byId(`error-${place}`), [byId(`error-${place}`).textContent, detail].filter(Boolean).join('\n'));
+      say(byId(`error-${place}`), [byId(`error-${place}`).textContent, inWords(error)].filter(Boolean).join('\n'));
       const input = byId({ genres: 'tag-input', guidance_scale: 'guidance_first' }[name] ?? name);
       input?.setAttribute('aria-invalid', 'true');
       if (input?.matches('input, textarea')) first ??= input;
@@ -138,7 +164,7 @@ export class WriteView {
   /** Say at once what is wrong with the fields below; the editor shows what is wrong with the words. */
   showReading(reading) {
     const wrong = (reading?.errors ?? []).filter(({ field }) => byId(String(field)) && field !== 'lyrics');
-    say(byId('error-options'), wrong.map(({ detail }) => detail).join('\n'));
+    say(byId('error-options'), wrong.map(inWords).join('\n'));
     wrong.forEach(({ field }) => byId(field).setAttribute('aria-invalid', 'true'));
   }
 
@@ -157,6 +183,8 @@ export class WriteView {
   drawNotice() {
     say(byId('write-notice'), models.notice);
     byId('write-notice').classList.toggle('calm', models.isTiny);
+    if (this.tiny !== models.isTiny) this.editor.readSoon(); // the sections of tiny are shorter
+    this.tiny = models.isTiny;
     const hint = models.takesReference
       ? 'The song goes on in the manner of up to 30 seconds of a recording.'
       : `The model ${models.name} takes no recording; those whose name ends in -icl do. See Models.`;
