@@ -43,8 +43,9 @@ def test_a_file_sounds_like_the_waveform(format: str, gain: float, min_db: float
 
 
 @pytest.mark.parametrize("format", MIME_TYPES)
-def test_ten_minutes_are_written_whole(format: str) -> None:
-    waveform = np.tile(tone(1, VOCODER_RATE_HZ, gain=0.3), 600)
+def test_minutes_are_written_whole(format: str) -> None:
+    minutes = 10 if format == "ogg" else 2  # what is long for libsndfile's Vorbis
+    waveform = np.tile(tone(1, VOCODER_RATE_HZ, gain=0.3), 60 * minutes)
     assert soundfile.info(io.BytesIO(encode(waveform, VOCODER_RATE_HZ, format, {}))).frames == len(waveform)
 
 

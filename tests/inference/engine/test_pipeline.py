@@ -40,7 +40,7 @@ def test_three_sections_give_three_sections_of_audio_the_last_included(tiny_engi
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_engine: Scheduler) -> None:
-    first, again, other = (tiny_engine.generate(request(seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (tiny_engine.generate(request(seed=seed, segments=1)) for seed in (3, 3, 4))
     assert first.audio == again.audio
     assert first.audio != other.audio
     assert first.seed == 3
