@@ -163,12 +163,13 @@ PYTHON
 }
 
 generate_song() {
-  local code=0 project=$PWD interpreter=$python out=() keys=${YUE_API_KEY:-}
+  local code=0 project=$PWD interpreter=$python out=() length=() keys=${YUE_API_KEY:-}
   [[ $interpreter == /* ]] || interpreter=$project/$interpreter
   [[ -z $output ]] || out=(--out "$output" --force)
+  [[ $YUE_MODEL != tiny ]] || length=(--segments 2) # enough to hear that it works
   # In the background, since bash heeds signals during `wait` but not while a command runs in front.
   # The odd expansion is for bash 3.2, to which an empty array is an unset one. Of several keys the client sends the first.
-  (cd "$caller" && YUE_API_KEY=${keys%%,*} exec "$interpreter" "$project/client.py" sing --url "$url" ${out[@]+"${out[@]}"} \
+  (cd "$caller" && YUE_API_KEY=${keys%%,*} exec "$interpreter" "$project/client.py" sing --url "$url" ${out[@]+"${out[@]}"} ${length[@]+"${length[@]}"} \
     --genres-file "$project/examples/genres.txt" --lyrics-file "$project/examples/lyrics.txt") &
   client=$!
   wait "$client" || code=$?
