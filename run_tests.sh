@@ -87,9 +87,9 @@ else
   fi
   check "hadolint" "${python%/*}/hadolint" Dockerfile
   begin "audit" "$python" scripts/audit.py
-  # Much of the time is waiting for servers: two processes more than there are cores.
+  # Much of the time is waiting for servers: one process more than there are cores.
   cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # nproc obeys OMP_NUM_THREADS
-  export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$((cores + 2))}
+  export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$((cores + 1))}
 fi
 check "pytest" "$python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
 finish

@@ -34,7 +34,7 @@ from tests.support.threaded import answering
 pytestmark = pytest.mark.slow
 
 PROJECT = TESTS.parent
-REQUESTS = 20  # of each operation, besides those that try every limit of every field
+REQUESTS = 13  # of each operation, besides those that try every limit of every field
 LONGEST_RUN_SECONDS = 300
 
 

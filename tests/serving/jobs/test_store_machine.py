@@ -230,7 +230,7 @@ class ServersOnGoogle(Servers):
     place = staticmethod(lambda: GOOGLE.storage())
 
 
-MANY, FEW = settings(max_examples=120, stateful_step_count=40), settings(max_examples=12, stateful_step_count=25)
+MANY, FEW = settings(max_examples=70, stateful_step_count=40), settings(max_examples=12, stateful_step_count=25)
 for machine, often in ((Servers, MANY), (ServersOnS3, FEW), (ServersOnGoogle, FEW)):
     machine.TestCase.settings = settings(often, deadline=None, suppress_health_check=list(HealthCheck))
 TestServersOnAFolder = Servers.TestCase
