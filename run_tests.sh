@@ -9,7 +9,7 @@ Usage: ./run_tests.sh [--quick] [PYTEST ARGUMENTS]
 Prepares .venv with the tools for testing and runs ruff, mypy, shellcheck (where it is installed), hadolint, the audit of
 packages and pytest. The container's image is built and tested only with -m container, or with all the rest: -m ''.
 
-  --quick  ruff, mypy, and the tests that start no servers, engines or containers: under 2 minutes on two cores
+  --quick  ruff, mypy, and the tests that start no servers, engines or containers: about 2 minutes on two cores
   --help   this text
 
 Environment: YUE_VENV and YUE_PIP_ARGS as in ./run_local.sh --help
