@@ -6,7 +6,8 @@ usage() {
   cat <<'USAGE'
 Usage: ./run_local.sh [--once] [--output FILE]
 
-Prepares .venv, starts the server, generates a song from examples/lyrics.txt and keeps serving until Ctrl-C.
+Prepares .venv, starts the server, generates a song from examples/lyrics.txt (with the model tiny, from its first two
+sections) and keeps serving until Ctrl-C.
 
   --once         stop the server after the song; the exit code is the song's
   --output FILE  the file of the song, which is overwritten; its ending picks mp3, wav, flac or ogg

@@ -19,14 +19,6 @@ from tests.support.fakes import FakeModels, Served, new_folder, problem
 Event = tuple[str, str, Any]  # name, id, data
 
 
-@pytest.fixture
-def held() -> Iterator[Served]:
-    served = Served(may_generate=False)
-    served.client.post("/download-models")
-    yield served
-    close_app(served.app)
-
-
 def read(chunks: Iterator[str | bytes]) -> Iterator[Event]:
     for chunk in chunks:
         text = chunk if isinstance(chunk, str) else chunk.decode()

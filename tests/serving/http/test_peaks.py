@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 import soundfile
 
-from server import close_app
 from tests.serving.http.test_streams import begun, finish, send
 from tests.support.fakes import Served, problem
-
-
-@pytest.fixture
-def held() -> Iterator[Served]:
-    served = Served(may_generate=False)
-    served.client.post("/download-models")
-    yield served
-    close_app(served.app)
 
 
 def peaks(served: Served, job_id: str, track: str = "mix") -> Any:

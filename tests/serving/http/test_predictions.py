@@ -25,14 +25,6 @@ MP3 = {"Accept": "audio/mpeg"}
 
 
 @pytest.fixture
-def held() -> Iterator[Served]:
-    served = Served(may_generate=False)
-    served.client.post("/download-models")
-    yield served
-    close_app(served.app)
-
-
-@pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Its songs are larger than its answers may be."""
     monkeypatch.setattr("tests.support.fakes.audio_of", lambda request, track: large_audio(track))

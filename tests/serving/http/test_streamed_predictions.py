@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
 from inference.errors import EngineError
-from server import close_app
 from tests.serving.http.test_streams import send, whole
 from tests.support.fakes import INSTANCE, SECONDS, Served, problem
-
-
-@pytest.fixture
-def held() -> Iterator[Served]:
-    served = Served(may_generate=False)
-    served.client.post("/download-models")
-    yield served
-    close_app(served.app)
 
 
 class Request(threading.Thread):

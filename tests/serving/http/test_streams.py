@@ -26,14 +26,6 @@ DIFFERENCE = 0.1  # that a lossy format makes to a tone
 
 
 @pytest.fixture
-def held() -> Iterator[Served]:
-    served = Served(may_generate=False)
-    served.client.post("/download-models")
-    yield served
-    close_app(served.app)
-
-
-@pytest.fixture
 def two() -> Iterator[tuple[Served, Served]]:
     """Two servers that share a storage; the first has the songs."""
     data = new_folder()
